@@ -1,0 +1,81 @@
+// Package fault gives errors a kind where they are seen, so that one place at
+// the surface can turn kinds into gRPC codes.
+//
+// It imports nothing of davit and knows nothing of gRPC.
+package fault
+
+import (
+	"context"
+	"errors"
+	"fmt"
+)
+
+// A Kind says what sort of trouble an error is. The zero value is Internal.
+type Kind uint8
+
+const (
+	Internal      Kind = iota // davit's own fault, or one nobody classified
+	Invalid                   // the request is malformed, whatever the state
+	NotFound                  // the thing named does not exist
+	Exists                    // the name is taken by something else
+	Precondition              // right request, wrong state
+	Unavailable               // try again later: a part is down, hung or starting
+	Unimplemented             // davit, or the OCI runtime, cannot do this at all
+	Exhausted                 // no space, no addresses, a message too large
+	Deadline                  // a time limit ran out
+	Canceled                  // the caller went away
+	Denied                    // credentials refused
+	Unknown                   // a failure whose text is the contract: CRI, PullImage
+)
+
+// String returns the kind's name as it appears in logs.
+func (k Kind) String() string {
+	names := [...]string{
+		"internal", "invalid", "not found", "exists", "precondition", "unavailable",
+		"unimplemented", "exhausted", "deadline", "canceled", "denied", "unknown",
+	}
+	if int(k) < len(names) {
+		return names[k]
+	}
+	return fmt.Sprintf("kind %d", uint8(k))
+}
+
+type fault struct {
+	kind Kind
+	op   string
+	err  error
+}
+
+func (f *fault) Error() string {
+	if f.op == "" {
+		return f.err.Error()
+	}
+	return f.op + ": " + f.err.Error()
+}
+
+func (f *fault) Unwrap() error { return f.err }
+
+// New returns an error of the given kind. op names the operation, as in
+// "network.Attach"; empty adds nothing to the text. The format takes %w.
+func New(kind Kind, op, format string, args ...any) error {
+	return &fault{kind: kind, op: op, err: fmt.Errorf(format, args...)}
+}
+
+// KindOf returns the kind of the outermost classified error in err's chain.
+// Context errors count as Canceled and Deadline wherever they stand unwrapped
+// by a kind. It returns Internal for an unclassified error.
+func KindOf(err error) Kind {
+	var f *fault
+	switch {
+	case errors.As(err, &f):
+		return f.kind
+	case errors.Is(err, context.DeadlineExceeded):
+		return Deadline
+	case errors.Is(err, context.Canceled):
+		return Canceled
+	}
+	return Internal
+}
+
+// Is reports whether err is non-nil and of the given kind.
+func Is(err error, kind Kind) bool { return err != nil && KindOf(err) == kind }

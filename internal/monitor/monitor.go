@@ -1,0 +1,65 @@
+// Package monitor is the wire protocol to davit-monitor and its client.
+package monitor
+
+import (
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/davit-runtime/davit/internal/ociruntime"
+)
+
+// A Container is what davit-monitor needs to create one container.
+type Container struct {
+	ID        string // 64 hex digits
+	Runtime   ociruntime.Runtime
+	Bundle    string // directory that holds config.json
+	LogPath   string // CRI log file; empty: output is read and dropped
+	TTY       bool   // one pseudo-terminal instead of three pipes
+	Stdin     bool   // keep standard input open for attach; false: /dev/null
+	StdinOnce bool   // close standard input after the first attach ends
+	// OOMEvents is the file that counts OOM kills of the container's cgroup:
+	// memory.events (v2) or memory.oom_control (v1). Empty: not counted.
+	OOMEvents string
+}
+
+// An Exit says how a container's first process ended.
+type Exit struct {
+	ID        string
+	Code      int // 0–255; 128+n when signal n ended it
+	Signal    int // 0 unless a signal ended it
+	At        time.Time
+	OOMKilled bool // the kernel's OOM killer ended it
+}
+
+// A Status is what davit-monitor knows of one container.
+type Status struct {
+	ID   string
+	Pid  int   // of the first process, in the host's PID namespace; 0 before create and once exited
+	Exit *Exit // nil while it lives; set only once the log is complete
+}
+
+// An Exec is one command to run in a container without a terminal.
+type Exec struct {
+	ContainerID string
+	Args        []string
+	Timeout     time.Duration // 0: none
+	MaxBytes    int           // of standard output and standard error together; the rest is read and dropped
+}
+
+// An ExecResult is what an Exec left.
+type ExecResult struct {
+	Code           int // as Exit.Code
+	Stdout, Stderr []byte
+}
+
+// A Holder is a process of davit's own that keeps a PID namespace alive and
+// reaps in it as its first process, for pods with a shared PID namespace.
+type Holder struct {
+	ID         string   // the pod's ID
+	Namespaces []string // files of pinned namespaces (net, ipc, uts) that it joins
+	Cgroup     []string // directories, one for each hierarchy, whose cgroup.procs it is put in
+}
+
+// Resources are those of an update, by the OCI runtime's `update`.
+type Resources = specs.LinuxResources

@@ -1,0 +1,49 @@
+// Package network connects pods: by CNI plugins where a configuration exists,
+// else by the built-in bridge.
+//
+// It owns address leases and host ports, each written down durably before it
+// is acquired, and its own nftables table, bridge and veths. It never touches
+// another program's rules. Nothing here knows what a container is.
+package network
+
+import (
+	"encoding/json"
+	"net/netip"
+)
+
+// A Pod is what the network needs to know of one.
+type Pod struct {
+	ID, Name, Namespace, UID string
+	NetNS                    string // file of the pinned network namespace; may be gone at Detach
+	Hostname                 string
+	Ports                    []Port
+	Labels, Annotations      map[string]string
+	CgroupParent             string
+}
+
+// A Port maps a port of the host to one of the pod.
+type Port struct {
+	Protocol      string     // "tcp", "udp" or "sctp"
+	HostIP        netip.Addr // zero: every address of the host
+	HostPort      uint16     // never 0: unmapped ports are left out
+	ContainerPort uint16
+}
+
+// A Result is what Attach arranged.
+type Result struct {
+	Driver    string          // "bridge" or "cni"
+	Interface string          // name inside the pod, "eth0"
+	Addrs     []netip.Addr    // the primary first
+	Raw       json.RawMessage // the CNI result, or the built-in network's in the same form
+}
+
+// A Config says how to connect pods. Zero values take the defaults named.
+type Config struct {
+	Root       string         // durable state: leases; a directory of the network's own
+	State      string         // state that a boot ends; a directory of the network's own
+	ConfDir    string         // CNI configuration, "/etc/cni/net.d"
+	PluginDirs []string       // CNI plugins, "/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"
+	Bridge     string         // name of the bridge and of the nftables table, "davit0"
+	Subnets    []netip.Prefix // pod addresses, at most one of each family; "10.88.0.0/16" and a unique local /64
+	MTU        int            // 0: that of the default route's link
+}

@@ -1,0 +1,87 @@
+package pod
+
+import (
+	"context"
+	"time"
+
+	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/davit-runtime/davit/internal/cgroup"
+	"github.com/davit-runtime/davit/internal/monitor"
+	"github.com/davit-runtime/davit/internal/namespace"
+	"github.com/davit-runtime/davit/internal/network"
+	"github.com/davit-runtime/davit/internal/ociruntime"
+)
+
+// Namespaces pins a pod's namespaces below dir as files "net", "ipc", "uts".
+// Package namespace implements it.
+type Namespaces interface {
+	Create(ctx context.Context, dir string, spec namespace.Spec) error
+	Release(ctx context.Context, dir string) error // idempotent; also after a Create cut short, also after a reboot
+}
+
+// Network connects pods. Package network implements it.
+type Network interface {
+	Attach(ctx context.Context, p network.Pod) (network.Result, error)
+	Detach(ctx context.Context, p network.Pod) error // idempotent; also after an Attach cut short
+	Check(ctx context.Context, p network.Pod) error
+	// Collect releases what is held for pods not in live, at start.
+	Collect(ctx context.Context, live []string) error
+}
+
+// Rootfs gives containers their root file systems. Package image implements it.
+type Rootfs interface {
+	// Config returns the image's ID and configuration. NotFound if absent.
+	Config(ref string) (id string, config imagespec.ImageConfig, err error)
+	// Mount mounts a writable root file system for container id and returns
+	// its path. Its image's layers stay until Unmount, whatever becomes of the image.
+	Mount(ctx context.Context, id, imageID string) (path string, err error)
+	// Remount makes Mount's mount again, if a reboot or somebody took it away.
+	Unmount(ctx context.Context, id string) error // idempotent; deletes the writable layer
+}
+
+// Cgroups names, limits, kills and removes control groups. Package cgroup implements it.
+type Cgroups interface {
+	// Place names the cgroup of a container (or holder) below parent, which is in
+	// cgroupfs syntax; an empty parent means davit's own.
+	Place(parent, id string) cgroup.Place
+	// Prepare makes the parent where nobody else does (an empty cgroup_parent).
+	Prepare(ctx context.Context, parent string) error
+	// Limit applies what was left out at create (CPU quota), or an update.
+	Limit(ctx context.Context, p cgroup.Place, r *runtimeapi.LinuxContainerResources) error
+	Kill(ctx context.Context, p cgroup.Place) error   // every process in it; waits until it is empty; idempotent
+	Remove(ctx context.Context, p cgroup.Place) error // idempotent
+}
+
+// Processes runs containers. Package monitor's client implements it. Each
+// call waits, within ctx, for davit-monitor to come back if it is down.
+type Processes interface {
+	Create(ctx context.Context, c monitor.Container) (pid int, err error)
+	Start(ctx context.Context, id string) error
+	Signal(ctx context.Context, id string, signal int) error // NotFound once exited
+	Remove(ctx context.Context, id string) error             // kills, deletes, forgets; idempotent
+	List(ctx context.Context) ([]monitor.Status, error)
+}
+
+// Sessions reaches into containers that run. Package monitor's client implements it.
+type Sessions interface {
+	Exec(ctx context.Context, e monitor.Exec) (monitor.ExecResult, error)
+	ReopenLog(ctx context.Context, id string) error
+	// Hold starts a pod's holder and returns its pid; Remove ends it.
+	Hold(ctx context.Context, h monitor.Holder) (pid int, err error)
+	// Watch calls f for each container's exit, at least once each; those that
+	// happened before the call, too, until Remove. It returns when ctx ends.
+	Watch(ctx context.Context, f func(monitor.Exit)) error
+}
+
+// Runtimes finds the OCI runtime of a RuntimeClass handler. Invalid for an
+// unknown one; Unavailable for one that is configured but missing on this host.
+type Runtimes interface {
+	Runtime(handler string) (ociruntime.Runtime, error)
+	// Seccomp returns the annotations that spare compiling profile again, or nil.
+	Seccomp(r ociruntime.Runtime, profileKey string) map[string]string
+}
+
+// killWait is how long a killed process may take to go.
+const killWait = 10 * time.Second

@@ -1,0 +1,151 @@
+// Package store keeps small files that survive: replaced whole, versioned,
+// guarded by one lock for each directory.
+//
+// It never leaves a half-written file under its final name.
+package store
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/davit-runtime/davit/internal/fault"
+)
+
+// WriteFile replaces path with data, all or nothing as far as other processes
+// and a killed writer go. It does not fsync: after a power cut the file may be
+// old, empty or missing.
+func WriteFile(path string, data []byte, perm fs.FileMode) error {
+	return write(path, data, perm, false)
+}
+
+// WriteFileDurable is WriteFile that also outlives a power cut: the file and
+// its directory are fsynced before it returns.
+func WriteFileDurable(path string, data []byte, perm fs.FileMode) error {
+	return write(path, data, perm, true)
+}
+
+func write(path string, data []byte, perm fs.FileMode, durable bool) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	if err != nil {
+		return classify(err, path)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(classify(err, path), f.Close(), os.Remove(f.Name()))
+		}
+	}()
+	if _, err = f.Write(data); err != nil {
+		return err
+	}
+	if err = f.Chmod(perm); err != nil {
+		return err
+	}
+	if durable {
+		if err = f.Sync(); err != nil {
+			return err
+		}
+	}
+	if err = os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return classify(err, path)
+	}
+	if durable {
+		return SyncDir(filepath.Dir(path))
+	}
+	return nil
+}
+
+// SyncDir fsyncs a directory, so that renames in it outlive a power cut.
+func SyncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+type envelope struct {
+	Version int             `json:"version"`
+	Data    json.RawMessage `json:"data"`
+}
+
+// SaveJSON writes v with a format version around it, by WriteFile.
+func SaveJSON(path string, version int, v any) error {
+	return saveJSON(path, version, v, false)
+}
+
+// SaveJSONDurable is SaveJSON by WriteFileDurable.
+func SaveJSONDurable(path string, version int, v any) error {
+	return saveJSON(path, version, v, true)
+}
+
+func saveJSON(path string, version int, v any, durable bool) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encode %s: %w", path, err)
+	}
+	data, err = json.MarshalIndent(envelope{version, data}, "", " ")
+	if err != nil {
+		return fmt.Errorf("encode %s: %w", path, err)
+	}
+	return write(path, append(data, '\n'), 0o600, durable)
+}
+
+// LoadJSON reads what SaveJSON wrote. It returns NotFound if the file does not
+// exist, and Invalid if it is damaged or of a version other than the one given.
+func LoadJSON(path string, version int, v any) error {
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fault.New(fault.NotFound, "store.LoadJSON", "%w", err)
+	}
+	if err != nil {
+		return err
+	}
+	var e envelope
+	if err := json.Unmarshal(data, &e); err != nil {
+		return fault.New(fault.Invalid, "store.LoadJSON", "%s is damaged: %w", path, err)
+	}
+	if e.Version != version {
+		return fault.New(fault.Invalid, "store.LoadJSON", "%s has format version %d, this program reads %d", path, e.Version, version)
+	}
+	if err := json.Unmarshal(e.Data, v); err != nil {
+		return fault.New(fault.Invalid, "store.LoadJSON", "%s is damaged: %w", path, err)
+	}
+	return nil
+}
+
+// classify marks a full disk as such.
+func classify(err error, path string) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return fault.New(fault.Exhausted, "store", "no space left for %s: %w", path, err)
+	}
+	return err
+}
+
+// A Lock is held on a directory until Release or the end of the process.
+type Lock struct{ f *os.File }
+
+// LockDir takes the one lock of a directory by flock on its file "lock", and
+// never waits: it returns Precondition if another process has it.
+func LockDir(dir string) (*Lock, error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close()
+		return nil, fault.New(fault.Precondition, "store.LockDir", "%s is in use by another process: %w", dir, err)
+	}
+	return &Lock{f}, nil
+}
+
+// Release gives the lock back.
+func (l *Lock) Release() error { return l.f.Close() }
