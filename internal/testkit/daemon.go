@@ -164,7 +164,7 @@ func (d *Daemon) Pids() map[string][]int {
 		pids["davitd"] = []int{d.cmd.Process.Pid}
 	}
 	for _, p := range descendants(outermost()) {
-		if len(p.args) == 0 || p.state == 'Z' || filepath.Base(p.args[0]) != "davit-monitor" || !d.owns(p) {
+		if p.program != "davit-monitor" || !d.owns(p) {
 			continue
 		}
 		for _, mode := range []string{"keep", "serve", "hold"} {

@@ -22,6 +22,7 @@ type process struct {
 	state       byte          // 'Z' for one that ended and was not waited for
 	cpu         time.Duration // its own and that of children it waited for
 	name        string
+	program     string // base name of the file it runs; empty for kernel threads and zombies
 	args        []string
 }
 
@@ -69,6 +70,9 @@ func readProcess(dir string) (p process, err error) {
 	if p.pid, err = strconv.Atoi(filepath.Base(dir)); err != nil {
 		return p, err
 	}
+	if exe, err := os.Readlink(filepath.Join(dir, "exe")); err == nil {
+		p.program = filepath.Base(strings.TrimSuffix(exe, " (deleted)"))
+	}
 	cmdline, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
 	if len(cmdline) > 0 {
 		p.args = strings.Split(strings.TrimRight(string(cmdline), "\x00"), "\x00")
@@ -101,18 +105,18 @@ func outermost() int {
 }
 
 // named returns the processes below the tests, or without Main all of the
-// machine, whose names match.
+// machine, whose programs match.
 func named(pattern *regexp.Regexp) []process {
 	all := processes()
 	if os.Getenv(stage) != "" {
 		all = descendants(outermost())
 	}
 	return slices.DeleteFunc(all, func(p process) bool {
-		return p.pid == os.Getpid() || p.state == 'Z' || !pattern.MatchString(p.name)
+		return p.pid == os.Getpid() || p.state == 'Z' || !pattern.MatchString(p.program)
 	})
 }
 
-// PSSOf returns the proportional set size of all processes whose names match,
+// PSSOf returns the proportional set size of all processes whose programs match,
 // in bytes.
 func PSSOf(pattern *regexp.Regexp) (int64, error) {
 	var sum int64
@@ -126,7 +130,7 @@ func PSSOf(pattern *regexp.Regexp) (int64, error) {
 	return sum, nil
 }
 
-// CPUOf returns the CPU time that processes whose names match, and those of
+// CPUOf returns the CPU time that processes whose programs match, and those of
 // their children that were waited for, have used.
 func CPUOf(pattern *regexp.Regexp) time.Duration {
 	var sum time.Duration

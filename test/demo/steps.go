@@ -28,7 +28,7 @@ const (
 
 // watched are directories where nothing may appear that stays: those of a
 // davitd without options, of pods' logs, of volumes.
-var watched = []string{"/run/davit", "/run/crun", "/run/runc", "/run/netns", "/var/lib/davit", "/var/log/pods", "/var/lib/kubelet", "/etc/cni"}
+var watched = []string{"/run/davit", "/run/crun", "/run/runc", "/run/netns", "/var/lib/davit", "/var/lib/davit-play", "/var/log/pods", "/var/lib/kubelet", "/etc/cni"}
 
 // run goes through the whole life of a pod.
 func (d *demo) run(ctx context.Context) error {
@@ -101,7 +101,7 @@ func (d *demo) startDaemon(context.Context) (err error) {
 // command prepares the davit program, pointed at this davitd.
 func (d *demo) command(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, filepath.Join(d.daemon.Bin, "davit"), args...)
-	cmd.Env = append(os.Environ(), "DAVIT_ENDPOINT=unix://"+d.daemon.Socket)
+	cmd.Env = append(os.Environ(), "CONTAINER_RUNTIME_ENDPOINT=unix://"+d.daemon.Socket)
 	cmd.Stderr = os.Stderr
 	return cmd
 }
@@ -128,7 +128,8 @@ func (d *demo) play(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return d.davit(ctx, "play", filepath.Join(top, "examples", "hello.yaml"))
+	return d.davit(ctx, "play", "--play-dir", filepath.Join(d.dir, "play"), "--log-dir", filepath.Join(d.dir, "podlogs"),
+		filepath.Join(top, "examples", "hello.yaml"))
 }
 
 // fetch gets the page both ways, and requires that it is the same.
@@ -209,7 +210,7 @@ func (d *demo) logs(ctx context.Context) error {
 		return err
 	}
 	for _, name := range names {
-		text, err := d.output(ctx, "logs", podName, name)
+		text, err := d.output(ctx, "logs", podName, "-c", name)
 		if err != nil {
 			return err
 		}
@@ -225,7 +226,7 @@ func (d *demo) exec(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	out, err := d.output(ctx, "exec", podName, names[0], "--", "id")
+	out, err := d.output(ctx, "exec", podName, "-c", names[0], "--", "id")
 	if err != nil {
 		return err
 	}

@@ -146,6 +146,10 @@ func of(ts *testscript.TestScript) *session { return ts.Value("session").(*sessi
 
 // davit runs the program in the foreground. `! davit` wants it to fail.
 func davit(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) > 0 && args[0] == "play" {
+		dir := of(ts).dir
+		args = append([]string{"play", "--play-dir", filepath.Join(dir, "play"), "--log-dir", filepath.Join(dir, "logs")}, args[1:]...)
+	}
 	err := ts.Exec("davit", args...)
 	switch {
 	case err == nil && neg:
@@ -170,7 +174,7 @@ func daemon(ts *testscript.TestScript, neg bool, args []string) {
 		}
 		s.daemon, err = testkit.StartDaemon(filepath.Join(s.dir, "davit"), string(config))
 		ts.Check(err)
-		ts.Setenv("DAVIT_ENDPOINT", "unix://"+s.daemon.Socket)
+		ts.Setenv("CONTAINER_RUNTIME_ENDPOINT", "unix://"+s.daemon.Socket)
 		ts.Setenv("ROOT", s.daemon.Root)
 		ts.Setenv("STATE", s.daemon.State)
 		return
@@ -259,7 +263,7 @@ func await(ts *testscript.TestScript, neg bool, args []string) {
 		ctx, cancel := context.WithDeadline(context.Background(), deadline)
 		cmd := exec.CommandContext(ctx, filepath.Join(bin, args[2]), args[3:]...)
 		cmd.Dir = ts.Getenv("WORK")
-		cmd.Env = append(os.Environ(), "DAVIT_ENDPOINT="+ts.Getenv("DAVIT_ENDPOINT"))
+		cmd.Env = append(os.Environ(), "CONTAINER_RUNTIME_ENDPOINT="+ts.Getenv("CONTAINER_RUNTIME_ENDPOINT"))
 		out, _ := cmd.CombinedOutput()
 		cancel()
 		if pattern.Match(out) != neg {
