@@ -115,6 +115,6 @@ func (c *commitFile) drained() { atomic.StoreUint32(&c.slot(c.active()).stale, 0
 // toDrain is how many bytes a successor must still drain from the staging pipe
 // of s.stream, which holds inPipe bytes now.
 func (s slot) toDrain(inPipe int) int {
-	gone := int(s.total) - inPipe
+	gone := max(0, int(s.total)-inPipe)
 	return min(inPipe, max(0, int(s.stale)-gone))
 }
