@@ -97,7 +97,7 @@ func namespaces(in Input) []specs.LinuxNamespace {
 		ns = append(ns, specs.LinuxNamespace{Type: specs.PIDNamespace, Path: in.Namespaces.PID})
 	}
 	// On v1 containers keep the host's, as everywhere: their /proc/self/cgroup names the whole path.
-	if in.Host.CgroupV2 && !sc.GetPrivileged() {
+	if in.CgroupV2 && !sc.GetPrivileged() {
 		ns = append(ns, specs.LinuxNamespace{Type: specs.CgroupNamespace})
 	}
 	for _, n := range []specs.LinuxNamespace{

@@ -7,20 +7,18 @@ import (
 	"strconv"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/davit-runtime/davit/internal/fault"
 )
 
-// ProbeHost reads what Build needs of this host and of this process, once.
-// Devices that come later are not in it.
+// cgroupRoot is where control groups are mounted, on every distribution.
+const cgroupRoot = "/sys/fs/cgroup"
+
+// ProbeHost reads what Build needs to know of this process and this host,
+// once.
 func ProbeHost() (Host, error) {
 	var h Host
-	var err error
-	if h.Hostname, err = os.Hostname(); err != nil {
-		return Host{}, fault.New(fault.Internal, "ocispec.ProbeHost", "%w", err)
-	}
-	if h.Devices, err = findDevices("/dev"); err != nil {
-		return Host{}, err
-	}
 	status, err := os.ReadFile("/proc/self/status")
 	if err != nil {
 		return Host{}, fault.New(fault.Internal, "ocispec.ProbeHost", "%w", err)
@@ -31,9 +29,13 @@ func ProbeHost() (Host, error) {
 	if h.MinOOMScoreAdj, err = minOOMScoreAdj(h.Capabilities); err != nil {
 		return Host{}, err
 	}
-	h.CgroupV2, h.SwapAccounting, h.Hugetlb = probeControllers("/sys/fs/cgroup")
+	h.CgroupV2 = exists(cgroupRoot + "/cgroup.controllers")
 	return h, nil
 }
+
+// HostDevices returns every device of the host that there is now, for
+// privileged containers.
+func HostDevices() ([]Device, error) { return findDevices("/dev") }
 
 // parseBounding names the capabilities of the line CapBnd. Those that this
 // program does not know are left out.
@@ -77,22 +79,29 @@ func minOOMScoreAdj(caps []string) (int, error) {
 	return n, nil
 }
 
-// probeControllers looks at the control groups mounted at root.
-func probeControllers(root string) (v2, swap, hugetlb bool) {
+// probeControllers reports whether swap is accounted, and whether there is a
+// controller of huge pages, in the control groups mounted at root.
+func probeControllers(root string) (swap, hugetlb bool) {
 	controllers, err := os.ReadFile(root + "/cgroup.controllers")
-	if err != nil {
-		return false, exists(root + "/memory/memory.memsw.limit_in_bytes"), exists(root + "/hugetlb/cgroup.procs")
+	if err != nil { // v1
+		return exists(root + "/memory/memory.memsw.limit_in_bytes"), exists(root + "/hugetlb/cgroup.procs")
 	}
 	hugetlb = slices.Contains(strings.Fields(string(controllers)), "hugetlb")
 	// The root cgroup has no limits, so any other that has one of memory tells.
-	swap = exists("/proc/swaps")
 	below, _ := os.ReadDir(root)
 	for _, e := range below {
 		if exists(filepath.Join(root, e.Name(), "memory.max")) {
-			return true, exists(filepath.Join(root, e.Name(), "memory.swap.max")), hugetlb
+			return exists(filepath.Join(root, e.Name(), "memory.swap.max")), hugetlb
 		}
 	}
-	return true, swap, hugetlb
+	return exists("/proc/swaps"), hugetlb
+}
+
+// recursiveReadOnly reports whether the kernel has mount_setattr (5.12): it
+// refuses the absurd length given here, before it looks at anything else.
+func recursiveReadOnly() bool {
+	_, _, err := unix.Syscall6(unix.SYS_MOUNT_SETATTR, ^uintptr(0), 0, 0, 0, 0, 0)
+	return err != unix.ENOSYS && err != unix.EPERM
 }
 
 func exists(path string) bool {

@@ -7,31 +7,22 @@ import (
 
 // An Input is all that a spec is made from.
 type Input struct {
-	Host        Host
-	Pod         *runtimeapi.PodSandboxConfig
-	Container   *runtimeapi.ContainerConfig
-	Image       imagespec.ImageConfig
-	User        User   // from ResolveUser
-	Found       Found  // from Inspect
-	Rootfs      string // absolute path of the mounted root file system
-	CgroupsPath string // linux.cgroupsPath, in the driver's syntax
-	Namespaces  Namespaces
-	Files       Files
-	// RecursiveReadOnly says that kernel and OCI runtime know the mount option "rro".
-	RecursiveReadOnly bool
-	Annotations       map[string]string // the spec's, nothing else is added to them
-}
-
-// A Host is what does not change between two containers.
-type Host struct {
-	Hostname     string   // HOSTNAME in pods that have none of their own
+	ID           string // the container's
+	Pod          *runtimeapi.PodSandboxConfig
+	Container    *runtimeapi.ContainerConfig
+	Image        imagespec.ImageConfig
+	User         User   // from ResolveUser
+	Found        Found  // from Inspect
+	Rootfs       string // absolute path of the mounted root file system
+	CgroupsPath  string // linux.cgroupsPath, in the driver's syntax
+	CgroupV2     bool
+	Namespaces   Namespaces
+	Files        Files
 	Devices      []Device // every device of the host, for privileged containers
 	Capabilities []string // every capability of this process's bounding set, "CAP_…"; others are never given
 	// MinOOMScoreAdj clamps oom_score_adj from below, where this process may not lower it.
 	MinOOMScoreAdj int
-	CgroupV2       bool
-	SwapAccounting bool // a limit of memory and swap together can be set
-	Hugetlb        bool // the hugetlb controller is there
+	Annotations    map[string]string // the spec's; nothing else is added to them
 }
 
 // Namespaces are paths to join. Empty means: the host's for net, ipc and uts.
@@ -64,7 +55,18 @@ type Device struct {
 
 // Found is what Inspect read on the host for one container.
 type Found struct {
-	Sources map[string]string   // host path of each mount → the same without symbolic links
-	Devices map[string][]Device // host path of each device or directory of devices → what is there
-	Seccomp []byte              // JSON of the Localhost profile
+	Sources           map[string]string   // host path of each mount → the same without symbolic links
+	Devices           map[string][]Device // host path of each device or directory of devices → what is there
+	Seccomp           []byte              // JSON of the Localhost profile
+	Hostname          string              // HOSTNAME in pods that have none of their own
+	SwapAccounting    bool                // a limit of memory and swap together can be set
+	Hugetlb           bool                // the hugetlb controller is there
+	RecursiveReadOnly bool                // the kernel knows the mount option "rro"; clear it for an OCI runtime that does not
+}
+
+// A Host is what does not change while this process runs.
+type Host struct {
+	Capabilities   []string // for Input.Capabilities
+	MinOOMScoreAdj int      // for Input.MinOOMScoreAdj
+	CgroupV2       bool     // control groups are one unified hierarchy
 }

@@ -27,7 +27,8 @@ const maxProfile = 4 << 20
 //
 // It returns Precondition, naming the path, for what is not there.
 func Inspect(c *runtimeapi.ContainerConfig) (Found, error) {
-	found := Found{Sources: map[string]string{}, Devices: map[string][]Device{}}
+	found := Found{Sources: map[string]string{}, Devices: map[string][]Device{}, RecursiveReadOnly: recursiveReadOnly()}
+	found.SwapAccounting, found.Hugetlb = probeControllers(cgroupRoot)
 	for _, m := range c.GetMounts() {
 		if m.HostPath == "" {
 			continue // Build refuses it
@@ -44,6 +45,10 @@ func Inspect(c *runtimeapi.ContainerConfig) (Found, error) {
 			return Found{}, err
 		}
 		found.Devices[d.HostPath] = devices
+	}
+	var err error
+	if found.Hostname, err = os.Hostname(); err != nil {
+		return Found{}, fault.New(fault.Internal, "ocispec.Inspect", "%w", err)
 	}
 	_, profile, err := seccompWanted(c.GetLinux().GetSecurityContext())
 	if err != nil {

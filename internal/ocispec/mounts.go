@@ -149,7 +149,7 @@ func mountMode(in Input, m *runtimeapi.Mount) (string, error) {
 		return "", fault.New(fault.Invalid, "", "mount at %s: recursive_read_only needs readonly", m.ContainerPath)
 	case m.Propagation != runtimeapi.MountPropagation_PROPAGATION_PRIVATE:
 		return "", fault.New(fault.Invalid, "", "mount at %s: recursive_read_only needs PROPAGATION_PRIVATE", m.ContainerPath)
-	case !in.RecursiveReadOnly:
+	case !in.Found.RecursiveReadOnly:
 		// The kubelet looks for the prefix.
 		return "", fault.New(fault.Unimplemented, "", "RROUnsupported: mount at %s: kernel or OCI runtime has no recursive read-only mounts", m.ContainerPath)
 	}

@@ -23,7 +23,7 @@ func process(in Input) (*specs.Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	caps, err := capabilities(sc, in.Host.Capabilities)
+	caps, err := capabilities(sc, in.Capabilities)
 	if err != nil {
 		return nil, err
 	}
@@ -70,7 +70,7 @@ func commandLine(in Input) ([]string, error) {
 func environment(in Input) ([]string, error) {
 	hostname := in.Pod.Hostname
 	if hostname == "" {
-		hostname = in.Host.Hostname
+		hostname = in.Found.Hostname
 	}
 	env := []string{defaultPath, "HOSTNAME=" + hostname}
 	if in.Container.Tty {

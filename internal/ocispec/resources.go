@@ -34,7 +34,7 @@ func resources(in Input) (*specs.LinuxResources, error) {
 	if r.MemoryLimitInBytes != 0 {
 		out.Memory = &specs.LinuxMemory{Limit: ptr(r.MemoryLimitInBytes)}
 	}
-	if in.Host.SwapAccounting {
+	if in.Found.SwapAccounting {
 		swap := r.MemorySwapLimitInBytes
 		if swap == 0 { // no swap beside the limit, unless asked for
 			swap = r.MemoryLimitInBytes
@@ -46,13 +46,13 @@ func resources(in Input) (*specs.LinuxResources, error) {
 			out.Memory.Swap = ptr(swap)
 		}
 	}
-	if in.Host.Hugetlb {
+	if in.Found.Hugetlb {
 		for _, h := range r.HugepageLimits {
 			out.HugepageLimits = append(out.HugepageLimits, specs.LinuxHugepageLimit{Pagesize: h.PageSize, Limit: h.Limit})
 		}
 	}
 	if len(r.Unified) > 0 {
-		if !in.Host.CgroupV2 {
+		if !in.CgroupV2 {
 			return nil, fault.New(fault.Invalid, "", "unified resources need cgroup v2")
 		}
 		out.Unified = r.Unified
@@ -63,7 +63,7 @@ func resources(in Input) (*specs.LinuxResources, error) {
 // oomScoreAdj is always set: what davit itself runs with must not be inherited.
 func oomScoreAdj(in Input) *int {
 	wanted := in.Container.GetLinux().GetResources().GetOomScoreAdj()
-	return ptr(min(max(int(wanted), in.Host.MinOOMScoreAdj, -1000), 1000))
+	return ptr(min(max(int(wanted), in.MinOOMScoreAdj, -1000), 1000))
 }
 
 // defaultDeviceRules let a container use the devices that every OCI runtime
@@ -98,7 +98,7 @@ func devices(in Input) ([]specs.LinuxDevice, []specs.LinuxDeviceCgroup, error) {
 	var nodes []specs.LinuxDevice
 	if privileged {
 		rules = []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}
-		for _, d := range in.Host.Devices {
+		for _, d := range in.Devices {
 			nodes = append(nodes, node(d, d.Path))
 		}
 	}
