@@ -476,3 +476,14 @@ func FuzzSeccomp(f *testing.F) {
 		}
 	})
 }
+
+func BenchmarkBuild(b *testing.B) {
+	in := given(secure(func(sc *runtimeapi.LinuxContainerSecurityContext) { sc.Seccomp = &runtimeapi.SecurityProfile{} }))
+	for b.Loop() {
+		s, err := Build(in)
+		if err != nil {
+			b.Fatal(err)
+		}
+		SeccompKey(s.Linux.Seccomp)
+	}
+}
