@@ -315,8 +315,12 @@ func setPort(name string, pairs ...int) error {
 // kernel: net/bridge/br_if.c, br_port_carrier_check.
 func (b *bridge) disconnect(pod string) error {
 	const listening = 1 // uapi/linux/if_bridge.h, BR_STATE_LISTENING
-	err := setPort(vethName(pod), nl.IFLA_BRPORT_STATE, listening, nl.IFLA_BRPORT_LEARNING, 0, nl.IFLA_BRPORT_UNICAST_FLOOD, 0,
-		nl.IFLA_BRPORT_MCAST_FLOOD, 0, nl.IFLA_BRPORT_BCAST_FLOOD, 0, nl.IFLA_BRPORT_FLUSH, 1)
+	mute := []int{nl.IFLA_BRPORT_LEARNING, 0, nl.IFLA_BRPORT_UNICAST_FLOOD, 0,
+		nl.IFLA_BRPORT_MCAST_FLOOD, 0, nl.IFLA_BRPORT_BCAST_FLOOD, 0, nl.IFLA_BRPORT_FLUSH, 1}
+	err := setPort(vethName(pod), append(mute, nl.IFLA_BRPORT_STATE, listening)...)
+	if errors.Is(err, unix.ENETDOWN) { // the pod's end is down, or was made this instant: no state can be set
+		err = setPort(vethName(pod), mute...)
+	}
 	switch {
 	case err == nil, errors.Is(err, unix.ENODEV):
 		return nil

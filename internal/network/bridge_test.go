@@ -22,8 +22,22 @@ import (
 	"github.com/davit-runtime/davit/internal/namespace"
 )
 
+// With br_netfilter, which Kubernetes used to demand, bridged packets pass the
+// rules as well, and differently; without, they do not.
 func TestBridgeCarriesEverything(t *testing.T) {
+	for _, netfilter := range []string{"0", "1"} {
+		t.Run("bridge-nf-call="+netfilter, func(t *testing.T) { carriesEverything(t, netfilter) })
+	}
+}
+
+func carriesEverything(t *testing.T, netfilter string) {
 	w := newWorld(t)
+	for _, name := range []string{"bridge-nf-call-iptables", "bridge-nf-call-ip6tables"} {
+		err := setSysctl("net/bridge/"+name, netfilter)
+		if err != nil && (netfilter == "1" || !errors.Is(err, os.ErrNotExist)) {
+			t.Fatal(err)
+		}
+	}
 	outside := w.outside()
 	a := w.pod("a")
 	b := w.pod("b", Port{Protocol: "tcp", HostPort: 18080, ContainerPort: 8080}, Port{Protocol: "udp", HostPort: 18080, ContainerPort: 8080},

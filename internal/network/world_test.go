@@ -160,6 +160,12 @@ func (w *world) inside(p Pod, f func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // for good: the thread ends with the goroutine
+		if unix.Gettid() == os.Getpid() {
+			// But not the first, which would stay in the namespace.
+			done <- w.inside(p, f)
+			runtime.UnlockOSThread()
+			return
+		}
 		fd, err := unix.Open(p.NetNS, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err == nil {
 			defer unix.Close(fd)
