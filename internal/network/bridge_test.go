@@ -155,6 +155,44 @@ func TestPodCannotReachHostLoopback(t *testing.T) {
 	}
 }
 
+// A UDP client that never pauses keeps its flow alive in the kernel; it must
+// reach the pod that has the host port now.
+func TestUDPClientFollowsThePort(t *testing.T) {
+	w := newWorld(t)
+	outside := w.outside()
+	port := Port{Protocol: "udp", HostPort: 5353, ContainerPort: 53}
+	first := w.pod("first")
+	w.attach(first) // so that connections are tracked
+	var c net.Conn
+	err := w.inside(outside, func() (err error) {
+		c, err = net.Dial("udp", "192.0.2.1:5353")
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_, _ = c.Write([]byte("nobody there yet"))
+	for _, name := range []string{"old", "new"} {
+		p := w.pod(name, port)
+		w.attach(p)
+		w.serve(p, 53)
+		var buf [64]byte
+		n := 0
+		for range 3 { // an ICMP error of before may come first
+			_, _ = c.Write([]byte("hello"))
+			_ = c.SetReadDeadline(time.Now().Add(time.Second))
+			if n, err = c.Read(buf[:]); err == nil {
+				break
+			}
+		}
+		if err != nil || !strings.HasPrefix(string(buf[:n]), "192.0.2.2:") {
+			t.Errorf("%s: %q, %v", name, buf[:n], err)
+		}
+		w.end(p)
+	}
+}
+
 func TestResultHasCNIForm(t *testing.T) {
 	w := newWorld(t)
 	p := w.pod("a")

@@ -27,7 +27,8 @@ type Network struct {
 	chosen  chan struct{}          // tells keep that it has changed; holds one
 
 	mu     sync.Mutex
-	status error    // of the CNI plugins, as last asked
+	status error    // of asked's plugins, as last asked
+	asked  *choice
 	strays []string // links that Run deletes
 }
 
@@ -168,6 +169,9 @@ func (n *Network) Status() error {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.asked != c {
+		return nil // new: keep is about to ask
+	}
 	return n.status
 }
 
