@@ -355,6 +355,9 @@ func inParallel[E any](all []E, f func(E) error) error {
 // rtMin and rtMax are the first and last signal of glibc's SIGRTMIN … SIGRTMAX.
 const rtMin, rtMax = 34, 64
 
+// signalAliases are names that the CRI has and package unix has not.
+var signalAliases = map[string]string{"SIGPOLL": "SIGIO", "SIGCLD": "SIGCHLD", "SIGIOT": "SIGABRT"}
+
 // parseSignal reads a signal as images and the CRI write it: "SIGTERM",
 // "term", "15", "SIGRTMIN+3", "SIGRTMINPLUS3", "SIGRTMAXMINUS2". Invalid for
 // anything else.
@@ -376,6 +379,9 @@ func parseSignal(text string) (name string, number int, err error) {
 	}
 	if !strings.HasPrefix(name, "SIG") {
 		name = "SIG" + name
+	}
+	if known, ok := signalAliases[name]; ok {
+		name = known
 	}
 	if n := unix.SignalNum(name); n != 0 {
 		return name, int(n), nil

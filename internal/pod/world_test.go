@@ -290,6 +290,9 @@ func (f fakeProcesses) Remove(ctx context.Context, id string) error {
 	tell := func() {}
 	err := f.call(ctx, "Processes.Remove", func() error {
 		tell = f.dieLocked(id, 137)
+		if p := f.procs[id]; p != nil && p.Container.ID != "" {
+			delete(f.have, "cgroup "+id) // as OCI runtimes do
+		}
 		delete(f.procs, id)
 		return nil
 	})
@@ -359,16 +362,21 @@ func (f fakeRuntimes) Seccomp(ociruntime.Runtime, string) map[string]string {
 	return map[string]string{"seccomp": "ready"}
 }
 
+// mountName is the same wherever the state directory is.
+func mountName(path string) string {
+	return "mount " + filepath.Base(filepath.Dir(path)) + "/" + filepath.Base(path)
+}
+
 func (f fakeMounts) shm(dir string) error {
-	return f.make(context.Background(), "mounts.shm", "mount "+dir)
+	return f.make(context.Background(), "mounts.shm", mountName(dir))
 }
 
 func (f fakeMounts) pin(_ int, file string) error {
-	return f.make(context.Background(), "mounts.pin", "mount "+file)
+	return f.make(context.Background(), "mounts.pin", mountName(file))
 }
 
 func (f fakeMounts) unmount(path string) error {
-	return f.unmake(context.Background(), "mounts.unmount", "mount "+path)
+	return f.unmake(context.Background(), "mounts.unmount", mountName(path))
 }
 
 // A node is a world with directories, on which davitd is started.
@@ -377,7 +385,7 @@ type node struct {
 	t           *testing.T
 	root, state string
 	boot        string
-	saved       func(path string) // called after each save
+	atSave      func() // called before and after each save
 }
 
 func newNode(t *testing.T) *node {
@@ -413,13 +421,11 @@ func (n *node) options() Options {
 			if err != nil {
 				return err
 			}
-			if err := store.SaveJSON(path, version, v); err != nil {
-				return err
+			if n.atSave != nil {
+				n.atSave()
+				defer n.atSave()
 			}
-			if n.saved != nil {
-				n.saved(path)
-			}
-			return nil
+			return store.SaveJSON(path, version, v)
 		},
 	}
 }
