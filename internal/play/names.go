@@ -2,7 +2,9 @@ package play
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"slices"
 	"strings"
@@ -38,7 +40,7 @@ func hostDNS() (*runtimeapi.DNSConfig, error) {
 
 func readResolvConf(path string) (*runtimeapi.DNSConfig, error) {
 	data, err := os.ReadFile(path)
-	if err != nil && !os.IsNotExist(err) {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
 	return parseResolvConf(data), nil
@@ -110,7 +112,7 @@ func (f Files) writeHosts(pod *corev1.Pod, podIPs []string) error {
 	var text string
 	if pod.Spec.HostNetwork {
 		host, err := os.ReadFile(hostsPath)
-		if err != nil && !os.IsNotExist(err) {
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 		text = hostsHeader + " (host network).\n" + string(host)
