@@ -13,6 +13,7 @@
 //	await SECONDS 'PATTERN' davit ARGS...
 //	                     repeat the command until its output matches
 //	fetch URL            print a page
+//	empty DIR...         require that directories have no entries, or are not there
 //
 // $IMAGE is busybox, served but not pulled.
 package script
@@ -20,6 +21,7 @@ package script
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -83,6 +85,7 @@ func TestScripts(t *testing.T) {
 			"serve":    serve,
 			"await":    await,
 			"fetch":    fetch,
+			"empty":    empty,
 		},
 	})
 }
@@ -116,12 +119,12 @@ func setup(env *testscript.Env, bin string) (err error) {
 	env.Setenv("IMAGE", image)
 	env.Setenv("PATH", bin+":"+os.Getenv("PATH"))
 	env.Setenv("HOME", env.WorkDir)
-	return fillIn(env.WorkDir, map[string]string{"$IMAGE": image, "$REGISTRY": s.registry.Host})
+	return fillIn(env.WorkDir, map[string]string{"$IMAGE": image, "$REGISTRY": s.registry.Host, "$WORK": env.WorkDir})
 }
 
 // fillIn replaces names in the script's manifests and configuration files.
 func fillIn(dir string, values map[string]string) error {
-	for _, pattern := range []string{"*.yaml", "*.toml", "*.json"} {
+	for _, pattern := range []string{"*.yaml", "*.toml", "*.json", "*.conflist"} {
 		files, err := filepath.Glob(filepath.Join(dir, pattern))
 		if err != nil {
 			return err
@@ -169,7 +172,7 @@ func daemon(ts *testscript.TestScript, neg bool, args []string) {
 			ts.Fatalf("the daemon has not been started")
 		}
 		config, err := os.ReadFile(ts.MkAbs("config.toml"))
-		if err != nil && !os.IsNotExist(err) {
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			ts.Fatalf("%v", err)
 		}
 		s.daemon, err = testkit.StartDaemon(filepath.Join(s.dir, "davit"), string(config))
@@ -294,4 +297,16 @@ func fetch(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("%s answers: %s", args[0], body)
 	}
 	_, _ = fmt.Fprint(ts.Stdout(), string(body))
+}
+
+func empty(ts *testscript.TestScript, _ bool, args []string) {
+	for _, dir := range args {
+		entries, err := os.ReadDir(ts.MkAbs(dir))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			ts.Fatalf("%v", err)
+		}
+		for _, e := range entries {
+			ts.Fatalf("%s has %s", dir, e.Name())
+		}
+	}
 }
