@@ -58,11 +58,14 @@ func (c *check) image(field string, i *runtimeapi.ImageSpec, node *Config) {
 }
 
 func (c *check) handler(field, name string, node *Config) {
-	if name == "" || slices.ContainsFunc(node.Handlers, func(h Handler) bool { return h.Name == name }) {
+	if name == "" {
 		return
 	}
-	names := make([]string, 0, len(node.Handlers))
-	for _, h := range node.Handlers {
+	var names []string
+	for _, h := range node.Handlers() {
+		if h.Name == name {
+			return
+		}
 		names = append(names, h.Name)
 	}
 	slices.Sort(names)

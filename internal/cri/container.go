@@ -36,7 +36,7 @@ func (s *service) CreateContainer(ctx context.Context, r *runtimeapi.CreateConta
 }
 
 func (s *service) handlerOf(p *pod.Snapshot) Handler {
-	for _, h := range s.config.Handlers {
+	for _, h := range s.config.Handlers() {
 		if h.Name == p.Handler || p.Handler == "" && h.Default {
 			return h
 		}

@@ -11,7 +11,6 @@ import (
 	"google.golang.org/grpc/keepalive"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/davit-runtime/davit/internal/cgroup"
 	"github.com/davit-runtime/davit/internal/image"
 	"github.com/davit-runtime/davit/internal/monitor"
 	"github.com/davit-runtime/davit/internal/pod"
@@ -75,12 +74,12 @@ type Handler struct {
 
 // A Config says what the surface tells about this node.
 type Config struct {
-	Version      string // davit's, semantic
-	CgroupDriver cgroup.Driver
-	Handlers     []Handler
-	AppArmor     bool         // the kernel enforces it
-	RuntimeReady func() error // nil: ready; else the reason, for people
-	NetworkReady func() error // nil: ready; else the reason, for people
+	Version       string           // davit's, semantic
+	SystemdCgroup bool             // cgroups by systemd instead of cgroupfs
+	Handlers      func() []Handler // in any order; one of them the default
+	AppArmor      bool             // the kernel enforces it
+	RuntimeReady  func() error     // nil: ready; else the reason, for people
+	NetworkReady  func() error     // nil: ready; else the reason, for people
 	// Spec returns a container's OCI runtime spec as it is on disk, for verbose status.
 	Spec func(containerID string) ([]byte, error)
 	// Info is told in verbose Status as "config", in JSON.

@@ -7,8 +7,6 @@ import (
 	"slices"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-
-	"github.com/davit-runtime/davit/internal/cgroup"
 )
 
 // Version answers what the kubelet requires to the letter: 0.1.0.
@@ -50,7 +48,7 @@ func condition(kind, reason string, ready func() error) *runtimeapi.RuntimeCondi
 // their order changes. The default one appears twice, also as "".
 func (s *service) handlers() []*runtimeapi.RuntimeHandler {
 	var all []*runtimeapi.RuntimeHandler
-	for _, h := range s.config.Handlers {
+	for _, h := range s.config.Handlers() {
 		f := &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: h.RecursiveReadOnly}
 		all = append(all, &runtimeapi.RuntimeHandler{Name: h.Name, Features: f})
 		if h.Default {
@@ -63,7 +61,7 @@ func (s *service) handlers() []*runtimeapi.RuntimeHandler {
 
 func (s *service) RuntimeConfig(context.Context, *runtimeapi.RuntimeConfigRequest) (*runtimeapi.RuntimeConfigResponse, error) {
 	driver := runtimeapi.CgroupDriver_CGROUPFS
-	if s.config.CgroupDriver == cgroup.Systemd {
+	if s.config.SystemdCgroup {
 		driver = runtimeapi.CgroupDriver_SYSTEMD
 	}
 	return &runtimeapi.RuntimeConfigResponse{Linux: &runtimeapi.LinuxRuntimeConfiguration{CgroupDriver: driver}}, nil
