@@ -1,0 +1,202 @@
+package cgroup
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/davit-runtime/davit/internal/fault"
+)
+
+// Kill ends every process in the cgroup and below, and waits until none is
+// left. A cgroup that is not there is empty. It returns Deadline or Canceled,
+// with the processes that stay, if ctx ends first.
+func (h *Host) Kill(ctx context.Context, p Place) error {
+	if err := sane(p); err != nil {
+		return err
+	}
+	wait := backoff{}
+	for {
+		left, err := kill(p.Dirs)
+		if err != nil {
+			return err
+		}
+		if len(left) == 0 {
+			return nil
+		}
+		if err := wait.next(ctx); err != nil {
+			return fault.New(fault.KindOf(err), "cgroup.Kill", "%s: processes %v do not end: %w", p.ID, left, err)
+		}
+	}
+}
+
+// Remove removes the cgroup and those below it, and waits while the kernel
+// calls them busy. One that is not there is removed. It returns Deadline or
+// Canceled if ctx ends first.
+func (h *Host) Remove(ctx context.Context, p Place) error {
+	if err := sane(p); err != nil {
+		return err
+	}
+	wait := backoff{}
+	for {
+		var busy error
+		for _, d := range p.Dirs {
+			if err := removeTree(d); err != nil {
+				busy = err
+			}
+		}
+		if busy == nil {
+			return nil
+		}
+		if !errors.Is(busy, unix.EBUSY) && !errors.Is(busy, unix.ENOTEMPTY) {
+			return fault.New(fault.Internal, "cgroup.Remove", "%w", busy)
+		}
+		if err := wait.next(ctx); err != nil {
+			return fault.New(fault.KindOf(err), "cgroup.Remove", "%w: %w", busy, err)
+		}
+	}
+}
+
+// sane refuses a Place that does not end in its own ID: a zero one, or one
+// from a damaged record, might name the cgroup of everybody.
+func sane(p Place) error {
+	for _, d := range p.Dirs {
+		if base := filepath.Base(d); p.ID == "" || base != p.ID && base != scopeOf(p.ID) {
+			return fault.New(fault.Internal, "cgroup", "%q is not the cgroup of %q", d, p.ID)
+		}
+	}
+	return nil
+}
+
+// kill sends SIGKILL to all processes below dirs and returns those that were
+// still there.
+func kill(dirs []string) ([]int, error) {
+	before, err := processes(dirs)
+	if err != nil || len(before) == 0 {
+		return nil, err
+	}
+	whole := false // the kernel does it, since 5.14
+	for _, d := range dirs {
+		whole = writeFile(d, "cgroup.kill", "1") == nil || whole
+	}
+	if !whole {
+		// Frozen, so that nobody can fork away from the list.
+		setFrozen(dirs, true)
+		err = killEach(dirs)
+		setFrozen(dirs, false)
+		if err != nil {
+			return nil, err
+		}
+	}
+	return processes(dirs)
+}
+
+// killEach kills by process descriptors, and only those still in the cgroup
+// once the descriptor is open: a number may have been taken by somebody else.
+func killEach(dirs []string) error {
+	pids, err := processes(dirs)
+	if err != nil {
+		return err
+	}
+	open := map[int]int{}
+	for _, pid := range pids {
+		if fd, err := unix.PidfdOpen(pid, 0); err == nil {
+			open[pid] = fd
+		}
+	}
+	still, err := processes(dirs)
+	for pid, fd := range open {
+		if err == nil && slices.Contains(still, pid) {
+			_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) // it may have ended by itself
+		}
+		unix.Close(fd)
+	}
+	return err
+}
+
+// setFrozen stops or lets go all processes below dirs, where it can be done.
+// On v1 a frozen process dies only once it is let go.
+func setFrozen(dirs []string, frozen bool) {
+	v1, v2 := "THAWED", "0"
+	if frozen {
+		v1, v2 = "FROZEN", "1"
+	}
+	for _, d := range dirs {
+		_ = writeFile(d, "freezer.state", v1)
+		_ = writeFile(d, "cgroup.freeze", v2)
+	}
+}
+
+// processes lists the processes in dirs and in the cgroups below.
+func processes(dirs []string) ([]int, error) {
+	var pids []int
+	for _, d := range dirs {
+		err := filepath.WalkDir(d, func(at string, e fs.DirEntry, err error) error {
+			if errors.Is(err, fs.ErrNotExist) || err == nil && !e.IsDir() {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			text, err := readFile(at, "cgroup.procs")
+			if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EOPNOTSUPP) {
+				return nil // removed meanwhile; or threaded, and listed by its parent
+			}
+			for s := range strings.FieldsSeq(text) {
+				if pid, err := strconv.Atoi(s); err == nil && pid > 0 { // 0: in a PID namespace not below ours
+					pids = append(pids, pid)
+				}
+			}
+			return err
+		})
+		if err != nil {
+			return nil, fault.New(fault.Internal, "cgroup", "processes: %w", err)
+		}
+	}
+	slices.Sort(pids)
+	return slices.Compact(pids), nil
+}
+
+// removeTree removes the cgroups below dir, then dir.
+func removeTree(dir string) error {
+	err := unix.Rmdir(dir)
+	if err == nil || errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	below, _ := os.ReadDir(dir)
+	for _, e := range below {
+		if e.IsDir() {
+			if err := removeTree(filepath.Join(dir, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	err = unix.Rmdir(dir)
+	if err == nil || errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return &fs.PathError{Op: "rmdir", Path: dir, Err: err}
+}
+
+// A backoff waits 1 ms, then longer each time, to at most 50 ms.
+type backoff struct{ last time.Duration }
+
+func (b *backoff) next(ctx context.Context) error {
+	b.last = min(max(b.last*2, time.Millisecond), 50*time.Millisecond)
+	t := time.NewTimer(b.last)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

@@ -1,0 +1,153 @@
+package cgroup
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/davit-runtime/davit/internal/fault"
+)
+
+// realHost returns this machine's control groups and a parent for one test
+// that is gone, checked, when it ends.
+func realHost(t *testing.T) (*Host, string) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+	h, err := Probe(slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if h, err = h.WithDriver(Cgroupfs); err != nil {
+		t.Fatal(err)
+	}
+	parent := fmt.Sprintf("/davit-test-%d-%s", os.Getpid(), t.Name())
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		p := h.Place("/", filepath.Base(parent))
+		for i, tree := range h.trees {
+			p.Dirs[i] = filepath.Join(tree.mount, parent)
+		}
+		if err := h.Kill(ctx, p); err != nil {
+			t.Error(err)
+		}
+		if err := h.Remove(ctx, p); err != nil {
+			t.Error(err)
+		}
+		for _, d := range p.Dirs {
+			if _, err := os.Stat(d); !os.IsNotExist(err) {
+				t.Errorf("%s is left", d)
+			}
+		}
+	})
+	return h, parent
+}
+
+// join starts a shell script whose processes are in p.
+func join(t *testing.T, h *Host, p Place, script string) *exec.Cmd {
+	if err := h.Create(t.Context(), p); err != nil {
+		t.Fatal(err)
+	}
+	ready, signal, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ready.Close()
+	cmd := exec.Command("sh", "-c", "read go; exec sh -c '"+script+"'")
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.ExtraFiles = []*os.File{signal}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	signal.Close()
+	for _, d := range p.Dirs {
+		if err := writeFile(d, "cgroup.procs", fmt.Sprint(cmd.Process.Pid)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fmt.Fprintln(stdin, "go")
+	if _, err := ready.Read(make([]byte, 1)); err != nil { // the script says that its processes are up
+		t.Fatal(err)
+	}
+	return cmd
+}
+
+func TestKillAndRemoveReal(t *testing.T) {
+	h, parent := realHost(t)
+	p := h.Place(parent, "c1")
+	cmd := join(t, h, p, "sleep 300 & sleep 300 & trap \"\" TERM; echo >&3; wait; sleep 300")
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+
+	sub := filepath.Join(p.Dirs[0], "sub", "subsub") // made by the container itself
+	if err := os.MkdirAll(sub, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if pids, err := processes(p.Dirs); err != nil || len(pids) != 3 {
+		t.Fatalf("processes: %v, %v", pids, err)
+	}
+	short, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if err := h.Remove(short, p); fault.KindOf(err) != fault.Deadline {
+		t.Fatalf("removing a busy cgroup: %v", err)
+	}
+	if err := h.Kill(t.Context(), p); err != nil {
+		t.Fatal(err)
+	}
+	<-ended
+	if pids, err := processes(p.Dirs); err != nil || len(pids) != 0 {
+		t.Fatalf("left: %v, %v", pids, err)
+	}
+	for range 2 {
+		if err := h.Remove(t.Context(), p); err != nil {
+			t.Fatal(err)
+		}
+		if err := h.Kill(t.Context(), p); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestLimitReal(t *testing.T) {
+	h, parent := realHost(t)
+	p := h.Place(parent, "c1")
+	if err := h.Create(t.Context(), p); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range []*runtimeapi.LinuxContainerResources{
+		{CpuShares: 512, CpuQuota: 50000, CpuPeriod: 100000, MemoryLimitInBytes: 64 << 20},
+		{MemoryLimitInBytes: 32 << 20},
+		{MemoryLimitInBytes: 128 << 20},
+		{CpuQuota: -1},
+		{MemoryLimitInBytes: 256 << 20, MemorySwapLimitInBytes: 512 << 20},
+		{MemoryLimitInBytes: -1},
+		{CpusetCpus: "0", CpusetMems: "0"},
+		{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB"}}},
+		{},
+	} {
+		if err := h.Limit(t.Context(), p, r); err != nil {
+			t.Fatalf("%v: %v", r, err)
+		}
+	}
+	err := h.Limit(t.Context(), p, &runtimeapi.LinuxContainerResources{CpuShares: 100, CpusetCpus: "4000"})
+	if err == nil {
+		t.Fatal("CPU 4000 was accepted")
+	}
+	t.Log(err)
+	if dir, ok := h.dirOf(p, "cpu"); ok && h.layout != V2 {
+		if now, _ := readFile(dir, "cpu.shares"); now != "512" {
+			t.Errorf("cpu.shares is %s after a refused update", now)
+		}
+	}
+}
