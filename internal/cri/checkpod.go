@@ -194,13 +194,15 @@ func dotted(name string) string {
 	if i < 0 || name[i] == '.' {
 		return name
 	}
-	return strings.Map(func(r rune) rune {
-		switch r {
-		case '/':
-			return '.'
-		case '.':
-			return '/'
-		}
-		return r
-	}, name)
+	return strings.Map(swapped, name)
+}
+
+func swapped(r rune) rune {
+	switch r {
+	case '/':
+		return '.'
+	case '.':
+		return '/'
+	}
+	return r
 }

@@ -106,7 +106,7 @@ func subject(req any) []slog.Attr {
 		add("handler", r.GetRuntimeHandler())
 	case *runtimeapi.CreateContainerRequest:
 		add("container", r.GetConfig().GetMetadata().GetName())
-		add("image", r.GetConfig().GetImage().GetImage())
+		add("image", askedFor(r.GetConfig().GetImage()).GetImage())
 	case interface{ GetImage() *runtimeapi.ImageSpec }:
 		add("image", r.GetImage().GetImage())
 	}
@@ -115,13 +115,17 @@ func subject(req any) []slog.Attr {
 
 // created names what a call made.
 func created(resp any) []slog.Attr {
+	var key, id string
 	switch r := resp.(type) {
 	case *runtimeapi.RunPodSandboxResponse:
-		return []slog.Attr{slog.String("pod_id", r.GetPodSandboxId())}
+		key, id = "pod_id", r.GetPodSandboxId()
 	case *runtimeapi.CreateContainerResponse:
-		return []slog.Attr{slog.String("container_id", r.GetContainerId())}
+		key, id = "container_id", r.GetContainerId()
 	case *runtimeapi.PullImageResponse:
-		return []slog.Attr{slog.String("image_id", r.GetImageRef())}
+		key, id = "image_id", r.GetImageRef()
 	}
-	return nil
+	if id == "" {
+		return nil
+	}
+	return []slog.Attr{slog.String(key, id)}
 }
