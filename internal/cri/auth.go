@@ -30,6 +30,7 @@ func (c *check) auth(field string, a *runtimeapi.AuthConfig, ref string) image.A
 	user, password, ok := decodeAuth(a.GetAuth())
 	if !ok {
 		c.bad(field+".auth", "is not base64 of user:password")
+		return image.Auth{}
 	}
 	out.Username, out.Password = user, password
 	return out
