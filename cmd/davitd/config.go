@@ -14,6 +14,8 @@ import (
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
+
+	"github.com/davit-runtime/davit/internal/registry"
 )
 
 // A config is the configuration file. Every key may be left out.
@@ -121,6 +123,9 @@ func (c *config) check() error {
 	absolute("state", c.State)
 	oneOf("log.format", c.Log.Format, "text", "json")
 	oneOf("cgroup_driver", c.CgroupDriver, "auto", "systemd", "cgroupfs")
+	if d := c.DefaultRuntime; d != "" && !handlerName(d) {
+		bad("default_runtime", "%q is not a handler's name", d)
+	}
 	for handler, r := range c.Runtimes {
 		if !handlerName(handler) {
 			bad("runtimes."+handler, "a handler's name has small letters, digits and dashes only")
@@ -147,8 +152,11 @@ func (c *config) check() error {
 	for host, r := range c.Registries {
 		absolute("registries."+host+".ca_file", r.CAFile)
 		for _, e := range r.Endpoints {
+			if !strings.Contains(e, "://") {
+				e = "https://" + e
+			}
 			if u, err := url.Parse(e); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-				bad("registries."+host+".endpoints", "%q is not a URL such as https://mirror.example", e)
+				bad("registries."+host+".endpoints", "%q is not as https://mirror.example/path or mirror.example:5000", e)
 			}
 		}
 	}
@@ -167,4 +175,13 @@ func (c *config) socketPath() string {
 		return c.Socket
 	}
 	return filepath.Join(c.State, "davit.sock")
+}
+
+// hosts is what the image store is told of registries.
+func (c *config) hosts() map[string]registry.HostConfig {
+	hosts := make(map[string]registry.HostConfig, len(c.Registries))
+	for name, r := range c.Registries {
+		hosts[name] = registry.HostConfig(r)
+	}
+	return hosts
 }

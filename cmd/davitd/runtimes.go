@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/base64"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -36,7 +35,7 @@ type runtimes struct {
 
 func newRuntimes(c *config, systemd bool, log *slog.Logger) *runtimes {
 	return &runtimes{
-		config: c, systemd: systemd, log: log, bpf: &seccompCache{},
+		config: c, systemd: systemd, log: log, bpf: newSeccompCache(c.Root, log),
 		features: map[string]ociruntime.Features{},
 	}
 }
@@ -156,12 +155,25 @@ func (r *runtimes) probe(ctx context.Context) {
 
 // Seccomp returns the filter in the form crun takes it ready-made.
 // crun: crun.1, run.oci.seccomp_bpf_data.
-func (r *runtimes) Seccomp(_ ociruntime.Runtime, profileKey string) map[string]string {
-	program := r.bpf.get(profileKey)
-	if program == nil {
+func (r *runtimes) Seccomp(of ociruntime.Runtime, profileKey string) map[string]string {
+	program := r.bpf.get(of.Path, profileKey)
+	if program == "" {
 		return nil
 	}
-	return map[string]string{"run.oci.seccomp_bpf_data": base64.StdEncoding.EncodeToString(program)}
+	return map[string]string{"run.oci.seccomp_bpf_data": program}
+}
+
+// compile fills the cache of seccomp filters for every runtime that was probed.
+func (r *runtimes) compile(ctx context.Context, with compiler, caps []string) {
+	for _, name := range r.names() {
+		of, err := r.Runtime(name)
+		if err != nil {
+			continue
+		}
+		if f, ok := r.known(of.Path); ok {
+			r.bpf.fill(ctx, with, of, f, caps)
+		}
+	}
 }
 
 // kernelAtLeast compares the running kernel's version.

@@ -91,8 +91,8 @@ func (w *world) Exec(_ context.Context, id string, args []string, _ time.Duratio
 // imageWorld has the image methods, whose names overlap with the pod's.
 type imageWorld struct{ *world }
 
-func (w imageWorld) Pull(_ context.Context, ref string, auth image.Auth) (image.Image, error) {
-	w.auth = auth
+func (w imageWorld) Pull(_ context.Context, ref string, o image.PullOptions) (image.Image, error) {
+	w.auth = o.Auth
 	return image.Image{ID: "sha256:pulled"}, w.do("pull " + ref)
 }
 func (w imageWorld) Get(ref string) (image.Image, error) {
@@ -104,8 +104,8 @@ func (w imageWorld) Get(ref string) (image.Image, error) {
 	return image.Image{}, fault.New(fault.NotFound, "", "no image %s", ref)
 }
 func (w imageWorld) List() []image.Image { return w.images }
-func (w imageWorld) Usage() (image.Usage, error) {
-	return image.Usage{Mountpoint: "/images", Bytes: 5, Inodes: 6, At: time.Unix(7, 0)}, nil
+func (w imageWorld) Usage() image.Usage {
+	return image.Usage{Mountpoint: "/images", Bytes: 5, Inodes: 6, At: time.Unix(7, 0)}
 }
 
 // server serves the CRI over w in memory; the buffer is its log.

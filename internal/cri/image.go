@@ -61,7 +61,7 @@ func (s *service) PullImage(ctx context.Context, r *runtimeapi.PullImageRequest)
 	if c.err != nil {
 		return nil, c.err
 	}
-	i, err := s.Images.Pull(ctx, r.GetImage().GetImage(), auth)
+	i, err := s.Images.Pull(ctx, r.GetImage().GetImage(), image.PullOptions{Auth: auth})
 	if err != nil {
 		return nil, err
 	}
@@ -84,10 +84,7 @@ func (s *service) RemoveImage(ctx context.Context, r *runtimeapi.RemoveImageRequ
 // ImageFsInfo fills every field: the kubelet reads used_bytes unchecked.
 // Containers' layers are on the same file system as images.
 func (s *service) ImageFsInfo(context.Context, *runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {
-	u, err := s.Images.Usage()
-	if err != nil {
-		return nil, err
-	}
+	u := s.Images.Usage()
 	fs := []*runtimeapi.FilesystemUsage{{
 		Timestamp:  u.At.UnixNano(),
 		FsId:       &runtimeapi.FilesystemIdentifier{Mountpoint: u.Mountpoint},

@@ -46,13 +46,13 @@ type Sessions interface {
 	Exec(ctx context.Context, id string, args []string, timeout time.Duration) (monitor.ExecResult, error)
 }
 
-// Images keeps images.
+// Images keeps images. *image.Store implements it.
 type Images interface {
-	Pull(ctx context.Context, ref string, auth image.Auth) (image.Image, error)
+	Pull(ctx context.Context, ref string, o image.PullOptions) (image.Image, error)
 	Get(ref string) (image.Image, error) // NotFound if absent
 	List() []image.Image
 	Remove(ctx context.Context, ref string) error // unknown references succeed
-	Usage() (image.Usage, error)
+	Usage() image.Usage
 }
 
 // Parts are what the surface calls.
