@@ -48,7 +48,7 @@ test-race: ## the core's tests under the race detector (needs gcc)
 	$(GOTEST) -- -timeout 10m -p 1 -race $(addprefix ./,$(CORE))
 
 fuzz: ## each fuzz target for FUZZTIME (20s)
-	@grep -rho --include='*_test.go' --with-filename '^func Fuzz[A-Za-z0-9_]*' . | while IFS=: read -r file f; do \
+	@grep -ro --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' . | while IFS=: read -r file f; do \
 		echo "== $$(dirname $$file) $${f#func }"; \
 		go test -run '^$$' -fuzz "^$${f#func }\$$" -fuzztime $(FUZZTIME) "$$(dirname $$file)" || exit 1; \
 	done

@@ -34,10 +34,12 @@ var drivers = []string{
 var imports = map[string][]string{
 	"cmd/davitd":        {"*"}, // it joins the parts
 	"cmd/davit-monitor": {"internal/monitor", "internal/monitor/server", "internal/keeper"},
-	"cmd/davit":         {"criclient"},
+	"cmd/davit":         {"criclient", "internal/play"},
 
-	"criclient":        {},
-	"internal/cri":     slices.Concat(base, []string{"internal/pod", "internal/image", "internal/stream"}),
+	"criclient":     {},
+	"internal/play": {"criclient"},
+	// Of cgroup and monitor, cri uses value types that pod hands through.
+	"internal/cri":     slices.Concat(base, []string{"internal/pod", "internal/image", "internal/stream", "internal/cgroup", "internal/monitor"}),
 	"internal/stream":  base,
 	"internal/pod":     slices.Concat(base, drivers),
 	"internal/keeper":  {"internal/monitor", "internal/fault"},

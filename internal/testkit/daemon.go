@@ -37,11 +37,12 @@ func NewDaemon(t testing.TB, config string) *Daemon {
 	d, err := StartDaemon(t.TempDir(), config)
 	if d != nil {
 		t.Cleanup(func() {
+			failed, log := t.Failed(), d.Log()
 			if err := d.Close(); err != nil {
 				t.Errorf("end davitd: %v", err)
 			}
-			if t.Failed() {
-				t.Logf("davitd's log:\n%s", d.Log())
+			if failed {
+				t.Logf("davitd's log:\n%s", log)
 			}
 		})
 	}
@@ -163,7 +164,7 @@ func (d *Daemon) Pids() map[string][]int {
 		pids["davitd"] = []int{d.cmd.Process.Pid}
 	}
 	for _, p := range descendants(outermost()) {
-		if len(p.args) == 0 || p.state == 'Z' || filepath.Base(p.args[0]) != "davit-monitor" || !d.owns(p) {
+		if p.program != "davit-monitor" || !d.owns(p) {
 			continue
 		}
 		for _, mode := range []string{"keep", "serve", "hold"} {
@@ -243,6 +244,10 @@ func (d *Daemon) Log() string {
 	text, err := os.ReadFile(d.LogFile)
 	if err != nil {
 		return err.Error()
+	}
+	monitor, err := os.ReadFile(filepath.Join(d.State, "monitor.log"))
+	if err == nil && len(monitor) > 0 {
+		text = append(append(text, "--- monitor.log\n"...), monitor...)
 	}
 	return string(text)
 }

@@ -5,16 +5,24 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
+
+// ticksPerSecond is the kernel's USER_HZ on every architecture that davit runs on.
+const ticksPerSecond = 100
 
 // A process is one of this machine at one moment.
 type process struct {
 	pid, parent int
-	started     uint64 // clock ticks since boot: with pid, its identity
-	state       byte   // 'Z' for one that ended and was not waited for
+	started     uint64        // clock ticks since boot: with pid, its identity
+	state       byte          // 'Z' for one that ended and was not waited for
+	cpu         time.Duration // its own and that of children it waited for
 	name        string
+	program     string // base name of the file it runs; empty for kernel threads and zombies
 	args        []string
 }
 
@@ -54,9 +62,16 @@ func readProcess(dir string) (p process, err error) {
 	}
 	p.state = fields[0][0]
 	p.parent, _ = strconv.Atoi(fields[1])
+	for _, ticks := range fields[11:15] { // utime, stime, cutime, cstime
+		n, _ := strconv.ParseInt(ticks, 10, 64)
+		p.cpu += time.Duration(n) * (time.Second / ticksPerSecond)
+	}
 	p.started, _ = strconv.ParseUint(fields[19], 10, 64)
 	if p.pid, err = strconv.Atoi(filepath.Base(dir)); err != nil {
 		return p, err
+	}
+	if exe, err := os.Readlink(filepath.Join(dir, "exe")); err == nil {
+		p.program = filepath.Base(strings.TrimSuffix(exe, " (deleted)"))
 	}
 	cmdline, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
 	if len(cmdline) > 0 {
@@ -87,4 +102,40 @@ func outermost() int {
 		return pid
 	}
 	return os.Getpid()
+}
+
+// named returns the processes below the tests, or without Main all of the
+// machine, whose programs match.
+func named(pattern *regexp.Regexp) []process {
+	all := processes()
+	if os.Getenv(stage) != "" {
+		all = descendants(outermost())
+	}
+	return slices.DeleteFunc(all, func(p process) bool {
+		return p.pid == os.Getpid() || p.state == 'Z' || !pattern.MatchString(p.program)
+	})
+}
+
+// PSSOf returns the proportional set size of all processes whose programs match,
+// in bytes.
+func PSSOf(pattern *regexp.Regexp) (int64, error) {
+	var sum int64
+	for _, p := range named(pattern) {
+		pss, err := PSS(p.pid)
+		if err != nil {
+			return 0, err
+		}
+		sum += pss
+	}
+	return sum, nil
+}
+
+// CPUOf returns the CPU time that processes whose programs match, and those of
+// their children that were waited for, have used.
+func CPUOf(pattern *regexp.Regexp) time.Duration {
+	var sum time.Duration
+	for _, p := range named(pattern) {
+		sum += p.cpu
+	}
+	return sum
 }
