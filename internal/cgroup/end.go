@@ -83,11 +83,11 @@ func kill(dirs []string) ([]int, error) {
 	if err != nil || len(before) == 0 {
 		return nil, err
 	}
-	whole := false // the kernel does it, since 5.14
+	killed := false // by the kernel, since 5.14
 	for _, d := range dirs {
-		whole = writeFile(d, "cgroup.kill", "1") == nil || whole
+		killed = writeFile(d, "cgroup.kill", "1") == nil
 	}
-	if !whole {
+	if !killed || len(dirs) > 1 { // in a hybrid layout nobody need be in the v2 tree
 		// Frozen, so that nobody can fork away from the list.
 		setFrozen(dirs, true)
 		err = killEach(dirs)

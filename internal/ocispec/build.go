@@ -3,6 +3,7 @@ package ocispec
 import (
 	"maps"
 	"path/filepath"
+	"slices"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -41,6 +42,12 @@ func Build(in Input) (*specs.Spec, error) {
 		return nil, err
 	}
 	sc := in.Container.GetLinux().GetSecurityContext()
+	if sc.GetPrivileged() && !in.Pod.GetLinux().GetSecurityContext().GetPrivileged() {
+		return nil, fault.New(fault.Invalid, "", "a privileged container needs a privileged pod")
+	}
+	if sc.GetNamespaceOptions().GetPid() == runtimeapi.NamespaceMode_TARGET && in.Namespaces.PID == "" {
+		return nil, fault.New(fault.Internal, "ocispec.Build", "no PID namespace of the target container")
+	}
 	s := &specs.Spec{
 		Version:     ociVersion,
 		Root:        &specs.Root{Path: in.Rootfs, Readonly: sc.GetReadonlyRootfs()},
@@ -67,7 +74,7 @@ func Build(in Input) (*specs.Spec, error) {
 	}
 	switch {
 	case sc == nil:
-		s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = defaultMasked, defaultReadonly
+		s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = slices.Clone(defaultMasked), slices.Clone(defaultReadonly)
 	case !sc.Privileged:
 		s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = sc.MaskedPaths, sc.ReadonlyPaths
 	}

@@ -36,7 +36,7 @@ var defaultCapabilities = []string{
 // CRI: api.proto, Capability.
 func capabilities(sc *runtimeapi.LinuxContainerSecurityContext, allowed []string) (*specs.LinuxCapabilities, error) {
 	if sc.GetPrivileged() {
-		return capabilitySets(allowed, nil), nil
+		return capabilitySets(slices.Clone(allowed), nil), nil
 	}
 	add, addAll, err := parseCapabilities(sc.GetCapabilities().GetAddCapabilities())
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/cyphar/filepath-securejoin/pathrs-lite"
 	"github.com/moby/sys/mountinfo"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -20,6 +21,24 @@ import (
 
 // maxProfile bounds the size of a seccomp profile's file.
 const maxProfile = 4 << 20
+
+// Make does all that a container's spec takes: it inspects the host for it,
+// builds the spec and makes the working directory below in.Rootfs. Of
+// in.Found it keeps nothing.
+func Make(in Input) (*specs.Spec, error) {
+	var err error
+	if in.Found, err = Inspect(in.Container); err != nil {
+		return nil, err
+	}
+	s, err := Build(in)
+	if err != nil {
+		return nil, err
+	}
+	if err := MakeWorkingDir(in.Rootfs, s.Process.Cwd); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
 
 // Inspect reads what Build needs of the host for one container: where its
 // mounts lead, its devices, its seccomp profile. It changes nothing, and may

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"path"
 	"strings"
+	"unicode/utf8"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -83,6 +84,10 @@ func environment(in Input) ([]string, error) {
 	for _, e := range in.Container.Envs {
 		if e.Key == "" || strings.ContainsAny(e.Key, "=\x00") || bytes.IndexByte(e.Value, 0) >= 0 {
 			return nil, fault.New(fault.Invalid, "", "environment variable %q: bad name, or a zero byte in the value", e.Key)
+		}
+		// A spec is JSON: crun refuses other bytes, runc replaces them.
+		if !utf8.Valid(e.Value) {
+			return nil, fault.New(fault.Unimplemented, "", "environment variable %q: its value is not UTF-8, and OCI runtimes cannot be given others", e.Key)
 		}
 		env = append(env, e.Key+"="+string(e.Value))
 	}

@@ -4,7 +4,9 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/moby/profiles/seccomp"
@@ -42,11 +44,31 @@ func seccompProfile(s *specs.Spec, sc *runtimeapi.LinuxContainerSecurityContext,
 			return nil, fault.New(fault.Internal, "", "default seccomp profile: %w", err)
 		}
 	case runtimeapi.SecurityProfile_Localhost:
-		if p, err = seccomp.LoadProfile(string(localhost), s); err != nil {
+		if err = checkProfile(localhost); err == nil {
+			p, err = seccomp.LoadProfile(string(localhost), s)
+		}
+		if err != nil {
 			return nil, fault.New(fault.Invalid, "", "seccomp profile: %w", err)
 		}
 	}
 	return p, nil
+}
+
+// checkProfile refuses two things that seccomp.LoadProfile does not: a profile
+// that says nothing, which it takes for "unconfined", and a null among the
+// rules, on which it panics.
+func checkProfile(text []byte) error {
+	var p seccomp.Seccomp
+	if err := json.Unmarshal(text, &p); err != nil {
+		return err
+	}
+	if p.DefaultAction == "" {
+		return errors.New("no defaultAction")
+	}
+	if slices.Contains(p.Syscalls, nil) {
+		return errors.New("a rule is null")
+	}
+	return nil
 }
 
 // seccompWanted says which profile the container wants, and for Localhost the
