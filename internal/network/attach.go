@@ -29,6 +29,9 @@ func (n *Network) Attach(ctx context.Context, p Pod) (Result, error) {
 		return Result{}, err
 	}
 	p.Ports = ports
+	if err := ctx.Err(); err != nil {
+		return Result{}, err
+	}
 	c := n.choice.Load()
 	switch {
 	case c.err != nil:

@@ -262,8 +262,9 @@ func (b *bridge) connect(pod string, ns int, addrs []netip.Addr) error {
 	return b.configure(ns, addrs)
 }
 
-// addVeth makes, by one message, both ends of the pod's link, each up: the
-// host's on the bridge, the pod's in ns.
+// addVeth makes, by one message, both ends of the pod's link: the host's on
+// the bridge and up, the pod's in ns. (The kernel refuses to make that up at
+// once: it has no peer yet. ENOTCONN, see drivers/net/veth.c.)
 func addVeth(pod string, m master, ns int, addr netip.Addr) error {
 	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
 	host := nl.NewIfInfomsg(unix.AF_UNSPEC)
@@ -276,8 +277,7 @@ func addVeth(pod string, m master, ns int, addr netip.Addr) error {
 	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
 	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("veth"))
 	peer := info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddRtAttr(nl.VETH_INFO_PEER, nil)
-	inside := nl.NewIfInfomsgChild(peer, unix.AF_UNSPEC)
-	inside.Flags, inside.Change = unix.IFF_UP, unix.IFF_UP
+	nl.NewIfInfomsgChild(peer, unix.AF_UNSPEC)
 	peer.AddRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(podInterface))
 	peer.AddRtAttr(unix.IFLA_ADDRESS, hardwareAddr(addr))
 	peer.AddRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(m.mtu)))
@@ -307,10 +307,20 @@ func setPort(name string, pairs ...int) error {
 // disconnect cuts the pod's link off without deleting it, which would hold the
 // kernel's network lock for 10 to 30 ms: the link goes with the namespace. If
 // a process left over keeps that alive, the pod's address must be free to be
-// used again nevertheless: a disabled port passes nothing in either direction
-// and, flushed, attracts nothing.
+// used again nevertheless. In the state "listening" a port passes nothing in
+// either direction, and without STP nothing takes it out of it, unlike
+// "disabled", which ends at the link's next event. Flushed, and without
+// learning and flooding, it would attract no packet even then.
+//
+// kernel: net/bridge/br_if.c, br_port_carrier_check.
 func (b *bridge) disconnect(pod string) error {
-	err := setPort(vethName(pod), nl.IFLA_BRPORT_STATE, 0, nl.IFLA_BRPORT_FLUSH, 1)
+	const listening = 1 // uapi/linux/if_bridge.h, BR_STATE_LISTENING
+	mute := []int{nl.IFLA_BRPORT_LEARNING, 0, nl.IFLA_BRPORT_UNICAST_FLOOD, 0,
+		nl.IFLA_BRPORT_MCAST_FLOOD, 0, nl.IFLA_BRPORT_BCAST_FLOOD, 0, nl.IFLA_BRPORT_FLUSH, 1}
+	err := setPort(vethName(pod), append(mute, nl.IFLA_BRPORT_STATE, listening)...)
+	if errors.Is(err, unix.ENETDOWN) { // the pod's end is down, or was made this instant: no state can be set
+		err = setPort(vethName(pod), mute...)
+	}
 	switch {
 	case err == nil, errors.Is(err, unix.ENODEV):
 		return nil
@@ -318,7 +328,7 @@ func (b *bridge) disconnect(pod string) error {
 		// No longer a bridge's port, or a bridge that somebody runs STP on.
 		return deleteLink(vethName(pod))
 	}
-	return fmt.Errorf("disable bridge port %s: %w", vethName(pod), err)
+	return fmt.Errorf("cut off bridge port %s: %w", vethName(pod), err)
 }
 
 // configure gives the interface inside ns its addresses and default routes.
@@ -331,6 +341,9 @@ func (b *bridge) configure(ns int, addrs []netip.Addr) error {
 	link, err := h.LinkByName(podInterface)
 	if err != nil {
 		return fmt.Errorf("%s of the pod: %w", podInterface, err)
+	}
+	if err := h.LinkSetUp(link); err != nil {
+		return fmt.Errorf("bring up %s of the pod: %w", podInterface, err)
 	}
 	for _, a := range addrs {
 		for _, s := range b.subnets {

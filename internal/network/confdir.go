@@ -224,7 +224,10 @@ func (n *Network) rescan(ctx context.Context) {
 	default:
 		slog.InfoContext(ctx, "network: no CNI configuration, built-in bridge", "folder", n.config.ConfDir)
 	}
-	n.askPlugins(ctx)
+	select {
+	case n.chosen <- struct{}{}:
+	default: // it is told already
+	}
 }
 
 // nearest returns dir, or its nearest parent that exists.

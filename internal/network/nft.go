@@ -239,10 +239,11 @@ func (r *ruleset) addRules(c *nftables.Conn, t *nftables.Table, maps map[string]
 	postrouting := chain("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource)
 	for _, s := range r.subnets {
 		postrouting(addressIn(s, true), interfaceIs(expr.MetaKeyOIFNAME, r.bridge, false), masquerade())
+		// A pod that asks for a host port and is sent back over the bridge: the
+		// answer must come by way of the host, which has the translation.
+		// (Where br_netfilter is on, no input interface is known here.)
+		postrouting(addressIn(s, true), interfaceIs(expr.MetaKeyOIFNAME, r.bridge, true), translated(), masquerade())
 	}
-	// A pod that asks for a host port and is sent back over the bridge: the
-	// answer must come by way of the host, which has the translation.
-	postrouting(interfaceIs(expr.MetaKeyIIFNAME, r.bridge, true), interfaceIs(expr.MetaKeyOIFNAME, r.bridge, true), translated(), masquerade())
 	// The host, by 127.0.0.1, which no pod could answer.
 	postrouting(addressIn(loopback, true), interfaceIs(expr.MetaKeyOIFNAME, r.bridge, true), masquerade())
 }

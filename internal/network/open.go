@@ -24,6 +24,7 @@ type Network struct {
 	rules   *ruleset
 	plugins *plugins
 	choice  atomic.Pointer[choice] // what ConfDir says, as last seen
+	chosen  chan struct{}          // tells keep that it has changed; holds one
 
 	mu     sync.Mutex
 	status error    // of the CNI plugins, as last asked
@@ -55,6 +56,7 @@ func Open(config Config) (*Network, error) {
 		leases:  leases,
 		bridge:  &bridge{name: config.Bridge, subnets: config.Subnets, mtu: config.MTU},
 		rules:   &ruleset{bridge: config.Bridge, subnets: config.Subnets},
+		chosen:  make(chan struct{}, 1),
 		plugins: &plugins{dirs: config.PluginDirs, cache: filepath.Join(config.Root, "cni")},
 	}
 	n.choice.Store(choose(config.ConfDir, config.PluginDirs))
@@ -130,6 +132,7 @@ func (n *Network) keep(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
+		case <-n.chosen:
 		case <-tick.C:
 		}
 	}
