@@ -196,10 +196,15 @@ func findMonitor() (string, error) {
 	return filepath.Abs(path)
 }
 
+// close takes the parts apart. With no pod left, nothing of davit's network or
+// control groups stays on the host.
 func (p *parts) close(log *slog.Logger) {
 	var errs []error
 	if p.pods != nil {
 		p.pods.Close()
+		if len(p.pods.List()) == 0 {
+			errs = append(errs, p.network.Destroy(context.Background()))
+		}
 	}
 	if p.images != nil {
 		errs = append(errs, p.images.Close())
