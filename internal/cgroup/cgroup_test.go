@@ -152,6 +152,31 @@ func TestPlace(t *testing.T) {
 	}
 }
 
+// Whatever a pod's parent is called, its containers stay within the hierarchies.
+func FuzzPlace(f *testing.F) {
+	for _, s := range []string{"", "/", "/a/b", "a-b.slice", "..", "/../..slice", "-.slice", "a--b.slice", "x.slice/..", ".slice"} {
+		f.Add(s)
+	}
+	trees := []tree{{mount: "/m/memory", controllers: []string{"memory"}}, {mount: "/m/unified", unified: true}}
+	f.Fuzz(func(t *testing.T, parent string) {
+		for _, d := range []Driver{Cgroupfs, Systemd} {
+			h := &Host{log: slog.New(slog.DiscardHandler), layout: Hybrid, driver: d, trees: trees}
+			p := h.Place(parent, "c1")
+			if err := sane(p); err != nil {
+				t.Errorf("%s: %v", d, err)
+			}
+			for i, dir := range p.Dirs {
+				if !strings.HasPrefix(dir, trees[i].mount+"/") || filepath.Clean(dir) != dir {
+					t.Errorf("%s: %s", d, dir)
+				}
+			}
+			if d == Systemd && strings.Count(strings.SplitN(p.Path, ":davit:", 2)[0], "/") != 0 {
+				t.Errorf("slice of %s", p.Path)
+			}
+		}
+	})
+}
+
 // A v2 tree with one container's cgroup, as the kernel fills it.
 func fakeV2(t *testing.T, systemd bool) (*Host, Place) {
 	h, _ := fakeHost(t, tableV2, systemd)
@@ -380,11 +405,17 @@ func TestKillV2(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
 	err := h.Kill(ctx, p) // nobody dies of a plain file
-	if !fault.Is(err, fault.Deadline) || !strings.Contains(err.Error(), "[4194301]") {
+	if !fault.Is(err, fault.Deadline) || !strings.Contains(err.Error(), "4194301 (") {
 		t.Errorf("%v", err)
 	}
 	if now, _ := readFile(dir, "cgroup.kill"); now != "1" {
 		t.Errorf("cgroup.kill is %q", now)
+	}
+}
+
+func TestDescribe(t *testing.T) {
+	if got := describe([]int{os.Getpid()}); !strings.Contains(got, "(cgroup.test, state ") {
+		t.Error(got)
 	}
 }
 

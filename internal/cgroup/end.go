@@ -3,6 +3,7 @@ package cgroup
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -18,7 +19,7 @@ import (
 
 // Kill ends every process in the cgroup and below, and waits until none is
 // left. A cgroup that is not there is empty. It returns Deadline or Canceled,
-// with the processes that stay, if ctx ends first.
+// saying which processes stay and what they wait for, if ctx ends first.
 func (h *Host) Kill(ctx context.Context, p Place) error {
 	if err := sane(p); err != nil {
 		return err
@@ -33,7 +34,7 @@ func (h *Host) Kill(ctx context.Context, p Place) error {
 			return nil
 		}
 		if err := wait.next(ctx); err != nil {
-			return fault.New(fault.KindOf(err), "cgroup.Kill", "%s: processes %v do not end: %w", p.ID, left, err)
+			return fault.New(fault.KindOf(err), "cgroup.Kill", "%s: %d processes do not end: %s: %w", p.ID, len(left), describe(left), err)
 		}
 	}
 }
@@ -97,6 +98,30 @@ func kill(dirs []string) ([]int, error) {
 		}
 	}
 	return processes(dirs)
+}
+
+// describe says what the first few processes are and where in the kernel
+// they wait: one in state D cannot be killed.
+func describe(pids []int) string {
+	var all []string
+	for _, pid := range pids[:min(len(pids), 5)] {
+		dir := filepath.Join("/proc", strconv.Itoa(pid))
+		stat, _ := readFile(dir, "stat")
+		where, _ := readFile(dir, "wchan")
+		_, fields, _ := strings.Cut(stat, "(")
+		name, fields, _ := cutLast(fields, ") ")
+		state, _, _ := strings.Cut(fields, " ")
+		all = append(all, fmt.Sprintf("%d (%s, state %s, in %s)", pid, name, state, where))
+	}
+	return strings.Join(all, ", ")
+}
+
+// cutLast is strings.Cut at the last sep: a process may have one in its name.
+func cutLast(s, sep string) (before, after string, found bool) {
+	if i := strings.LastIndex(s, sep); i >= 0 {
+		return s[:i], s[i+len(sep):], true
+	}
+	return s, "", false
 }
 
 // killEach kills by process descriptors, and only those still in the cgroup

@@ -19,9 +19,9 @@ import (
 // those written before are put back. With systemd, the unit is told as well.
 // OomScoreAdj is not a matter of control groups and is not looked at.
 //
-// It returns Invalid for values that make no sense to the kernel, naming the
-// file, and Precondition for those that do not fit now: memory below what is
-// in use, more CPU than the parent has, a cgroup that is gone.
+// It returns Invalid for values the kernel takes for wrong, naming the file
+// (on v1 also for more CPU than the parent has), and Precondition for those
+// that do not fit now: memory below what is in use, a cgroup that is gone.
 //
 // kernel: cgroup-v2.rst, cgroup-v1/; CRI: api.proto, UpdateContainerResources.
 func (h *Host) Limit(ctx context.Context, p Place, r *runtimeapi.LinuxContainerResources) error {
@@ -180,7 +180,7 @@ func (c *changes) setIfThere(dir, name, value string) {
 func (c *changes) undo() {
 	for i := len(c.done) - 1; i >= 0; i-- {
 		d := c.done[i]
-		_ = writeFile(d.dir, d.name, d.before)
+		_ = writeFile(d.dir, d.name, d.before+"\n") // an empty set of CPUs needs at least this to be written
 	}
 }
 

@@ -21,7 +21,7 @@ func (h *Host) Prepare(_ context.Context, parent string) error {
 		return nil
 	}
 	for _, t := range h.trees {
-		if err := h.make(t, filepath.Join(t.mount, ownParent)); err != nil {
+		if err := ensure(t, filepath.Join(t.mount, ownParent)); err != nil {
 			return err
 		}
 		if t.unified && h.layout == V2 {
@@ -38,7 +38,7 @@ func (h *Host) Create(_ context.Context, p Place) error {
 	for _, t := range h.trees {
 		for _, d := range p.Dirs {
 			if strings.HasPrefix(d, t.mount+"/") {
-				if err := h.make(t, d); err != nil {
+				if err := ensure(t, d); err != nil {
 					return err
 				}
 			}
@@ -58,15 +58,15 @@ func (h *Host) Close() error {
 	return nil
 }
 
-// make makes dir and what is missing above it. A cpuset of v1 starts with
+// ensure makes dir and what is missing above it. A cpuset of v1 starts with
 // no CPUs, and then refuses processes: it takes its parent's.
-func (h *Host) make(t tree, dir string) error {
+func ensure(t tree, dir string) error {
 	if dir == t.mount {
 		return nil
 	}
 	err := os.Mkdir(dir, 0o755)
 	if errors.Is(err, fs.ErrNotExist) {
-		if err = h.make(t, filepath.Dir(dir)); err == nil {
+		if err = ensure(t, filepath.Dir(dir)); err == nil {
 			err = os.Mkdir(dir, 0o755)
 		}
 	}
@@ -103,7 +103,9 @@ func (h *Host) enable(dir string) {
 			continue
 		}
 		if err := writeFile(dir, "cgroup.subtree_control", "+"+c); err != nil {
-			h.log.Warn("a controller cannot be enabled for containers", "controller", c, "error", err)
+			h.warnEnable.Do(func() {
+				h.log.Warn("a cgroup controller cannot be enabled for containers: its limits are not in force", "controller", c, "error", err)
+			})
 		}
 	}
 }

@@ -21,7 +21,7 @@ type Host struct {
 	trees  []tree // on v2 exactly one
 	units  units  // nil without systemd
 
-	warnParent sync.Once
+	warnParent, warnEnable sync.Once
 }
 
 // A tree is one mounted hierarchy.

@@ -14,13 +14,14 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/testkit"
 )
+
+func TestMain(m *testing.M) { testkit.Main(m) }
 
 // realHost returns this machine's control groups.
 func realHost(t *testing.T) *Host {
-	if os.Getuid() != 0 {
-		t.Skip("needs root")
-	}
+	testkit.Root(t)
 	h, err := Probe(slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
@@ -186,5 +187,84 @@ func TestLimitReal(t *testing.T) {
 		if now, _ := readFile(dir, "cpu.shares"); now != "512" {
 			t.Errorf("cpu.shares is %s after a refused update", now)
 		}
+	}
+}
+
+// The OCI runtimes put a container exactly where Place says, and Kill and
+// Remove leave nothing of it, whatever the runtime itself still believes.
+func TestRuntimesAgree(t *testing.T) {
+	h := realHost(t)
+	testkit.Leftovers(t)
+	for _, program := range []string{"crun", "runc"} {
+		t.Run(program, func(t *testing.T) {
+			p := h.Place(testParent(t, h), strings.Repeat("ab", 32))
+			bundle := t.TempDir()
+			program := func(args ...string) {
+				t.Helper()
+				cmd := exec.Command(program, append([]string{"--root", bundle + "/state"}, args...)...)
+				log, err := os.Create(bundle + "/log") // not a pipe: the container keeps it open
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer log.Close()
+				cmd.Stderr = log
+				if err := cmd.Run(); err != nil {
+					text, _ := readFile(bundle, "log")
+					t.Fatalf("%s: %v: %s", cmd, err, text)
+				}
+			}
+			busybox, err := os.ReadFile("/bin/busybox")
+			if err != nil {
+				t.Fatal(err)
+			}
+			put(t, bundle+"/rootfs/dev/keep", "")
+			put(t, bundle+"/rootfs/bin/sh", string(busybox))
+			if err := os.Chmod(bundle+"/rootfs/bin/sh", 0o755); err != nil {
+				t.Fatal(err)
+			}
+			put(t, bundle+"/config.json", fmt.Sprintf(`{"ociVersion": "1.0.2", "root": {"path": "rootfs"},
+				"process": {"args": ["/bin/sh", "-c", "sleep 300 & wait"], "cwd": "/", "user": {"uid": 0, "gid": 0}},
+				"mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+				"linux": {"cgroupsPath": %q, "namespaces": [{"type": "mount"}, {"type": "pid"}]}}`, p.Path))
+			program("create", "--bundle", bundle, p.ID)
+			r := &resources{CpuPeriod: 100000, CpuQuota: 1000, CpuShares: 512, MemoryLimitInBytes: 64 << 20}
+			if err := h.Limit(t.Context(), p, r); err != nil {
+				t.Error(err)
+			}
+			r.CpuQuota = -1
+			if err := h.Limit(t.Context(), p, r); err != nil {
+				t.Error(err)
+			}
+			program("start", p.ID)
+			for i, d := range p.Dirs {
+				pids, err := processes([]string{d})
+				if h.trees[i].unified && h.layout == Hybrid {
+					continue // not every runtime uses it
+				}
+				if err != nil || len(pids) == 0 {
+					t.Errorf("in %s: %v, %v", d, pids, err)
+				}
+			}
+			if text, err := os.ReadFile(p.OOMEvents); err != nil || !strings.Contains(string(text), "oom_kill ") {
+				t.Errorf("%s: %q, %v", p.OOMEvents, text, err)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			from := time.Now()
+			if err := h.Kill(ctx, p); err != nil {
+				t.Error(err)
+			}
+			killed := time.Since(from)
+			if err := h.Remove(ctx, p); err != nil {
+				t.Error(err)
+			}
+			t.Logf("Kill %v, Remove %v", killed, time.Since(from)-killed)
+			program("delete", "--force", p.ID)
+			for _, d := range p.Dirs {
+				if _, err := os.Stat(d); !os.IsNotExist(err) {
+					t.Errorf("%s is left", d)
+				}
+			}
+		})
 	}
 }

@@ -174,7 +174,7 @@ type pacer struct {
 }
 
 const (
-	restartBurst = 64
+	restartBurst = 256
 	restartRate  = 5 // a second
 )
 

@@ -165,7 +165,7 @@ func (n *Network) release(ctx context.Context, l *lease) error {
 	if err == nil {
 		err = forgetFlows(l.Ports)
 	}
-	if err := errors.Join(err, n.bridge.disconnect(l.Pod)); err != nil {
+	if err := errors.Join(err, disconnect(l.Pod)); err != nil {
 		return fault.New(fault.Internal, op, "%w", err)
 	}
 	return n.leases.drop(l)

@@ -313,7 +313,7 @@ func setPort(name string, pairs ...int) error {
 // learning and flooding, it would attract no packet even then.
 //
 // kernel: net/bridge/br_if.c, br_port_carrier_check.
-func (b *bridge) disconnect(pod string) error {
+func disconnect(pod string) error {
 	const listening = 1 // uapi/linux/if_bridge.h, BR_STATE_LISTENING
 	mute := []int{nl.IFLA_BRPORT_LEARNING, 0, nl.IFLA_BRPORT_UNICAST_FLOOD, 0,
 		nl.IFLA_BRPORT_MCAST_FLOOD, 0, nl.IFLA_BRPORT_BCAST_FLOOD, 0, nl.IFLA_BRPORT_FLUSH, 1}
@@ -459,7 +459,12 @@ func setSysctl(path, value string) error {
 	if sysctlIs(path, value) {
 		return nil
 	}
-	if err := os.WriteFile(filepath.Join("/proc/sys", path), []byte(value), 0); err != nil {
+	f, err := os.OpenFile(filepath.Join("/proc/sys", path), os.O_WRONLY, 0)
+	if err == nil {
+		_, err = f.WriteString(value)
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
 		return fmt.Errorf("set %s=%s: %w", path, value, err)
 	}
 	return nil

@@ -161,20 +161,22 @@ const statusLimit = 5 * time.Second
 
 // askPlugins notes what the plugins say of their readiness.
 func (n *Network) askPlugins(ctx context.Context) {
-	var err error
-	if c := n.choice.Load(); c.list != nil {
-		ctx, cancel := context.WithTimeout(ctx, statusLimit)
-		defer cancel()
-		if err = n.plugins.cni().GetStatusNetworkList(ctx, c.list); err != nil {
-			err = pluginError(ctx, "", c.list.Name, err)
-		}
+	c := n.choice.Load()
+	if c.list == nil {
+		return
 	}
+	limited, cancel := context.WithTimeout(ctx, statusLimit)
+	defer cancel()
+	err := n.plugins.cni().GetStatusNetworkList(limited, c.list)
 	if ctx.Err() != nil {
 		return // the end of Run, not of the plugins
 	}
+	if err != nil {
+		err = pluginError(limited, "", c.list.Name, err)
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.status = err
+	n.status, n.asked = err, c
 }
 
 // pluginError gives a plugin's failure a kind. The text that libcni makes

@@ -2,10 +2,8 @@ package network
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"log/slog"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -27,7 +25,8 @@ type Network struct {
 	chosen  chan struct{}          // tells keep that it has changed; holds one
 
 	mu     sync.Mutex
-	status error    // of the CNI plugins, as last asked
+	status error // of asked's plugins, as last asked
+	asked  *choice
 	strays []string // links that Run deletes
 }
 
@@ -74,21 +73,8 @@ func setDefaults(c *Config) {
 		c.Bridge = "davit0"
 	}
 	if len(c.Subnets) == 0 {
-		c.Subnets = []netip.Prefix{netip.MustParsePrefix("10.88.0.0/16")}
-		if _, err := os.Stat("/proc/sys/net/ipv6"); err == nil {
-			c.Subnets = append(c.Subnets, localPrefix())
-		}
+		c.Subnets = defaultSubnets(c.Bridge)
 	}
-}
-
-// localPrefix returns the machine's own unique local /64, the same at each
-// start. RFC 4193, section 3.2.2.
-func localPrefix() netip.Prefix {
-	id, _ := os.ReadFile("/etc/machine-id") // without one: the same as on other such machines, which masquerading allows
-	sum := sha256.Sum256(append([]byte("davit pods "), id...))
-	a := [16]byte{0: 0xfd}
-	copy(a[1:6], sum[:])
-	return netip.PrefixFrom(netip.AddrFrom16(a), 64)
 }
 
 // keepInterval is how often Run looks after what it cannot be told of: bridge
@@ -168,6 +154,9 @@ func (n *Network) Status() error {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.asked != c {
+		return nil // new: keep is about to ask
+	}
 	return n.status
 }
 

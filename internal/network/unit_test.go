@@ -99,6 +99,24 @@ func TestCheckPorts(t *testing.T) {
 	}
 }
 
+func TestFirstFree(t *testing.T) {
+	for taken, want := range map[string]string{
+		"":               "10.88.0.0/16",
+		"192.168.1.0/24": "10.88.0.0/16",
+		"10.88.7.0/24":   "10.89.0.0/16",
+		"10.88.0.0/15":   "10.90.0.0/16",
+		"10.0.0.0/8":     "10.88.0.0/16", // all are: the first, which the bridge then refuses
+	} {
+		var prefixes []netip.Prefix
+		if taken != "" {
+			prefixes = append(prefixes, netip.MustParsePrefix(taken))
+		}
+		if got := firstFree(prefixes); got.String() != want {
+			t.Errorf("%q taken: %s, want %s", taken, got, want)
+		}
+	}
+}
+
 func TestElements(t *testing.T) {
 	addrs := []netip.Addr{netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("fd00::2")}
 	tests := []struct {

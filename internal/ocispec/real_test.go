@@ -47,8 +47,8 @@ func TestRealContainers(t *testing.T) {
 			`id -u; echo at $(pwd); grep -E "^(CapEff|CapBnd|CapInh|CapAmb|Seccomp|NoNewPrivs):" /proc/self/status; cat /etc/hostname; echo $HOSTNAME $HOME $PATH
 				cat /proc/self/oom_score_adj; cat /d/file; touch /d/new && rm /d/new; touch /sys/x || echo sys is read-only; echo pid $$`,
 			[]string{
-				"^0\nat /work/dir\n", `CapInh:\s0+\n`, `CapEff:\s00000000a80425fb\n`, `CapBnd:\s00000000a80425fb\n`, `CapAmb:\s0+\n`,
-				`NoNewPrivs:\s0\nSeccomp:\s2`, "\nweb-0\nweb-0 /root /usr/local/sbin:", "\n100\ncontent\n", "sys is read-only", "pid 1\n",
+				"at /work/dir\n", `CapInh:\s0+\n`, `CapEff:\s00000000a80425fb\n`, `CapBnd:\s00000000a80425fb\n`, `CapAmb:\s0+\n`,
+				`NoNewPrivs:\s0\nSeccomp:\s2`, "\nweb-0\nweb-0 /root /usr/local/sbin:", "\n100\n", "\ncontent\n", "sys is read-only", "pid 1\n",
 			},
 		},
 		"confined": {
@@ -69,7 +69,7 @@ func TestRealContainers(t *testing.T) {
 				cat /d/deep/file; chmod 777 /tmp 2>&1; grep -o " /d ro,[a-z,]*" /proc/self/mountinfo; echo x 2>&1 > /proc/sys/kernel/domainname`,
 			[]string{
 				`^uid=1000\(web\) gid=1000\(web\) groups=77,1000\(web\),2000\(extra\)`, `CapEff:\s0+400\n`, `CapBnd:\s0+400\n`, `CapAmb:\s0+400\n`, `NoNewPrivs:\s1`,
-				"\n/home/web\n", "/new: Read-only file system", "/d/new: Read-only file system", "\n0\ncontent\n", "chmod: /tmp: (Operation not supported|Not supported)",
+				"\n/home/web\n", "/new: Read-only file system", "/d/new: Read-only file system", "\n0\n", "\ncontent\n", "chmod: /tmp: (Operation not supported|Not supported)",
 				"/d ro,.*noexec", "domainname: Read-only",
 			},
 		},
