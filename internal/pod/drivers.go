@@ -44,15 +44,20 @@ type Rootfs interface {
 
 // Cgroups names, limits, kills and removes control groups. Package cgroup implements it.
 type Cgroups interface {
+	CgroupMaker
 	// Place names the cgroup of a container (or holder) below parent, which is in
 	// cgroupfs syntax; an empty parent means davit's own.
 	Place(parent, id string) cgroup.Place
-	// Prepare makes the parent where nobody else does (an empty cgroup_parent).
-	Prepare(ctx context.Context, parent string) error
 	// Limit applies what was left out at create (CPU quota), or an update.
 	Limit(ctx context.Context, p cgroup.Place, r *runtimeapi.LinuxContainerResources) error
 	Kill(ctx context.Context, p cgroup.Place) error   // every process in it; waits until it is empty; idempotent
 	Remove(ctx context.Context, p cgroup.Place) error // idempotent
+}
+
+// A CgroupMaker makes the control groups that nobody else does.
+type CgroupMaker interface {
+	Prepare(ctx context.Context, parent string) error // davit's own, for an empty parent; idempotent
+	Create(ctx context.Context, p cgroup.Place) error // a holder's; idempotent
 }
 
 // Processes runs containers. Package monitor's client implements it. Each

@@ -43,7 +43,7 @@ func TestEachCallFails(t *testing.T) {
 					n := newNode(t)
 					d := n.open()
 					synctest.Wait()
-					n.failAt, n.after = failAt, after
+					n.set(func() { n.failAt, n.after = failAt, after })
 					_ = life(t, d)
 					past = len(n.names()) < failAt
 					for _, pod := range d.List() {

@@ -22,7 +22,7 @@ func TestRunHangs(t *testing.T) {
 				n := newNode(t)
 				d := n.open()
 				hang := make(chan struct{})
-				n.deaf[call] = hang
+				n.set(func() { n.deaf[call] = hang })
 				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 				defer cancel()
 				_, err := d.Run(ctx, podConfig("web", shared), "")
@@ -50,7 +50,7 @@ func TestRunHangs(t *testing.T) {
 						t.Errorf("got pod %q, want %q", id, all[0].ID)
 					}
 				}
-				delete(n.deaf, call)
+				n.set(func() { delete(n.deaf, call) })
 				id, err := d.Run(t.Context(), podConfig("web", shared), "")
 				if err != nil || id != all[0].ID {
 					t.Errorf("once more: %q, %v", id, err)
@@ -70,7 +70,7 @@ func TestCreateHangs(t *testing.T) {
 		d := n.open()
 		podID, _ := n.run(d, "web", private)
 		hang := make(chan struct{})
-		n.deaf["Rootfs.Mount"] = hang
+		n.set(func() { n.deaf["Rootfs.Mount"] = hang })
 		ctx, cancel := context.WithCancel(t.Context())
 		time.AfterFunc(time.Second, cancel)
 		_, err := d.CreateContainer(ctx, podID, containerConfig("second"))
@@ -101,7 +101,7 @@ func TestStopWhileMaking(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				n := newNode(t)
 				d := n.open()
-				n.hang[call] = make(chan struct{})
+				n.set(func() { n.hang[call] = make(chan struct{}) })
 				var wg sync.WaitGroup
 				wg.Go(func() {
 					podID, err := d.Run(t.Context(), podConfig("web", shared), "")
@@ -115,7 +115,7 @@ func TestStopWhileMaking(t *testing.T) {
 				must(t, d.Stop(t.Context(), id))
 				must(t, d.Remove(t.Context(), id))
 				wg.Wait()
-				delete(n.hang, call)
+				n.set(func() { delete(n.hang, call) })
 				podID, _ := n.run(d, "web", shared)
 				must(t, d.Remove(t.Context(), podID))
 				d.stop()
@@ -132,7 +132,7 @@ func TestStopWhileDeaf(t *testing.T) {
 		n := newNode(t)
 		d := n.open()
 		hang := make(chan struct{})
-		n.deaf["Network.Attach"] = hang
+		n.set(func() { n.deaf["Network.Attach"] = hang })
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
 		_, err := d.Run(ctx, podConfig("web", private), "")
@@ -160,7 +160,7 @@ func TestBudget(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNode(t)
 		d := n.open()
-		n.hang["Network.Attach"] = make(chan struct{})
+		n.set(func() { n.hang["Network.Attach"] = make(chan struct{}) })
 		_, err := d.Run(t.Context(), podConfig("web", private), "")
 		wantKind(t, err, fault.Deadline)
 		if !strings.Contains(err.Error(), "network") {
@@ -176,13 +176,13 @@ func TestCloseWhileMaking(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNode(t)
 		d := n.open()
-		n.hang["Network.Attach"] = make(chan struct{})
+		n.set(func() { n.hang["Network.Attach"] = make(chan struct{}) })
 		go func() { _, _ = d.Run(t.Context(), podConfig("web", private), "") }()
 		synctest.Wait()
 		d.stop()
 		_, err := d.Run(t.Context(), podConfig("other", private), "")
 		wantKind(t, err, fault.Unavailable)
-		delete(n.hang, "Network.Attach")
+		n.set(func() { delete(n.hang, "Network.Attach") })
 		d = n.open()
 		time.Sleep(time.Second)
 		d.stop()

@@ -60,22 +60,23 @@ func (p *Pods) removePodDir(_ context.Context, pod *pod) error {
 
 func (p *Pods) preparePodCgroup(ctx context.Context, pod *pod) error {
 	parent := pod.state.Load().Config.GetLinux().GetCgroupParent()
-	if err := pod.amend(func(s *podState) { s.Place = p.opt.Cgroups.Place(parent, pod.id) }); err != nil {
-		return err
+	if parent == "" { // else it is the kubelet's
+		if err := p.opt.Cgroups.Prepare(ctx, parent); err != nil {
+			return err
+		}
 	}
-	if parent != "" {
-		return nil // the kubelet's
+	if !sharesPID(pod) {
+		return nil
 	}
-	return p.opt.Cgroups.Prepare(ctx, parent)
+	return p.opt.Cgroups.Create(ctx, pod.state.Load().Place)
 }
 
 // removePodCgroup removes the holder's; the parent is not davit's to remove.
 func (p *Pods) removePodCgroup(ctx context.Context, pod *pod) error {
-	s := pod.state.Load()
-	if !sharesPID(pod) || s.Place.ID == "" {
+	if !sharesPID(pod) {
 		return nil
 	}
-	return p.opt.Cgroups.Remove(ctx, s.Place)
+	return p.opt.Cgroups.Remove(ctx, pod.state.Load().Place)
 }
 
 func (p *Pods) createNamespaces(ctx context.Context, pod *pod) error {

@@ -189,7 +189,7 @@ func TestHolderDies(t *testing.T) {
 func TestMonitorIsDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNode(t)
-		n.hang["Processes.List"] = make(chan struct{})
+		n.set(func() { n.hang["Processes.List"] = make(chan struct{}) })
 		if _, err := Open(t.Context(), n.options()); err == nil {
 			t.Error("opened")
 		}

@@ -46,11 +46,15 @@ func (p *Pods) beginRun(ctx context.Context, config *runtimeapi.PodSandboxConfig
 		}
 		return pod, nil
 	}
+	id := newID()
 	pod := p.addPod(&podState{
 		Snapshot: Snapshot{
-			ID: newID(), Config: proto.CloneOf(config), Handler: handler, State: Preparing, CreatedAt: time.Now(),
+			ID: id, Config: proto.CloneOf(config), Handler: handler, State: Preparing, CreatedAt: time.Now(),
 		},
-		podMemo: podMemo{Boot: p.opt.Host.BootID},
+		podMemo: podMemo{
+			Boot:  p.opt.Host.BootID,
+			Place: p.opt.Cgroups.Place(config.GetLinux().GetCgroupParent(), id),
+		},
 	})
 	pod.slot.token <- struct{}{} // nobody else knows it yet
 	pod.making = p.crew.occupy(ctx, &pod.slot, "pod "+pod.id+": run", makeBudget, func(ctx context.Context) error {

@@ -47,8 +47,9 @@ func (p *Pods) start(ctx context.Context, c *container) error {
 		return err
 	}
 	s := c.state.Load()
-	if s.Resources.GetCpuQuota() != 0 {
-		if err := p.opt.Cgroups.Limit(ctx, s.Place, s.Resources); err != nil {
+	if quota := s.Resources.GetCpuQuota(); quota != 0 { // left out of the spec
+		r := &runtimeapi.LinuxContainerResources{CpuQuota: quota, CpuPeriod: s.Resources.GetCpuPeriod()}
+		if err := p.opt.Cgroups.Limit(ctx, s.Place, r); err != nil {
 			return p.startFailed(ctx, c, fmt.Errorf("limit cpu: %w", err))
 		}
 	}

@@ -68,7 +68,7 @@ func TestStartFails(t *testing.T) {
 	must(t, err)
 	id, err := d.CreateContainer(t.Context(), podID, containerConfig("main"))
 	must(t, err)
-	n.fail["Processes.Start"] = fault.New(fault.Unknown, "", "exec: no such file: nope")
+	n.set(func() { n.fail["Processes.Start"] = fault.New(fault.Unknown, "", "exec: no such file: nope") })
 	err = d.StartContainer(t.Context(), id)
 	wantKind(t, err, fault.Unknown)
 	c, _ := d.Container(id)
@@ -80,7 +80,7 @@ func TestStartFails(t *testing.T) {
 	}
 	wantKind(t, d.StartContainer(t.Context(), id), fault.Precondition)
 	must(t, d.RemoveContainer(t.Context(), id))
-	delete(n.fail, "Processes.Start")
+	n.set(func() { delete(n.fail, "Processes.Start") })
 	again, err := d.CreateContainer(t.Context(), podID, containerConfig("main"))
 	must(t, err)
 	must(t, d.StartContainer(t.Context(), again))
@@ -93,7 +93,7 @@ func TestCreateFails(t *testing.T) {
 	podID, err := d.Run(t.Context(), podConfig("web", private), "")
 	must(t, err)
 	before := n.left()
-	n.fail["Processes.Create"] = fault.New(fault.Unknown, "", "executable not found")
+	n.set(func() { n.fail["Processes.Create"] = fault.New(fault.Unknown, "", "executable not found") })
 	_, err = d.CreateContainer(t.Context(), podID, containerConfig("main"))
 	wantKind(t, err, fault.Unknown)
 	absent := containerConfig("main")
@@ -162,14 +162,14 @@ func TestExitEarly(t *testing.T) {
 		if c.State != Exited || c.ExitCode != 3 {
 			t.Errorf("%+v", c)
 		}
-		n.atSave = nil
+		n.set(func() { n.atSave = nil })
 
 		id, err = d.CreateContainer(t.Context(), podID, containerConfig("second"))
 		must(t, err)
-		n.deaf["Processes.Start"] = make(chan struct{})
+		n.set(func() { n.deaf["Processes.Start"] = make(chan struct{}) })
 		go func() {
 			synctestWait()
-			n.procs[id].Started = true
+			n.set(func() { n.procs[id].Started = true })
 			n.die(id, 0)
 			close(n.deaf["Processes.Start"])
 		}()
@@ -215,12 +215,12 @@ func TestUpdate(t *testing.T) {
 	if !proto.Equal(c.Resources, want) {
 		t.Errorf("%v", c.Resources)
 	}
-	n.fail["Cgroups.Limit"] = errInjected
+	n.set(func() { n.fail["Cgroups.Limit"] = errInjected })
 	if d.UpdateContainer(t.Context(), id, &runtimeapi.LinuxContainerResources{CpuQuota: 1}) == nil {
 		t.Error("no error")
 	}
 	d.stop()
-	delete(n.fail, "Cgroups.Limit")
+	n.set(func() { delete(n.fail, "Cgroups.Limit") })
 	d = n.open()
 	c, _ = d.Container(id)
 	if !proto.Equal(c.Resources, want) {

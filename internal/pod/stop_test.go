@@ -15,9 +15,7 @@ import (
 )
 
 func (n *node) stubborn(id string) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.procs[id].Stubborn = true
+	n.set(func() { n.procs[id].Stubborn = true })
 }
 
 func TestStopGrace(t *testing.T) {
@@ -106,7 +104,7 @@ func TestUnkillable(t *testing.T) {
 		n := newNode(t)
 		d := n.open()
 		podID, id := n.run(d, "web", private)
-		n.procs[id].Undead = true
+		n.set(func() { n.procs[id].Undead = true })
 		err := d.StopContainer(t.Context(), id, 0)
 		wantKind(t, err, fault.Unavailable)
 		if !strings.Contains(err.Error(), "process 101 outlives SIGKILL") {
@@ -128,13 +126,13 @@ func TestExitUnheard(t *testing.T) {
 		_, id := n.run(d, "web", private)
 		_, other := n.run(d, "other", private)
 		synctest.Wait()
-		clear(n.watch)
+		n.set(func() { clear(n.watch) })
 		must(t, d.StopContainer(t.Context(), id, 5*time.Second))
 		c, _ := d.Container(id)
 		if c.State != Exited || c.ExitCode != 143 {
 			t.Errorf("%+v", c)
 		}
-		delete(n.procs, other)
+		n.set(func() { delete(n.procs, other) })
 		must(t, d.StopContainer(t.Context(), other, 5*time.Second))
 		c, _ = d.Container(other)
 		if c.State != Exited || c.ExitCode != 255 || c.Reason != "Unknown" {
@@ -149,7 +147,7 @@ func TestStopReleaseFails(t *testing.T) {
 		n := newNode(t)
 		d := n.open()
 		podID, _ := n.run(d, "web", private)
-		n.fail["Network.Detach"] = errors.New("plugin is gone")
+		n.set(func() { n.fail["Network.Detach"] = errors.New("plugin is gone") })
 		for range 2 {
 			err := d.Stop(t.Context(), podID)
 			if err == nil || !strings.Contains(err.Error(), "release network: plugin is gone") {
@@ -166,9 +164,7 @@ func TestStopReleaseFails(t *testing.T) {
 		_, err := d.Run(t.Context(), podConfig("web", private), "")
 		wantKind(t, err, fault.Exists)
 		time.Sleep(time.Hour)
-		n.mu.Lock()
-		delete(n.fail, "Network.Detach")
-		n.mu.Unlock()
+		n.set(func() { delete(n.fail, "Network.Detach") })
 		time.Sleep(time.Minute)
 		d.stop()
 		n.clean()
@@ -180,8 +176,8 @@ func TestReleaseAfterFailureFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNode(t)
 		d := n.open()
-		n.fail["Sessions.Hold"] = errInjected
-		n.fail["Namespaces.Release"] = errors.New("busy")
+		n.set(func() { n.fail["Sessions.Hold"] = errInjected })
+		n.set(func() { n.fail["Namespaces.Release"] = errors.New("busy") })
 		_, err := d.Run(t.Context(), podConfig("web", shared), "")
 		if !errors.Is(err, errInjected) {
 			t.Fatal(err)
@@ -189,9 +185,9 @@ func TestReleaseAfterFailureFails(t *testing.T) {
 		if all := d.List(); len(all) != 1 || all[0].State != Preparing {
 			t.Fatalf("%+v", all)
 		}
-		delete(n.fail, "Sessions.Hold")
+		n.set(func() { delete(n.fail, "Sessions.Hold") })
 		podID, _ := n.run(d, "web", shared)
-		delete(n.fail, "Namespaces.Release")
+		n.set(func() { delete(n.fail, "Namespaces.Release") })
 		time.Sleep(time.Minute)
 		if len(d.List()) != 1 {
 			t.Error("half a pod stays")

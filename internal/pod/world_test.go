@@ -116,6 +116,13 @@ func (w *world) unmake(ctx context.Context, name, thing string) error {
 	return w.call(ctx, name, func() error { delete(w.have, thing); return nil })
 }
 
+// set changes the world between calls.
+func (w *world) set(change func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	change()
+}
+
 // left returns what exists.
 func (w *world) left() []string {
 	w.mu.Lock()
@@ -224,6 +231,10 @@ func (f fakeCgroups) Prepare(ctx context.Context, _ string) error {
 	return f.call(ctx, "Cgroups.Prepare", func() error { return nil })
 }
 
+func (f fakeCgroups) Create(ctx context.Context, p cgroup.Place) error {
+	return f.make(ctx, "Cgroups.Create", "cgroup "+p.ID)
+}
+
 func (f fakeCgroups) Limit(ctx context.Context, _ cgroup.Place, r *runtimeapi.LinuxContainerResources) error {
 	return f.call(ctx, "Cgroups.Limit", func() error { f.limits = append(f.limits, r); return nil })
 }
@@ -323,7 +334,9 @@ func (f fakeProcesses) Hold(ctx context.Context, h monitor.Holder) (pid int, err
 		f.pid++
 		pid = f.pid
 		f.procs[h.ID] = &process{Started: true}
-		f.have["cgroup "+h.ID] = true
+		if !f.have["cgroup "+h.ID] {
+			return errors.New("no control group to put the holder in")
+		}
 		return nil
 	})
 	return pid, err
