@@ -32,8 +32,14 @@ func (s *server) start(id string) error {
 		return nil
 	case rec.Phase < created:
 		return fault.New(fault.Precondition, "monitor.Start", "container %s is not created", id)
-	case rec.Phase == starting && s.hasStarted(c):
-		return c.save(func(r *record) { r.Phase = max(r.Phase, started) })
+	case rec.Phase == starting:
+		// The monitor before was killed here; the command lived on.
+		if err := awaitStrays(c.dir, id, false); err != nil {
+			return err
+		}
+		if s.hasStarted(c) {
+			return c.save(func(r *record) { r.Phase = max(r.Phase, started) })
+		}
 	}
 	if err := c.save(func(r *record) { r.Phase = max(r.Phase, starting) }); err != nil {
 		return err
@@ -197,8 +203,8 @@ const commandLimit = 2 * time.Minute
 // maxErrorText bounds what is read of an OCI runtime's error output.
 const maxErrorText = 64 << 10
 
-// runtime runs one command of an OCI runtime, which dies with this process,
-// and makes a classified error of its failure. args gets the path of the error
+// runtime runs one command of an OCI runtime, which dies with this process
+// unless it is start, and makes a classified error of its failure. args gets the path of the error
 // log, which is removed afterwards. Absent stdio is /dev/null, but standard
 // error, which then goes into the error's text.
 func (s *server) runtime(ctx context.Context, r ociruntime.Runtime, command, errorLog string, stdio [3]*os.File, args func(errorLog string) []string) error {
@@ -222,10 +228,13 @@ func (s *server) runtimeOutput(ctx context.Context, r ociruntime.Runtime, comman
 	} else if cmd.Stdout == nil {
 		cmd.Stderr = nil
 	}
-	// Bound to the thread that forks: it must stay until the command has ended.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: sigkill}
+	if command != "start" { // which, cut short, takes the container with it
+		// Bound to the thread that forks: it must stay until the command has ended.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: sigkill}
+	}
+	cmd.Env = append(os.Environ(), marker+errorLog) // names container and command
 	err := cmd.Run()
 	logged := readSome(errorLog)
 	_ = os.Remove(errorLog)
@@ -237,6 +246,10 @@ func (s *server) runtimeOutput(ctx context.Context, r ociruntime.Runtime, comman
 	}
 	return nil, r.Classify(command, err, ociruntime.Message(logged, text.data))
 }
+
+// marker is a variable in the environment of OCI runtimes. What they fork has
+// it, too, until it becomes the container: so strays are found.
+const marker = "DAVIT_RUNTIME_LOG="
 
 var errHung = fmt.Errorf("it did not end within %s", commandLimit)
 

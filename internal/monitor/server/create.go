@@ -203,6 +203,9 @@ func (s *server) abandon(c *container) error {
 			_ = c.awaitEnd()
 		}
 	}
+	if err := awaitStrays(c.dir, c.id, true); err != nil {
+		return err
+	}
 	if _, err := os.Stat(filepath.Join(rec.Container.Runtime.Root, c.id)); err == nil {
 		_ = s.runtime(context.Background(), rec.Container.Runtime, "delete", c.path("delete.log"), [3]*os.File{}, func(errorLog string) []string {
 			return rec.Container.Runtime.Delete(errorLog, c.id, true)

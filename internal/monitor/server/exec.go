@@ -313,6 +313,23 @@ func readProcess(pid int) (process, bool) {
 // descendants finds the living processes that pid started, or that are in the
 // session it leads, itself excepted.
 func descendants(pid int) []process {
+	all := processes()
+	var found []process
+	tree := []int{pid}
+	for i := 0; i < len(tree); i++ {
+		for _, p := range all {
+			related := p.parent == tree[i] || p.session == pid
+			if related && p.pid != pid && !slices.Contains(tree, p.pid) {
+				tree = append(tree, p.pid)
+				found = append(found, p)
+			}
+		}
+	}
+	return found
+}
+
+// processes reads all that live.
+func processes() []process {
 	dir, err := os.Open("/proc")
 	if err != nil {
 		return nil
@@ -330,18 +347,47 @@ func descendants(pid int) []process {
 			}
 		}
 	}
-	var found []process
-	tree := []int{pid}
-	for i := 0; i < len(tree); i++ {
-		for _, p := range all {
-			related := p.parent == tree[i] || p.session == pid
-			if related && p.pid != pid && !slices.Contains(tree, p.pid) {
-				tree = append(tree, p.pid)
-				found = append(found, p)
-			}
+	return all
+}
+
+// strays finds what OCI runtimes of the monitor before have left to the
+// keeper: processes with a container's directory or ID in their environment, by
+// marker or, of runc, by its state directory. The container itself is none of
+// them: its environment comes from its spec.
+func strays(dir, id string) (found []process) {
+	keeper := os.Getppid()
+	for _, p := range processes() {
+		if p.parent != keeper {
+			continue
+		}
+		env, err := os.ReadFile("/proc/" + strconv.Itoa(p.pid) + "/environ")
+		if err != nil {
+			continue
+		}
+		ofRunc := bytes.Contains(env, []byte("_LIBCONTAINER_STATEDIR=")) && bytes.Contains(env, []byte("/"+id+"\x00"))
+		if ofRunc || bytes.Contains(env, []byte(marker+dir+"/")) {
+			found = append(found, p)
 		}
 	}
 	return found
+}
+
+// awaitStrays waits until no stray is left, which kill makes sooner.
+func awaitStrays(dir, id string, kill bool) error {
+	for end := time.Now().Add(endWait); ; time.Sleep(2 * time.Millisecond) {
+		left := strays(dir, id)
+		if len(left) == 0 {
+			return nil
+		}
+		for _, p := range left {
+			if kill {
+				p.kill()
+			}
+		}
+		if time.Now().After(end) {
+			return fault.New(fault.Unavailable, "monitor", "%d processes of the OCI runtime for %s do not end", len(left), id)
+		}
+	}
 }
 
 // killTree kills what pid left behind, until a look finds nothing more.

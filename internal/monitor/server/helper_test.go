@@ -86,13 +86,37 @@ func (n *node) end() {
 	await(n.t, "keeper and monitor to go", func() bool { return n.process("keep") == 0 && n.process("serve") == 0 })
 	must(n.t, unix.Unmount(n.state, 0))
 	cgroups, _ := filepath.Glob("/sys/fs/cgroup/*/davit-test")
-	for _, dir := range cgroups {
-		must(n.t, os.Remove(dir)) // of each container, it must be gone
+	for _, dir := range cgroups { // of half-made containers they are davitd's to remove
+		for _, sub := range subdirs(dir) {
+			must(n.t, unix.Rmdir(sub))
+		}
+		must(n.t, unix.Rmdir(dir))
 	}
 }
 
-// left names files of containers, and children of the keeper, that remain.
+func subdirs(dir string) (dirs []string) {
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		if e.IsDir() {
+			dirs = append(dirs, filepath.Join(dir, e.Name()))
+		}
+	}
+	return dirs
+}
+
+// left names files of containers, and children of the keeper, that remain
+// after what is dying has had a moment.
 func (n *node) left() (left []string) {
+	for range 100 {
+		if left = n.leftNow(); len(left) == 0 {
+			return nil
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return left
+}
+
+func (n *node) leftNow() (left []string) {
 	for _, d := range []string{"exits", "claims", "monitor", "crun", "runc"} {
 		entries, _ := os.ReadDir(filepath.Join(n.state, d))
 		for _, e := range entries {

@@ -136,3 +136,42 @@ func running(args string) bool {
 	}
 	return false
 }
+
+// A kill at each stage of a create: the call is answered all the same, by the
+// next monitor, and the half-made container of the first is gone.
+func TestKillDuringCreate(t *testing.T) {
+	n := newNode(t)
+	runtimes(t, func(t *testing.T, runtime string) {
+		for i := range 40 {
+			c := n.container(runtime, "sh", "-c", "echo hello; exit 6")
+			timer := time.AfterFunc(time.Duration(rand.IntN(40000))*time.Microsecond, func() { n.killMonitor() })
+			n.run(c)
+			if exit := n.exit(c.ID); exit.Code != 6 {
+				t.Errorf("%d: exit %+v", i, exit)
+			}
+			timer.Stop()
+			n.remove(c.ID)
+			if left := n.left(); len(left) > 0 {
+				t.Fatalf("%d: left behind: %q", i, left)
+			}
+		}
+	})
+}
+
+// A create whose caller has gone, too: Remove leaves nothing of it.
+func TestKillDuringAbandonedCreate(t *testing.T) {
+	n := newNode(t)
+	runtimes(t, func(t *testing.T, runtime string) {
+		for i := range 20 {
+			c := n.container(runtime, "sleep", "1000")
+			ctx, cancel := context.WithTimeout(context.Background(), time.Duration(rand.IntN(40000))*time.Microsecond)
+			_, _ = n.Create(ctx, c)
+			cancel()
+			n.killMonitor()
+			n.remove(c.ID)
+			if left := n.left(); len(left) > 0 {
+				t.Fatalf("%d: left behind: %q", i, left)
+			}
+		}
+	})
+}

@@ -3,6 +3,7 @@ package server
 import (
 	"errors"
 	"os"
+	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -37,7 +38,7 @@ func (s *server) recover(have inventory) {
 	}
 	for _, id := range have.expected {
 		if !known[id] {
-			_ = s.keeper.cancel(id)
+			s.endHalfMade(id)
 		}
 	}
 	s.mu.Lock()
@@ -116,6 +117,21 @@ func (s *server) endStray(id string, claim monitor.KeeperEvent) {
 		s.log.Error("exec of the monitor before lives", "id", id, "pid", claim.Pid, "error", err)
 	}
 	_ = s.keeper.forget(id)
+}
+
+// endHalfMade kills an exec that was not yet claimed, if its OCI runtime got
+// as far as to write its pid.
+func (s *server) endHalfMade(id string) {
+	files, _ := filepath.Glob(filepath.Join(s.dir, "*", id+".*"))
+	for _, file := range files {
+		if pid, err := readPid(file); err == nil && filepath.Ext(file) == ".pid" {
+			if s.keeper.claim(id, pid, false) == nil {
+				s.endStray(id, monitor.KeeperEvent{Pid: pid})
+			}
+		}
+		_ = os.Remove(file)
+	}
+	_ = s.keeper.cancel(id)
 }
 
 // take takes a descriptor out of those the keeper has sent; -1 if it has none.

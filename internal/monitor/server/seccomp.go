@@ -58,7 +58,7 @@ func (s *server) seccomp(q monitor.SeccompRequest) (monitor.SeccompReply, error)
 
 // writeThrowaway makes a bundle with nothing in it but this program.
 func writeThrowaway(bundle string, profile *specs.LinuxSeccomp) error {
-	if err := os.Mkdir(filepath.Join(bundle, "rootfs"), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Join(bundle, "rootfs/dev"), 0o755); err != nil {
 		return err
 	}
 	self, err := os.Executable()
@@ -69,9 +69,10 @@ func writeThrowaway(bundle string, profile *specs.LinuxSeccomp) error {
 		Version: "1.0.0",
 		Process: &specs.Process{Cwd: "/", Args: []string{"/davit-monitor", "hold"}},
 		Root:    &specs.Root{Path: "rootfs"},
-		Mounts: []specs.Mount{{
-			Destination: "/davit-monitor", Source: self, Type: "bind", Options: []string{"bind", "ro"},
-		}},
+		Mounts: []specs.Mount{
+			{Destination: "/dev", Source: "tmpfs", Type: "tmpfs"},
+			{Destination: "/davit-monitor", Source: self, Type: "bind", Options: []string{"bind", "ro"}},
+		},
 		Linux: &specs.Linux{
 			Namespaces: []specs.LinuxNamespace{{Type: specs.MountNamespace}, {Type: specs.PIDNamespace}},
 			Seccomp:    profile,
