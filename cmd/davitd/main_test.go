@@ -45,7 +45,6 @@ func TestPodLife(t *testing.T) {
 		t.Fatalf("pulled %s, status %v, %v", ref, st, err)
 	}
 	config := testkit.PodConfig("web", d.Logs)
-	config.Linux.SecurityContext.NamespaceOptions = &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}
 	podID, err := c.RunPod(ctx, config)
 	if err != nil {
 		t.Fatal(err)

@@ -47,7 +47,8 @@ func listen(path string) (net.Listener, error) {
 }
 
 // serve serves until ctx ends, then lets calls under way end. The socket goes.
-func serve(ctx context.Context, s *grpc.Server, path string, log *slog.Logger) error {
+// ready is called once it is there.
+func serve(ctx context.Context, s *grpc.Server, path string, log *slog.Logger, ready func()) error {
 	l, err := listen(path)
 	if err != nil {
 		return err
@@ -55,6 +56,7 @@ func serve(ctx context.Context, s *grpc.Server, path string, log *slog.Logger) e
 	defer func() { _ = os.Remove(path) }()
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
+	ready()
 	notify(log, "READY=1")
 	select {
 	case err := <-served:

@@ -44,7 +44,7 @@ func TestServe(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)
-	go func() { served <- serve(ctx, grpc.NewServer(), path, quiet) }()
+	go func() { served <- serve(ctx, grpc.NewServer(), path, quiet, func() {}) }()
 	if s := read(); s != "READY=1" {
 		t.Errorf("told %q", s)
 	}

@@ -71,15 +71,16 @@ func run(ctx context.Context, c *config, log *slog.Logger) error {
 		p.runtimes.compile(ctx, p.monitor, p.host.Capabilities)
 		return nil
 	})
-	log.Info("davitd serves", "socket", c.socketPath(), "pods", len(p.pods.List()), "containers", len(p.pods.Containers()),
-		"cgroups", p.cgroups.Layout(), "cgroup_driver", p.cgroups.Driver(), "started_in", time.Since(begun).Round(time.Millisecond))
 	if err := p.runtimes.ready(); err != nil {
 		log.Warn("pods cannot run", "reason", err)
 	}
 	if err := p.network.Status(); err != nil {
 		log.Warn("pods cannot be connected", "reason", err)
 	}
-	return serve(ctx, p.server(c, log), c.socketPath(), log)
+	return serve(ctx, p.server(c, log), c.socketPath(), log, func() {
+		log.Info("davitd serves", "socket", c.socketPath(), "pods", len(p.pods.List()), "containers", len(p.pods.Containers()),
+			"cgroups", p.cgroups.Layout(), "cgroup_driver", p.cgroups.Driver(), "started_in", time.Since(begun).Round(time.Millisecond))
+	})
 }
 
 // lock makes the two directories davitd's own, for one davitd at a time.
