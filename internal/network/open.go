@@ -161,7 +161,11 @@ func (n *Network) Status() error {
 }
 
 // Close ends the use of n. Bridge, table and leases stay: pods run on.
-func (n *Network) Close() {}
+func (n *Network) Close() {
+	n.rules.mu.Lock()
+	defer n.rules.mu.Unlock()
+	n.rules.disconnect()
+}
 
 // Destroy removes bridge and table. Precondition if a pod is attached to them.
 func (n *Network) Destroy(context.Context) error {
