@@ -174,6 +174,10 @@ func TestRestoredWhileRunning(t *testing.T) {
 		t.Fatal(err)
 	}
 	ensure("deleted")
+	if err := w.bridge.destroy(); err != nil {
+		t.Fatal(err)
+	}
+	ensure("without a bridge")
 	// Opening a port notices at once.
 	c.DelTable(w.rules.table())
 	if err := c.Flush(); err != nil {
@@ -198,6 +202,7 @@ func TestRestoredWhileRunning(t *testing.T) {
 	if _, err := w.ask(host, "tcp", "127.0.0.1:8003"); err != nil {
 		t.Errorf("after the bridge was deleted: %v", err)
 	}
+	ensure("the others, then")
 }
 
 // A process may keep a namespace alive after its pod: its address and port go

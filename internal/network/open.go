@@ -124,10 +124,9 @@ func (n *Network) keep(ctx context.Context) {
 	}
 }
 
-// restore puts bridge and table in place.
+// restore puts bridge and table in place, and pods' links on the bridge.
 func (n *Network) restore() error {
-	_, err := n.bridge.ensure()
-	return errors.Join(err, n.rules.ensure(n.elements))
+	return errors.Join(n.bridge.rejoin(n.leases.all()), n.rules.ensure(n.elements))
 }
 
 // elements returns those of all leases.
