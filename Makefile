@@ -1,0 +1,81 @@
+# `make` alone lists the targets. `sudo make demo` and `sudo make test` need nothing but Debian 12, make and Go:
+# they install what is missing from Debian.
+
+export PATH := $(PATH):/usr/local/go/bin:/usr/sbin:/sbin
+export GOFLAGS := -buildvcs=false
+
+VERSION     ?= 0.1.0-dev
+STATICCHECK ?= honnef.co/go/tools/cmd/staticcheck@v0.8.2
+FUZZTIME    ?= 20s
+BENCHFLAGS  ?=
+
+BINARIES := davitd davit-monitor davit
+# What several goroutines or processes share, and thus what the race detector looks at.
+CORE     := $(wildcard internal/pod internal/monitor internal/monitor/server internal/keeper internal/image internal/registry internal/network)
+GOTEST   := go run ./test/gotest -skips test/skips.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help build check lint test test-root test-crash test-race fuzz bench demo conform deps tools clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## build bin/davitd, bin/davit-monitor and bin/davit: static, no cgo
+	CGO_ENABLED=0 go build -trimpath -ldflags '-X main.version=$(VERSION)' -o bin/ $(addprefix ./cmd/,$(BINARIES))
+
+check: lint ## format, vet, staticcheck, the rules of the layout, and all tests that need no root
+	DAVIT_NOROOT=1 go test ./...
+
+lint:
+	@unformatted=$$(gofmt -l $$(find . -name '*.go' -not -path './bin/*')); \
+	if [ -n "$$unformatted" ]; then echo "not gofmt'ed:"; echo "$$unformatted"; exit 1; fi
+	go vet ./...
+	go run $(STATICCHECK) ./...
+
+test: tools lint build ## everything that is tested (as root): installs what it needs, checks, then all tests
+	DAVIT_BIN=$(CURDIR)/bin $(GOTEST) \
+		-- -timeout 8m . ./cmd/... ./criclient/... ./internal/... \
+		-- -timeout 10m -p 1 ./test/... \
+		-- -timeout 8m -p 1 -race -short $(addprefix ./,$(CORE))
+
+test-root: build ## the tests that need root, scripts included, without the long ones
+	DAVIT_BIN=$(CURDIR)/bin $(GOTEST) -- -timeout 10m -p 1 -short ./internal/... ./test/...
+
+test-crash: build ## 100 pod life cycles under kill -9 of davitd and of the monitor, and 200 pods
+	DAVIT_BIN=$(CURDIR)/bin DAVIT_CRASH_PODS=100 DAVIT_SCALE_PODS=200 $(GOTEST) -- -timeout 20m -v ./test/crash ./test/scale
+
+test-race: ## the core's tests under the race detector (needs gcc)
+	$(GOTEST) -- -timeout 10m -p 1 -race $(addprefix ./,$(CORE))
+
+fuzz: ## each fuzz target for FUZZTIME (20s)
+	@grep -ro --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' . | while IFS=: read -r file f; do \
+		echo "== $$(dirname $$file) $${f#func }"; \
+		go test -run '^$$' -fuzz "^$${f#func }\$$" -fuzztime $(FUZZTIME) "$$(dirname $$file)" || exit 1; \
+	done
+
+bench: build ## start, exec and stop of pods, memory, log throughput: a table, and bin/bench.json (ENDPOINT= for another runtime)
+	go build -o bin/davit-bench ./test/bench
+	DAVIT_BIN=$(CURDIR)/bin bin/davit-bench -json bin/bench.json $(if $(ENDPOINT),-endpoint $(ENDPOINT)) $(BENCHFLAGS)
+
+demo: ## (as root) a pod from its manifest to its end, on a registry and a davitd of its own
+	@test/install.sh demo
+	@$(MAKE) --no-print-directory build
+	@go build -o bin/davit-demo ./test/demo
+	@DAVIT_BIN=$(CURDIR)/bin bin/davit-demo
+
+conform: build ## the CRI conformance suite: make conform CRITEST=/path/of/critest
+	@test -n "$(CRITEST)" || { echo "set CRITEST to a critest program (kubernetes-sigs/cri-tools)"; exit 2; }
+	go build -o bin/davit-conform ./test/conform
+	DAVIT_BIN=$(CURDIR)/bin bin/davit-conform -critest $(CRITEST)
+
+deps: ## write down what the programs depend on, in docs/deps; a change there is a decision
+	@mkdir -p docs/deps
+	@for b in $(BINARIES); do \
+		go list -deps -f '{{with .Module}}{{.Path}}{{end}}' ./cmd/$$b | sort -u >docs/deps/$$b.txt; \
+	done; wc -l docs/deps/*.txt
+
+tools: # what the tests need from Debian
+	@test/install.sh test
+
+clean: ## remove what was built
+	rm -rf bin

@@ -1,0 +1,60 @@
+#!/bin/bash
+# install.sh demo|test: install from Debian what is missing for the demonstration or for all tests.
+set -euo pipefail
+
+missing=()
+need() { # need PACKAGE COMMAND-OR-FILE...: PACKAGE is missing unless one of them is there
+	local package=$1 what
+	shift
+	for what in "$@"; do
+		if [[ $what == /* ]]; then
+			[[ -e $what ]] && return
+		elif command -v "$what" >/dev/null; then
+			return
+		fi
+	done
+	missing+=("$package")
+}
+
+need ca-certificates /etc/ssl/certs/ca-certificates.crt
+need busybox-static /bin/busybox
+need docker-registry docker-registry
+case ${1:-} in
+demo)
+	need crun crun runc
+	;;
+test)
+	need crun crun
+	need runc runc
+	need nftables nft
+	need iptables iptables
+	need iproute2 ip
+	need containernetworking-plugins /usr/lib/cni/bridge /opt/cni/bin/bridge
+	need gcc gcc # the race detector
+	need libc6-dev /usr/include/stdlib.h
+	;;
+*)
+	echo "usage: install.sh demo|test" >&2
+	exit 2
+	;;
+esac
+[[ ${#missing[@]} -eq 0 ]] && exit 0
+
+if [[ $EUID -ne 0 ]]; then
+	echo "missing: ${missing[*]}; install them, or run as root" >&2
+	exit 1
+fi
+echo "installing from Debian: ${missing[*]}"
+export DEBIAN_FRONTEND=noninteractive
+# Nothing that is installed here is to be started as a service of this machine.
+if [[ ! -e /usr/sbin/policy-rc.d ]]; then
+	printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
+	chmod 755 /usr/sbin/policy-rc.d
+	trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+fi
+log=$(mktemp)
+if ! { apt-get update && apt-get install -y --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then
+	tail -n 40 "$log" >&2
+	exit 1
+fi
+rm -f "$log"
