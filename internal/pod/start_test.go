@@ -147,32 +147,28 @@ func TestExitEarly(t *testing.T) {
 		d := n.open()
 		podID, err := d.Run(t.Context(), podConfig("web", private), "")
 		must(t, err)
-		// At the save that follows the process's creation.
-		n.atSave = func() {
-			for id, p := range n.procs {
-				if p.Exit == nil {
-					go n.die(id, 3)
-				}
-			}
-		}
+		create := make(chan struct{})
+		n.set(func() { n.deaf["Processes.Create"] = create })
+		time.AfterFunc(time.Second, func() {
+			d.exited(monitor.Exit{ID: d.containersOf(podID)[0].id, Code: 3, At: time.Now()})
+			close(create)
+		})
 		id, err := d.CreateContainer(t.Context(), podID, containerConfig("main"))
 		must(t, err)
-		synctest.Wait()
 		c, _ := d.Container(id)
 		if c.State != Exited || c.ExitCode != 3 {
 			t.Errorf("%+v", c)
 		}
-		n.set(func() { n.atSave = nil })
 
 		id, err = d.CreateContainer(t.Context(), podID, containerConfig("second"))
 		must(t, err)
-		n.set(func() { n.deaf["Processes.Start"] = make(chan struct{}) })
-		go func() {
-			synctestWait()
+		hang := make(chan struct{})
+		n.set(func() { n.deaf["Processes.Start"] = hang })
+		time.AfterFunc(time.Second, func() {
 			n.set(func() { n.procs[id].Started = true })
 			n.die(id, 0)
-			close(n.deaf["Processes.Start"])
-		}()
+			close(hang)
+		})
 		must(t, d.StartContainer(t.Context(), id))
 		c, _ = d.Container(id)
 		if c.State != Exited || c.ExitCode != 0 || c.Reason != "Completed" || c.StartedAt.IsZero() {
@@ -180,8 +176,6 @@ func TestExitEarly(t *testing.T) {
 		}
 	})
 }
-
-func synctestWait() { time.Sleep(time.Second) }
 
 func TestUpdate(t *testing.T) {
 	n := newNode(t)
@@ -309,7 +303,7 @@ func TestSpec(t *testing.T) {
 	podID, err = d.Run(t.Context(), config, "")
 	must(t, err)
 	s, _ := d.Pod(podID)
-	if len(s.Paths) > 0 || strings.Join(s.Held, " ") != "directory cgroup files" {
+	if len(s.Paths) > 0 || strings.Join(s.Held, " ") != "directory" {
 		t.Errorf("%+v", s)
 	}
 	_, err = d.CreateContainer(t.Context(), podID, containerConfig("main"))

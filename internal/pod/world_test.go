@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -49,6 +50,7 @@ type world struct {
 	failAt  int                      // the number of the call that fails, once; 0: none
 	after   bool                     // it fails having done its work
 	fail    map[string]error         // by name of the call, every time
+	chance  *rand.Rand               // if set, calls fail and take their time at random
 	hang    map[string]chan struct{} // by name: it waits for that or its context
 	deaf    map[string]chan struct{} // the same, but whatever its context does
 	watch   map[int]func(monitor.Exit)
@@ -75,7 +77,17 @@ func newWorld() *world {
 func (w *world) call(ctx context.Context, name string, work func() error) error {
 	w.mu.Lock()
 	w.calls = append(w.calls, name)
-	fails := w.failAt != 0 && len(w.calls) == w.failAt
+	fails, after := w.failAt != 0 && len(w.calls) == w.failAt, w.after
+	var slow time.Duration
+	if w.chance != nil {
+		fails, after = w.chance.IntN(20) == 0, w.chance.IntN(2) == 0
+		if name != "save" && w.chance.IntN(10) == 0 {
+			slow = time.Duration(w.chance.IntN(30000)) * time.Millisecond
+		}
+		if name == "Processes.List" {
+			fails = false
+		}
+	}
 	hang, deaf, always := w.hang[name], w.deaf[name], w.fail[name]
 	w.mu.Unlock()
 	if deaf != nil {
@@ -88,10 +100,14 @@ func (w *world) call(ctx context.Context, name string, work func() error) error 
 			return ctx.Err()
 		}
 	}
+	select {
+	case <-time.After(slow):
+	case <-ctx.Done():
+	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if fails && !w.after {
+	if fails && !after {
 		return errInjected
 	}
 	w.mu.Lock()
