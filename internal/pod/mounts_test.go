@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -64,7 +65,7 @@ func tryMounts(t *testing.T, dir string) {
 		if err := m.unmount(path); err != nil {
 			t.Error(err)
 		}
-		if _, err := os.Lstat(path); !os.IsNotExist(err) {
+		if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("%s: %v", path, err)
 		}
 	}

@@ -2,6 +2,7 @@ package pod
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -84,6 +85,34 @@ func TestStartFails(t *testing.T) {
 	again, err := d.CreateContainer(t.Context(), podID, containerConfig("main"))
 	must(t, err)
 	must(t, d.StartContainer(t.Context(), again))
+}
+
+// A start that fails, and whose process cannot be removed at first, ends in time.
+func TestStartFailsForLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode(t)
+		d := n.open()
+		podID, err := d.Run(t.Context(), podConfig("web", private), "")
+		must(t, err)
+		id, err := d.CreateContainer(t.Context(), podID, containerConfig("main"))
+		must(t, err)
+		n.set(func() { n.fail["Processes.Start"], n.fail["Processes.Remove"] = errInjected, errors.New("no answer") })
+		if err := d.StartContainer(t.Context(), id); err == nil || !strings.Contains(err.Error(), "no answer") {
+			t.Errorf("%v", err)
+		}
+		if c, _ := d.Container(id); c.State != Created {
+			t.Errorf("%+v", c)
+		}
+		time.Sleep(time.Minute)
+		n.set(func() { clear(n.fail) })
+		time.Sleep(2 * time.Minute)
+		if c, _ := d.Container(id); c.State != Exited || c.Reason != "StartError" {
+			t.Errorf("%+v", c)
+		}
+		must(t, d.Remove(t.Context(), podID))
+		d.stop()
+		n.clean()
+	})
 }
 
 // Creating fails: nothing is left, and the name is free.
