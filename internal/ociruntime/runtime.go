@@ -10,4 +10,5 @@ type Runtime struct {
 	Path          string // absolute path of the program
 	Root          string // state directory given as --root, on a tmpfs
 	SystemdCgroup bool   // cgroups by systemd instead of cgroupfs
+	NoCgroup      bool   // crun only: leave cgroups alone
 }

@@ -1,0 +1,281 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"runtime"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/monitor"
+	"github.com/davit-runtime/davit/internal/ociruntime"
+)
+
+// start lets a created container run; one that was started already is left alone.
+func (s *server) start(id string) error {
+	c, err := s.take(id)
+	if err != nil {
+		return err
+	}
+	defer c.op.Unlock()
+	rec := c.get()
+	switch {
+	case rec.Phase >= started || rec.Holder:
+		return nil
+	case rec.Phase < created:
+		return fault.New(fault.Precondition, "monitor.Start", "container %s is not created", id)
+	case rec.Phase == starting:
+		// The monitor before was killed here; the command lived on.
+		if err := awaitStrays(c.dir, id, false); err != nil {
+			return err
+		}
+		if s.hasStarted(c) {
+			return c.save(func(r *record) { r.Phase = max(r.Phase, started) })
+		}
+	}
+	if err := c.save(func(r *record) { r.Phase = max(r.Phase, starting) }); err != nil {
+		return err
+	}
+	err = s.runtime(context.Background(), rec.Container.Runtime, "start", c.path("runtime.log"), [3]*os.File{}, func(errorLog string) []string {
+		return rec.Container.Runtime.Start(errorLog, id)
+	})
+	if err != nil {
+		return err
+	}
+	return c.save(func(r *record) { r.Phase = max(r.Phase, started) })
+}
+
+// hasStarted asks the OCI runtime whether a `start` that was cut short got through.
+func (s *server) hasStarted(c *container) bool {
+	r := c.get().Container.Runtime
+	out, err := s.runtimeOutput(context.Background(), r, "state", c.path("state.log"), [3]*os.File{}, func(errorLog string) []string {
+		return r.State(errorLog, c.id)
+	})
+	if err != nil {
+		return false
+	}
+	var state struct{ Status string }
+	return json.NewDecoder(bytes.NewReader(out)).Decode(&state) == nil && state.Status != "created"
+}
+
+func (s *server) signal(id string, signal int) error {
+	s.mu.Lock()
+	c := s.containers[id]
+	s.mu.Unlock()
+	if c == nil || c.get().Phase == creating {
+		return fault.New(fault.NotFound, "monitor.Signal", "no container %s", id)
+	}
+	if signal < 0 || signal > 64 {
+		return fault.New(fault.Invalid, "monitor.Signal", "bad signal %d", signal)
+	}
+	if unix.Signal(signal) == unix.SIGKILL && !c.hasEnded() && !c.get().Killed {
+		// Before the act: what it does must not look like the OOM killer's.
+		if err := c.save(func(r *record) { r.Killed = true }); err != nil {
+			return err
+		}
+	}
+	err := s.keeper.kill(id, unix.Signal(signal))
+	if errors.Is(err, errGone) {
+		return fault.New(fault.NotFound, "monitor.Signal", "container %s has ended", id)
+	}
+	return err
+}
+
+func (s *server) reopen(id string) error {
+	s.mu.Lock()
+	c := s.containers[id]
+	s.mu.Unlock()
+	if c == nil {
+		return fault.New(fault.NotFound, "monitor.ReopenLog", "no container %s", id)
+	}
+	o := c.output()
+	if o == nil || c.hasEnded() {
+		return fault.New(fault.Precondition, "monitor.ReopenLog", "container %s is not running", id)
+	}
+	return o.reopen()
+}
+
+func (s *server) update(q monitor.UpdateRequest) error {
+	s.mu.Lock()
+	c := s.containers[q.ID]
+	s.mu.Unlock()
+	if c == nil {
+		return fault.New(fault.NotFound, "monitor.Update", "no container %s", q.ID)
+	}
+	if c.hasEnded() {
+		return fault.New(fault.Precondition, "monitor.Update", "container %s is not running", q.ID)
+	}
+	f, err := os.CreateTemp(c.dir, "update-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(q.Resources)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	r := c.get().Container.Runtime
+	return s.runtime(context.Background(), r, "update", f.Name()+".log", [3]*os.File{}, func(errorLog string) []string {
+		return r.Update(errorLog, q.ID, f.Name())
+	})
+}
+
+// endWait is how long a killed process may take to go.
+const endWait = 10 * time.Second
+
+func (c *container) awaitEnd() error { return c.awaitClosed(c.ended, "outlives SIGKILL") }
+
+func (c *container) awaitClosed(done <-chan struct{}, what string) error {
+	t := time.NewTimer(endWait)
+	defer t.Stop()
+	select {
+	case <-done:
+		return nil
+	case <-t.C:
+		return fault.New(fault.Unavailable, "monitor.Remove", "container %s %s by %s", c.id, what, endWait)
+	}
+}
+
+// remove ends a container and forgets all of it.
+func (s *server) remove(id string) error {
+	if err := checkID(id); err != nil {
+		return err
+	}
+	c, err := s.take(id)
+	if fault.Is(err, fault.NotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer c.op.Unlock()
+	rec := c.get()
+	if rec.Phase == creating {
+		return s.abandon(c)
+	}
+	if !c.hasEnded() {
+		if err := s.signal(id, int(unix.SIGKILL)); err != nil && !fault.Is(err, fault.NotFound) {
+			return err
+		}
+		if err := c.awaitEnd(); err != nil {
+			return err
+		}
+	}
+	if err := c.awaitClosed(c.complete, "has a log that is not complete"); err != nil {
+		return err
+	}
+	if !rec.Holder {
+		if err := s.delete(c); err != nil {
+			return err
+		}
+	}
+	s.oom.remove(c)
+	s.drop(c)
+	return errors.Join(s.keeper.forget(id), os.RemoveAll(c.dir))
+}
+
+// delete makes the OCI runtime forget a dead container.
+func (s *server) delete(c *container) error {
+	r := c.get().Container.Runtime
+	var err error
+	for _, force := range []bool{false, true} {
+		err = s.runtime(context.Background(), r, "delete", c.path("runtime.log"), [3]*os.File{}, func(errorLog string) []string {
+			return r.Delete(errorLog, c.id, force)
+		})
+		if err == nil || fault.Is(err, fault.NotFound) {
+			return nil
+		}
+	}
+	return err
+}
+
+// commandLimit is after how long an OCI runtime counts as hung and is killed.
+const commandLimit = 2 * time.Minute
+
+// maxErrorText bounds what is read of an OCI runtime's error output.
+const maxErrorText = 64 << 10
+
+// runtime runs one command of an OCI runtime, which dies with this process
+// unless it is start, and makes a classified error of its failure. args gets the path of the error
+// log, which is removed afterwards. Absent stdio is /dev/null, but standard
+// error, which then goes into the error's text.
+func (s *server) runtime(ctx context.Context, r ociruntime.Runtime, command, errorLog string, stdio [3]*os.File, args func(errorLog string) []string) error {
+	_, err := s.runtimeOutput(ctx, r, command, errorLog, stdio, args)
+	return err
+}
+
+func (s *server) runtimeOutput(ctx context.Context, r ociruntime.Runtime, command, errorLog string, stdio [3]*os.File, args func(errorLog string) []string) ([]byte, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, commandLimit, errHung)
+	defer cancel()
+	line := args(errorLog)
+	var out, text limited
+	cmd := exec.CommandContext(ctx, line[0], line[1:]...)
+	cmd.WaitDelay = time.Second
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = nil, &out, &text
+	if command == "create" || command == "exec" {
+		cmd.Stdout = nil // a pipe would be the container's, too
+	}
+	if stdio[0] != nil {
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = stdio[0], stdio[1], stdio[2]
+	} else if cmd.Stdout == nil {
+		cmd.Stderr = nil
+	}
+	if command != "start" { // which, cut short, takes the container with it
+		// Bound to the thread that forks: it must stay until the command has ended.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: sigkill}
+	}
+	cmd.Env = append(os.Environ(), marker+errorLog) // names container and command
+	err := cmd.Run()
+	logged := readSome(errorLog)
+	_ = os.Remove(errorLog)
+	if err == nil {
+		return out.data, nil
+	}
+	if ctx.Err() != nil {
+		return nil, fault.New(kindOfEnd(ctx), "ociruntime."+command, "%s %s was killed: %w", r.Path, command, context.Cause(ctx))
+	}
+	return nil, r.Classify(command, err, ociruntime.Message(logged, text.data))
+}
+
+// marker is a variable in the environment of OCI runtimes. What they fork has
+// it, too, until it becomes the container: so strays are found.
+const marker = "DAVIT_RUNTIME_LOG="
+
+var errHung = fmt.Errorf("it did not end within %s", commandLimit)
+
+func kindOfEnd(ctx context.Context) fault.Kind {
+	if cause := context.Cause(ctx); !errors.Is(cause, errHung) {
+		return fault.KindOf(cause)
+	}
+	return fault.Unavailable
+}
+
+func readSome(path string) []byte {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	data, _ := io.ReadAll(io.LimitReader(f, maxErrorText))
+	return data
+}
+
+// limited keeps the first maxErrorText bytes written to it.
+type limited struct{ data []byte }
+
+func (l *limited) Write(p []byte) (int, error) {
+	l.data = append(l.data, p[:min(len(p), maxErrorText-len(l.data))]...)
+	return len(p), nil
+}
+
+const sigkill = unix.SIGKILL

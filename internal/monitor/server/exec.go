@@ -1,0 +1,408 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/monitor"
+)
+
+const (
+	// maxExecBytes keeps an ExecResult below the kubelet's 16 MiB for a message.
+	maxExecBytes = 15 << 20
+	// execIdle is how long the output of a command that has ended must be
+	// silent to count as complete, if a child still holds it open.
+	execIdle = 50 * time.Millisecond
+	// execKillWait is how long a command killed at its time limit may take to go.
+	execKillWait = 500 * time.Millisecond
+)
+
+// errExecTimeout is the cause of a context that ends at Exec.Timeout.
+var errExecTimeout = fault.New(fault.Deadline, "monitor.Exec", "the time limit is over")
+
+// exec runs one command in a container until it, its time or ctx ends.
+func (s *server) exec(ctx context.Context, e monitor.Exec) (monitor.ExecResult, error) {
+	c, err := s.running(e)
+	if err != nil {
+		return monitor.ExecResult{}, err
+	}
+	if e.Timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, e.Timeout, errExecTimeout)
+		defer cancel()
+	}
+	x := &execution{s: s, c: c, id: "exec-" + rand.Text(), ended: make(chan monitor.Ended, 1)}
+	x.out.left = maxExecBytes
+	if e.MaxBytes > 0 && e.MaxBytes < maxExecBytes {
+		x.out.left = e.MaxBytes
+	}
+	s.mu.Lock()
+	s.execs[x.id] = x.ended
+	s.mu.Unlock()
+	defer x.forget()
+	if err := x.spawn(ctx, e.Args); err != nil {
+		return monitor.ExecResult{}, err
+	}
+	return x.wait(ctx)
+}
+
+// running returns a container in which a command can be run.
+func (s *server) running(e monitor.Exec) (*container, error) {
+	s.mu.Lock()
+	c := s.containers[e.ContainerID]
+	s.mu.Unlock()
+	switch {
+	case c == nil || c.get().Phase == creating:
+		return nil, fault.New(fault.NotFound, "monitor.Exec", "no container %s", e.ContainerID)
+	case len(e.Args) == 0:
+		return nil, fault.New(fault.Invalid, "monitor.Exec", "no command")
+	case c.hasEnded() || c.get().Phase != started || c.get().Holder:
+		return nil, fault.New(fault.Precondition, "monitor.Exec", "container %s is not running", e.ContainerID)
+	}
+	return c, nil
+}
+
+// An execution is one command under way.
+type execution struct {
+	s       *server
+	c       *container
+	id      string // the keeper's name for it
+	pid     int
+	ended   chan monitor.Ended
+	readers []*os.File
+	out     capture
+}
+
+// spawn leaves the command running, claimed by the keeper, and its output read.
+func (x *execution) spawn(ctx context.Context, args []string) error {
+	processFile, pidFile := x.c.path(x.id+".json"), x.c.path(x.id+".pid")
+	defer os.Remove(processFile)
+	defer os.Remove(pidFile)
+	r := x.c.get().Container
+	if err := x.s.writeProcess(processFile, r.Bundle, args); err != nil {
+		return err
+	}
+	stdin, err := os.Open(os.DevNull)
+	if err != nil {
+		return err
+	}
+	defer stdin.Close()
+	var ends [2]*os.File
+	for i := range ends {
+		reader, writer, err := os.Pipe()
+		if err != nil {
+			return err
+		}
+		defer writer.Close()
+		x.readers, ends[i] = append(x.readers, reader), writer
+	}
+	if err := x.s.keeper.expect(x.id); err != nil {
+		return err
+	}
+	err = x.s.runtime(ctx, r.Runtime, "exec", x.c.path(x.id+".log"), [3]*os.File{stdin, ends[0], ends[1]},
+		func(errorLog string) []string {
+			return r.Runtime.Exec(errorLog, x.c.id, processFile, pidFile)
+		})
+	pid, pidErr := readPid(pidFile)
+	if err == nil {
+		err = pidErr
+	}
+	if pidErr == nil { // also of a command line that was cut short
+		x.pid = pid
+		err = errors.Join(err, x.s.keeper.claim(x.id, pid, false))
+	}
+	if err != nil {
+		x.kill()
+		return err
+	}
+	for i, reader := range x.readers {
+		x.out.open.Add(1)
+		go x.out.read(reader, i)
+	}
+	return nil
+}
+
+// writeProcess writes the process of a container's spec with other arguments.
+func (s *server) writeProcess(path, bundle string, args []string) error {
+	data, err := os.ReadFile(filepath.Join(bundle, "config.json"))
+	if err != nil {
+		return err
+	}
+	var spec struct {
+		Process map[string]any `json:"process"`
+	}
+	if err := json.Unmarshal(data, &spec); err != nil {
+		return err
+	}
+	spec.Process["args"] = args
+	delete(spec.Process, "terminal")
+	delete(spec.Process, "consoleSize")
+	if _, ok := spec.Process["oomScoreAdj"]; !ok {
+		spec.Process["oomScoreAdj"] = s.baseOOM // not that which protects davit
+	}
+	if data, err = json.Marshal(spec.Process); err != nil {
+		return err
+	}
+	return os.WriteFile(path, data, 0o600)
+}
+
+// wait collects the result.
+func (x *execution) wait(ctx context.Context) (monitor.ExecResult, error) {
+	var ended monitor.Ended
+	select {
+	case ended = <-x.ended:
+	case <-ctx.Done():
+		x.kill()
+		return monitor.ExecResult{}, context.Cause(ctx)
+	}
+	if ended.Signal == int(unix.SIGKILL) {
+		select { // together with its container?
+		case <-x.c.ended:
+			return monitor.ExecResult{}, fault.New(fault.Unavailable, "monitor.Exec", "container %s ended while the command ran", x.c.id)
+		case <-time.After(execIdle):
+		}
+	}
+	if err := x.out.settle(ctx, time.Now()); err != nil {
+		killTree(x.pid)
+		return monitor.ExecResult{}, fault.New(fault.KindOf(err), "monitor.Exec",
+			"the command has ended with %d, but what it left behind keeps writing: %w", ended.Code, err)
+	}
+	result := monitor.ExecResult{Code: ended.Code}
+	result.Stdout, result.Stderr = x.out.take()
+	return result, nil
+}
+
+// kill ends the command and what it started.
+func (x *execution) kill() {
+	if x.pid == 0 {
+		return
+	}
+	tree := descendants(x.pid)
+	if x.s.keeper.kill(x.id, sigkill) == nil {
+		select {
+		case <-x.ended:
+		case <-time.After(execKillWait):
+			x.s.log.Warn("exec outlives SIGKILL", "id", x.c.id, "pid", x.pid)
+		}
+	}
+	for _, p := range tree {
+		p.kill()
+	}
+	killTree(x.pid)
+}
+
+// forget drops all of the execution.
+func (x *execution) forget() {
+	x.s.mu.Lock()
+	delete(x.s.execs, x.id)
+	x.s.mu.Unlock()
+	for _, r := range x.readers {
+		_ = r.Close()
+	}
+	if err := x.s.keeper.forget(x.id); err != nil {
+		x.s.log.Error("exec not forgotten", "id", x.id, "error", err)
+	}
+}
+
+// A capture is the output of a command, up to a limit for both streams together.
+type capture struct {
+	open sync.WaitGroup
+
+	mu   sync.Mutex
+	left int
+	data [2][]byte
+	last time.Time // of the last bytes
+}
+
+func (c *capture) read(from *os.File, stream int) {
+	defer c.open.Done()
+	buf := make([]byte, 8<<10)
+	for {
+		n, err := from.Read(buf)
+		c.mu.Lock()
+		kept := min(n, c.left)
+		c.left -= kept
+		c.data[stream] = append(c.data[stream], buf[:kept]...)
+		c.last = time.Now()
+		c.mu.Unlock()
+		if err != nil {
+			return
+		}
+	}
+}
+
+// settle waits until the output is complete: closed, at its limit, or silent.
+func (c *capture) settle(ctx context.Context, ended time.Time) error {
+	closed := make(chan struct{})
+	go func() {
+		c.open.Wait()
+		close(closed)
+	}()
+	tick := time.NewTicker(execIdle / 5)
+	defer tick.Stop()
+	for {
+		select {
+		case <-closed:
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case now := <-tick.C:
+			c.mu.Lock()
+			quietSince := c.last
+			full := c.left == 0
+			c.mu.Unlock()
+			if quietSince.Before(ended) {
+				quietSince = ended
+			}
+			if full || now.Sub(quietSince) > execIdle {
+				return nil
+			}
+		}
+	}
+}
+
+// take returns what was captured.
+func (c *capture) take() (stdout, stderr []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.data[0], c.data[1]
+}
+
+// A process is one line of /proc, as far as trees need it.
+type process struct {
+	pid, parent, session int
+	start                string
+	zombie               bool
+}
+
+// kill sends SIGKILL unless the pid is another's by now.
+func (p process) kill() {
+	if now, ok := readProcess(p.pid); ok && now.start == p.start {
+		_ = unix.Kill(p.pid, unix.SIGKILL)
+	}
+}
+
+func readProcess(pid int) (process, bool) {
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return process{}, false
+	}
+	// kernel: proc.rst, stat. The name may contain anything, ")" too.
+	f := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
+	if len(f) < 20 {
+		return process{}, false
+	}
+	parent, _ := strconv.Atoi(f[1])
+	session, _ := strconv.Atoi(f[3])
+	return process{pid: pid, parent: parent, session: session, start: f[19], zombie: f[0] == "Z"}, true
+}
+
+// descendants finds the living processes that pid started, or that are in the
+// session it leads, itself excepted.
+func descendants(pid int) []process {
+	all := processes()
+	var found []process
+	tree := []int{pid}
+	for i := 0; i < len(tree); i++ {
+		for _, p := range all {
+			related := p.parent == tree[i] || p.session == pid
+			if related && p.pid != pid && !slices.Contains(tree, p.pid) {
+				tree = append(tree, p.pid)
+				found = append(found, p)
+			}
+		}
+	}
+	return found
+}
+
+// processes reads all that live.
+func processes() []process {
+	dir, err := os.Open("/proc")
+	if err != nil {
+		return nil
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return nil
+	}
+	var all []process
+	for _, name := range names {
+		if n, err := strconv.Atoi(name); err == nil {
+			if p, ok := readProcess(n); ok && !p.zombie {
+				all = append(all, p)
+			}
+		}
+	}
+	return all
+}
+
+// strays finds what OCI runtimes of the monitor before have left to the
+// keeper: processes with a container's directory or ID in their environment, by
+// marker or, of runc, by its state directory. The container itself is none of
+// them: its environment comes from its spec.
+func strays(dir, id string) (found []process) {
+	keeper := os.Getppid()
+	for _, p := range processes() {
+		if p.parent != keeper {
+			continue
+		}
+		env, err := os.ReadFile("/proc/" + strconv.Itoa(p.pid) + "/environ")
+		if err != nil {
+			continue
+		}
+		ofRunc := bytes.Contains(env, []byte("_LIBCONTAINER_STATEDIR=")) && bytes.Contains(env, []byte("/"+id+"\x00"))
+		if ofRunc || bytes.Contains(env, []byte(marker+dir+"/")) {
+			found = append(found, p)
+		}
+	}
+	return found
+}
+
+// awaitStrays waits until no stray is left, which kill makes sooner.
+func awaitStrays(dir, id string, kill bool) error {
+	for end := time.Now().Add(endWait); ; time.Sleep(2 * time.Millisecond) {
+		left := strays(dir, id)
+		if len(left) == 0 {
+			return nil
+		}
+		for _, p := range left {
+			if kill {
+				p.kill()
+			}
+		}
+		if time.Now().After(end) {
+			return fault.New(fault.Unavailable, "monitor", "%d processes of the OCI runtime for %s do not end", len(left), id)
+		}
+	}
+}
+
+// killTree kills what pid left behind, until a look finds nothing more.
+func killTree(pid int) {
+	if pid <= 1 {
+		return
+	}
+	for range 20 {
+		found := descendants(pid)
+		if len(found) == 0 {
+			return
+		}
+		for _, p := range found {
+			p.kill()
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}

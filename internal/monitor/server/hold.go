@@ -1,0 +1,105 @@
+package server
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/monitor"
+)
+
+// hold starts a pod's holder, or returns the pid of the one there is.
+func (s *server) hold(h monitor.Holder) (int, error) {
+	if err := checkID(h.ID); err != nil {
+		return 0, err
+	}
+	c := s.takeOrAdd(h.ID)
+	defer c.op.Unlock()
+	if rec := c.get(); rec.Phase >= created {
+		return rec.Pid, nil
+	}
+	if err := os.Mkdir(c.dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		s.drop(c)
+		return 0, err
+	}
+	err := c.save(func(r *record) { *r = record{Container: monitor.Container{ID: h.ID}, Holder: true} })
+	if err == nil {
+		err = s.spawnHolder(c, h)
+	}
+	if err != nil {
+		return 0, errors.Join(fault.New(fault.Unavailable, "monitor.Hold", "%w", err), s.abandon(c))
+	}
+	return c.get().Pid, nil
+}
+
+func (s *server) spawnHolder(c *container, h monitor.Holder) error {
+	if err := s.keeper.expect(c.id); err != nil {
+		return err
+	}
+	pid, err := forkHolder(h.Namespaces)
+	if err != nil {
+		return err
+	}
+	text := []byte(strconv.Itoa(pid))
+	// As an OCI runtime leaves it: a successor finds it.
+	if err := os.WriteFile(c.path("pid"), text, 0o600); err != nil {
+		return err
+	}
+	if err := s.keeper.claim(c.id, pid, true); err != nil {
+		return err
+	}
+	for _, dir := range h.Cgroup {
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), text, 0); err != nil {
+			return err
+		}
+	}
+	if err := c.save(func(r *record) { r.Phase, r.Pid = started, pid }); err != nil {
+		return err
+	}
+	close(c.made)
+	return nil
+}
+
+// forkHolder starts a holder as the keeper's child, in namespaces and in a PID
+// namespace of its own.
+func forkHolder(namespaces []string) (pid int, err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		// Never unlocked: the thread has changed its namespaces and must end.
+		runtime.LockOSThread()
+		for _, path := range namespaces {
+			if err = enter(path); err != nil {
+				return
+			}
+		}
+		var p *os.Process
+		p, err = os.StartProcess("/proc/self/exe", []string{"davit-monitor", "hold"}, &os.ProcAttr{
+			Dir: "/", Env: []string{},
+			Sys: &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_PARENT, Setsid: true},
+		})
+		if err == nil {
+			pid = p.Pid
+			err = p.Release()
+		}
+	}()
+	<-done
+	return pid, err
+}
+
+func enter(namespace string) error {
+	fd, err := unix.Open(namespace, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err == nil {
+		err = unix.Setns(fd, 0)
+		closeFD(fd)
+	}
+	if err != nil {
+		return &os.PathError{Op: "setns", Path: namespace, Err: err}
+	}
+	return nil
+}

@@ -1,0 +1,177 @@
+package server_test
+
+import (
+	"context"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/monitor"
+)
+
+// A numbered stream on stdout and another on stderr, while the monitor is
+// killed at random moments: each line once and in order.
+func TestKillsLoseNothing(t *testing.T) {
+	n := newNode(t)
+	const script = `(i=0; while [ ! -e /tmp/stop ]; do echo e$i >&2; i=$((i+1)); done) &
+i=0; while [ ! -e /tmp/stop ]; do echo "line $i"; printf "part $i "; echo end; i=$((i+1)); done; wait
+seq 1 300000; printf tail; exit 5`
+	c := n.container("crun", "sh", "-c", script)
+	n.run(c)
+	kill := func() {
+		time.Sleep(time.Duration(rand.IntN(30000)) * time.Microsecond)
+		pid := n.killMonitor()
+		await(t, "next monitor", func() bool { next := n.process("serve"); return next != 0 && next != pid })
+	}
+	kills := 110
+	for range kills {
+		kill()
+	}
+	must(t, os.WriteFile(filepath.Join(n.rootfs, "tmp/stop"), nil, 0o600))
+	for range 10 {
+		kill()
+	}
+	if exit := n.exit(c.ID); exit.Code != 5 {
+		t.Errorf("exit %+v", exit)
+	}
+	got := lines(t, c.LogPath)
+	t.Logf("%d kills, %d lines on stdout, %d on stderr", kills+10, len(got["stdout"]), len(got["stderr"]))
+	var want []string
+	for i := range (len(got["stdout"]) - 300001) / 2 {
+		want = append(want, "line "+strconv.Itoa(i), "part "+strconv.Itoa(i)+" end")
+	}
+	for i := range 300000 {
+		want = append(want, strconv.Itoa(i+1))
+	}
+	compare(t, "stdout", got["stdout"], append(want, "tail<P>"))
+	want = want[:0]
+	for i := range len(got["stderr"]) {
+		want = append(want, "e"+strconv.Itoa(i))
+	}
+	compare(t, "stderr", got["stderr"], want)
+}
+
+func compare(t *testing.T, name string, got, want []string) {
+	t.Helper()
+	if slices.Equal(got, want) {
+		return
+	}
+	t.Errorf("%s: %d lines, want %d", name, len(got), len(want))
+	for i := range min(len(got), len(want)) {
+		if got[i] != want[i] {
+			t.Errorf("line %d: %.100q, want %.100q", i, got[i], want[i])
+			return
+		}
+	}
+}
+
+// Whole lives with the monitor killed at random moments: all calls are
+// answered, exit codes are right, nothing is left.
+func TestKillsDuringLife(t *testing.T) {
+	n := newNode(t)
+	runtimes(t, func(t *testing.T, runtime string) {
+		ctx, cancel := context.WithCancel(context.Background())
+		gone := make(chan int)
+		go func() {
+			kills := 0
+			for ctx.Err() == nil {
+				time.Sleep(time.Duration(20+rand.IntN(120)) * time.Millisecond)
+				if n.killMonitor() != 0 {
+					kills++
+				}
+			}
+			gone <- kills
+		}()
+		for i := range 40 {
+			code := i % 50
+			c := n.container(runtime, "sh", "-c", "echo hello; exit "+strconv.Itoa(code))
+			n.run(c)
+			if exit := n.exit(c.ID); exit.Code != code {
+				t.Errorf("exit %+v, want %d", exit, code)
+			}
+			if got := lines(t, c.LogPath)["stdout"]; strings.Join(got, "|") != "hello" {
+				t.Errorf("log %q", got)
+			}
+			n.remove(c.ID)
+		}
+		cancel()
+		t.Logf("%d kills", <-gone)
+		await(t, "monitor", func() bool { _, err := n.List(n.ctx()); return err == nil })
+		if left := n.left(); len(left) > 0 {
+			t.Errorf("left behind: %q", left)
+		}
+	})
+}
+
+func TestKillDuringExec(t *testing.T) {
+	n := newNode(t)
+	c := n.container("crun", "sleep", "1000")
+	n.run(c)
+	result := make(chan error, 1)
+	go func() {
+		_, err := n.Exec(n.ctx(), monitor.Exec{ContainerID: c.ID, Args: []string{"sleep", "777"}})
+		result <- err
+	}()
+	await(t, "exec", func() bool { return running("sleep\x00777") })
+	n.killMonitor()
+	wantKind(t, <-result, fault.Unavailable)
+	await(t, "end of the exec", func() bool { return !running("sleep\x00777") })
+	n.remove(c.ID)
+}
+
+// running looks for a process by its arguments.
+func running(args string) bool {
+	entries, _ := os.ReadDir("/proc")
+	for _, e := range entries {
+		data, _ := os.ReadFile("/proc/" + e.Name() + "/cmdline")
+		if strings.Contains(string(data), args) {
+			return true
+		}
+	}
+	return false
+}
+
+// A kill at each stage of a create: the call is answered all the same, by the
+// next monitor, and the half-made container of the first is gone.
+func TestKillDuringCreate(t *testing.T) {
+	n := newNode(t)
+	runtimes(t, func(t *testing.T, runtime string) {
+		for i := range 40 {
+			c := n.container(runtime, "sh", "-c", "echo hello; exit 6")
+			timer := time.AfterFunc(time.Duration(rand.IntN(40000))*time.Microsecond, func() { n.killMonitor() })
+			n.run(c)
+			if exit := n.exit(c.ID); exit.Code != 6 {
+				t.Errorf("%d: exit %+v", i, exit)
+			}
+			timer.Stop()
+			n.remove(c.ID)
+			if left := n.left(); len(left) > 0 {
+				t.Fatalf("%d: left behind: %q", i, left)
+			}
+		}
+	})
+}
+
+// A create whose caller has gone, too: Remove leaves nothing of it.
+func TestKillDuringAbandonedCreate(t *testing.T) {
+	n := newNode(t)
+	runtimes(t, func(t *testing.T, runtime string) {
+		for i := range 20 {
+			c := n.container(runtime, "sleep", "1000")
+			ctx, cancel := context.WithTimeout(context.Background(), time.Duration(rand.IntN(40000))*time.Microsecond)
+			_, _ = n.Create(ctx, c)
+			cancel()
+			n.killMonitor()
+			n.remove(c.ID)
+			if left := n.left(); len(left) > 0 {
+				t.Fatalf("%d: left behind: %q", i, left)
+			}
+		}
+	})
+}

@@ -1,0 +1,151 @@
+package server
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/davit-runtime/davit/internal/monitor"
+)
+
+// recover takes over what the monitor before left, with what the keeper has.
+// When it returns all containers are known and their streams are read again.
+func (s *server) recover(have inventory) {
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		s.log.Error("containers not found again", "error", err)
+	}
+	known := map[string]bool{}
+	for _, e := range entries {
+		known[e.Name()] = true
+		c := s.newContainer(e.Name())
+		if err := s.recoverOne(c, have); err != nil {
+			s.log.Error("container not taken over", "id", c.id, "error", err)
+		}
+	}
+	for name, fd := range have.fds { // of what is gone
+		closeFD(fd)
+		s.log.Warn("descriptor of nobody", "name", name)
+		_ = s.keeper.drop(name)
+	}
+	for id, claim := range have.claims {
+		if !known[id] {
+			s.endStray(id, claim)
+		}
+	}
+	for _, id := range have.expected {
+		if !known[id] {
+			s.endHalfMade(id)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.recovered = true
+	for id, ended := range s.early {
+		if c := s.containers[id]; c != nil {
+			c.end(ended)
+		}
+	}
+	s.early = nil
+}
+
+func (s *server) recoverOne(c *container, have inventory) error {
+	claim, claimed := have.claims[c.id]
+	loadErr := c.load()
+	s.mu.Lock()
+	s.containers[c.id] = c
+	s.mu.Unlock()
+	c.op.Lock()
+	defer c.op.Unlock()
+	switch {
+	case loadErr != nil, c.rec.Phase == creating, c.rec.Throwaway:
+		console := take(have.fds, c.id+"/console")
+		closeIf(console)
+		closeIf(take(have.fds, c.id+"/log"))
+		if claimed && claim.Ended != nil {
+			close(c.ended)
+		}
+		return errors.Join(loadErr, s.abandon(c))
+	case c.rec.Phase == complete:
+		close(c.made)
+		close(c.ended)
+		close(c.complete)
+		s.announce(c)
+		return nil
+	}
+	ended := claim.Ended
+	if !claimed {
+		// The keeper lost it, and neither an exit nor a living process was found.
+		ended = &monitor.Ended{Pid: c.rec.Pid, Code: 255, At: time.Now(), Unknown: true}
+	}
+	if err := s.recoverStdio(c, have); err != nil {
+		s.log.Error("output not taken over", "id", c.id, "error", err)
+	}
+	close(c.made)
+	if ended != nil {
+		c.end(*ended)
+		return nil
+	}
+	s.oom.add(c)
+	if o := c.output(); o != nil {
+		o.run()
+	}
+	return nil
+}
+
+func (s *server) recoverStdio(c *container, have inventory) error {
+	if c.rec.Holder {
+		return nil
+	}
+	console, log := take(have.fds, c.id+"/console"), take(have.fds, c.id+"/log")
+	if c.rec.Container.TTY && console < 0 {
+		closeIf(log)
+		return errors.New("its terminal is lost with the keeper")
+	}
+	return s.openStdio(c, console, log)
+}
+
+// endStray kills what was left of an exec.
+func (s *server) endStray(id string, claim monitor.KeeperEvent) {
+	if claim.Ended == nil {
+		killTree(claim.Pid)
+	}
+	if err := s.keeper.kill(id, unix.SIGKILL); err != nil && !errors.Is(err, errGone) {
+		s.log.Error("exec of the monitor before lives", "id", id, "pid", claim.Pid, "error", err)
+	}
+	_ = s.keeper.forget(id)
+}
+
+// endHalfMade kills an exec that was not yet claimed, if its OCI runtime got
+// as far as to write its pid.
+func (s *server) endHalfMade(id string) {
+	files, _ := filepath.Glob(filepath.Join(s.dir, "*", id+".*"))
+	for _, file := range files {
+		if pid, err := readPid(file); err == nil && filepath.Ext(file) == ".pid" {
+			if s.keeper.claim(id, pid, false) == nil {
+				s.endStray(id, monitor.KeeperEvent{Pid: pid})
+			}
+		}
+		_ = os.Remove(file)
+	}
+	_ = s.keeper.cancel(id)
+}
+
+// take takes a descriptor out of those the keeper has sent; -1 if it has none.
+func take(fds map[string]int, name string) int {
+	fd, ok := fds[name]
+	if !ok {
+		return -1
+	}
+	delete(fds, name)
+	return fd
+}
+
+func closeIf(fd int) {
+	if fd >= 0 {
+		closeFD(fd)
+	}
+}

@@ -1,0 +1,245 @@
+// Package server is the monitor: it runs OCI runtimes, owns the stdio and the
+// log files of all containers of one state directory, runs execs, and tells
+// davitd of exits, over the protocol of package monitor.
+//
+// It owns <state>/monitor/<id>/ and the log files. It may be killed at any
+// instant: what must not be lost is in the record (container.json), in the
+// commit file (commitFile), or with the keeper. It parents no container for
+// longer than an OCI runtime takes to leave it to the keeper, and parses
+// nothing of what containers write but line ends. davit-monitor's main calls
+// it; it ends with the keeper.
+//
+// Lock order: container.op, server.mu, container.mu. stdio.mu is taken with
+// none of them but container.op held, and server.mu at the very end.
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/monitor"
+)
+
+// A server is the monitor of one state directory.
+type server struct {
+	dir     string // of the containers: <state>/monitor
+	keeper  *keeperLink
+	log     *slog.Logger
+	baseOOM int
+	oom     *oomWatch
+
+	mu         sync.Mutex
+	containers map[string]*container
+	execs      map[string]chan monitor.Ended // by claim ID
+	exits      uint64                        // counts exits, so that watchers know what they have
+	changed    chan struct{}                 // closed and replaced at each exit
+	recovered  bool
+	early      map[string]monitor.Ended // exits from before recovered, of those not yet known
+}
+
+// Run serves until the keeper has gone. controlFD is the keeper's socket,
+// listenFD the listener of monitor.sock.
+func Run(state string, controlFD, listenFD int, log *slog.Logger) error {
+	link, err := monitor.NewLink(controlFD)
+	if err != nil {
+		return err
+	}
+	f := os.NewFile(uintptr(listenFD), "monitor.sock")
+	listener, err := net.FileListener(f)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	s := &server{
+		dir: filepath.Join(state, "monitor"), keeper: newKeeperLink(link), log: log,
+		containers: map[string]*container{}, execs: map[string]chan monitor.Ended{},
+		changed: make(chan struct{}), early: map[string]monitor.Ended{},
+	}
+	s.oom = newOOMWatch(s)
+	have, err := s.keeper.begin()
+	if err != nil {
+		return err
+	}
+	s.baseOOM = have.baseOOM
+	keeperGone := make(chan error, 1)
+	go func() { keeperGone <- s.keeper.run(s.exited) }()
+	s.recover(have)
+	go s.accept(listener)
+	err = <-keeperGone
+	s.quiesce()
+	return err
+}
+
+// quiesce waits for each round under way and lets no other begin, so that
+// nothing is left in staging pipes that nobody holds any more.
+func (s *server) quiesce() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.containers {
+		if io := c.output(); io != nil {
+			io.mu.Lock() //nolint:staticcheck // for good: the process ends
+		}
+	}
+}
+
+func (s *server) accept(l net.Listener) {
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			s.log.Error("accept", "error", err)
+			continue
+		}
+		go s.serve(conn)
+	}
+}
+
+// serve answers the one request of a connection.
+func (s *server) serve(conn net.Conn) {
+	defer conn.Close()
+	var r monitor.Request
+	if err := monitor.ReadFrame(conn, &r); err != nil {
+		if !errors.Is(err, io.EOF) {
+			s.log.Warn("bad request", "error", err)
+		}
+		return
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() { // the client sends nothing more: this ends when it has gone
+		_, _ = io.Copy(io.Discard, conn)
+		cancel()
+	}()
+	if r.Method == monitor.MethodWatch {
+		s.watch(ctx, conn)
+		return
+	}
+	var reply monitor.Reply
+	body, err := s.handle(ctx, r)
+	if err == nil && body != nil {
+		reply.Body, err = json.Marshal(body)
+	}
+	if err != nil {
+		reply.Failure = monitor.FailureOf(err)
+	}
+	_ = monitor.WriteFrame(conn, reply) // a client that has gone asks again if it cares
+}
+
+func (s *server) handle(ctx context.Context, r monitor.Request) (any, error) {
+	switch r.Method {
+	case monitor.MethodCreate:
+		return with(r, func(c monitor.Container) (any, error) { return pidReply(s.create(c, false)) })
+	case monitor.MethodStart:
+		return with(r, func(q monitor.IDRequest) (any, error) { return nil, s.start(q.ID) })
+	case monitor.MethodSignal:
+		return with(r, func(q monitor.SignalRequest) (any, error) { return nil, s.signal(q.ID, q.Signal) })
+	case monitor.MethodRemove:
+		return with(r, func(q monitor.IDRequest) (any, error) { return nil, s.remove(q.ID) })
+	case monitor.MethodList:
+		return s.list(), nil
+	case monitor.MethodReopen:
+		return with(r, func(q monitor.IDRequest) (any, error) { return nil, s.reopen(q.ID) })
+	case monitor.MethodExec:
+		return with(r, func(e monitor.Exec) (any, error) { return s.exec(ctx, e) })
+	case monitor.MethodHold:
+		return with(r, func(h monitor.Holder) (any, error) { return pidReply(s.hold(h)) })
+	case monitor.MethodUpdate:
+		return with(r, func(q monitor.UpdateRequest) (any, error) { return nil, s.update(q) })
+	case monitor.MethodSeccomp:
+		return with(r, func(q monitor.SeccompRequest) (any, error) { return s.seccomp(q) })
+	}
+	return nil, fault.New(fault.Unimplemented, "monitor", "unknown method %q", r.Method)
+}
+
+// with decodes the body of a request.
+func with[T any](r monitor.Request, do func(T) (any, error)) (any, error) {
+	var body T
+	if err := json.Unmarshal(r.Body, &body); err != nil {
+		return nil, fault.New(fault.Invalid, "monitor."+r.Method, "%w", err)
+	}
+	return do(body)
+}
+
+func pidReply(pid int, err error) (any, error) { return monitor.PidReply{Pid: pid}, err }
+
+// exited is told of each claimed process that has ended.
+func (s *server) exited(id string, ended monitor.Ended) {
+	s.mu.Lock()
+	c, exec := s.containers[id], s.execs[id]
+	if c == nil && exec == nil && !s.recovered {
+		s.early[id] = ended
+	}
+	s.mu.Unlock()
+	switch {
+	case exec != nil:
+		select {
+		case exec <- ended:
+		default:
+		}
+	case c != nil:
+		c.end(ended)
+	}
+}
+
+// list gives all that is not being made.
+func (s *server) list() []monitor.Status {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	list := make([]monitor.Status, 0, len(s.containers))
+	for _, c := range s.containers {
+		if status, ok := c.status(); ok {
+			list = append(list, status)
+		}
+	}
+	return list
+}
+
+// announce makes an exit known to the watchers. Its container is complete.
+func (s *server) announce(c *container) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.exits++
+	c.mu.Lock()
+	c.exitSeq = s.exits
+	c.mu.Unlock()
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// watch sends each exit once, the old ones first, until the client has gone.
+func (s *server) watch(ctx context.Context, conn net.Conn) {
+	if monitor.WriteFrame(conn, monitor.Reply{}) != nil { // it is subscribed
+		return
+	}
+	var seen uint64
+	for {
+		s.mu.Lock()
+		var fresh []monitor.Exit
+		newest := s.exits
+		for _, c := range s.containers {
+			if exit := c.exitSince(seen); exit != nil {
+				fresh = append(fresh, *exit)
+			}
+		}
+		changed := s.changed
+		s.mu.Unlock()
+		seen = newest
+		for _, exit := range fresh {
+			body, err := json.Marshal(exit)
+			if err != nil || monitor.WriteFrame(conn, monitor.Reply{Body: body}) != nil {
+				return
+			}
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
+}

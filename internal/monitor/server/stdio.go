@@ -1,0 +1,257 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// pipeBytes is what a container may write before it has to wait for the log.
+const pipeBytes = 256 << 10
+
+// A stdio is a container's output: one or two streams, their log file and
+// their commit file.
+type stdio struct {
+	id, dir string
+	streams []*stream
+	commits *commitFile // nil: output is dropped
+	keep    keepFunc
+	report  func(error) // of trouble with the log
+
+	mu  sync.Mutex // one round, or one change of the log file, at a time
+	log *logFile   // nil: output is dropped
+}
+
+// keepFunc gives descriptors to the keeper, under names.
+type keepFunc func(silent bool, names []string, fds []int) error
+
+// A stream is one pipe from the container, or its terminal.
+type stream struct {
+	name  string // as the log says: stdout or stderr
+	index int
+	src   *os.File // non-blocking: the FIFO, or the terminal's master
+	stage int      // staging pipe, both ends; -1 if output is dropped
+	tty   bool
+	last  time.Time     // end of the last round
+	ended chan struct{} // closed when pump has returned; nil before it runs
+}
+
+// openStdio opens, or opens again, a container's pipes and log. console is the
+// terminal's master or -1 for pipes; logFD is the log that the monitor before
+// had open, or -1. It owns both from the call on.
+func openStdio(id, dir, logPath string, console, logFD int, keep keepFunc, report func(error)) (_ *stdio, err error) {
+	o := &stdio{id: id, dir: dir, keep: keep, report: report}
+	defer func() {
+		if err != nil {
+			o.close()
+		}
+	}()
+	names := []string{"stdout", "stderr"}
+	if console >= 0 {
+		names = names[:1]
+	}
+	var silentNames []string
+	var silent []int
+	for i, name := range names {
+		s := &stream{name: name, index: i, stage: -1, tty: console >= 0}
+		o.streams = append(o.streams, s)
+		if s.tty {
+			if err := unix.SetNonblock(console, true); err != nil {
+				return nil, errors.Join(err, unix.Close(console))
+			}
+			s.src = os.NewFile(uintptr(console), "console")
+		} else {
+			fd, err := openPipe(filepath.Join(dir, name))
+			if err != nil {
+				return nil, err
+			}
+			s.src = os.NewFile(uintptr(fd), name)
+			silent, silentNames = append(silent, fd), append(silentNames, id+"/"+name)
+		}
+		if logPath == "" {
+			continue
+		}
+		if s.stage, err = openPipe(filepath.Join(dir, name+".stage")); err != nil {
+			return nil, err
+		}
+		silent, silentNames = append(silent, s.stage), append(silentNames, id+"/"+name+".stage")
+	}
+	if err := keep(true, silentNames, silent); err != nil {
+		return nil, err
+	}
+	if logPath != "" {
+		return o, o.openLog(logPath, logFD)
+	}
+	return o, nil
+}
+
+// openLog opens log and commit file and brings them to a common state.
+func (o *stdio) openLog(path string, fd int) (err error) {
+	if o.commits, err = openCommit(filepath.Join(o.dir, "commit")); err != nil {
+		return err
+	}
+	o.log = &logFile{path: path, fd: -1}
+	if fd >= 0 {
+		err = o.log.adopt(fd)
+	} else if err = o.log.open(); err == nil {
+		err = o.keepLog()
+	}
+	s := o.commits.read()
+	if err != nil {
+		if s.ino == 0 {
+			return err // at create; later the container goes on without
+		}
+		o.report(err)
+	}
+	if err := o.log.rewind(s); err != nil {
+		o.report(err)
+	}
+	if s.stale > 0 && int(s.stream) < len(o.streams) {
+		stage := o.streams[s.stream].stage
+		held, err := unix.IoctlGetInt(stage, unix.TIOCINQ)
+		if err == nil {
+			err = drain(stage, s.toDrain(held))
+		}
+		if err != nil {
+			return fmt.Errorf("drain staging pipe: %w", err)
+		}
+		o.commits.drained()
+	}
+	o.commitLog()
+	return nil
+}
+
+func (o *stdio) keepLog() error {
+	return o.keep(false, []string{o.id + "/log"}, []int{o.log.fd})
+}
+
+// commitLog notes which file the log is. No round may be under way.
+func (o *stdio) commitLog() {
+	o.commits.commit(slot{dev: o.log.dev, ino: o.log.ino, length: o.log.length}, o.commits.carry(0))
+}
+
+// openPipe makes a FIFO where missing and opens both its ends, so that it
+// never signals an end: neither to the container nor to us.
+func openPipe(path string) (int, error) {
+	if err := unix.Mkfifo(path, 0o600); err != nil && !errors.Is(err, unix.EEXIST) {
+		return -1, &os.PathError{Op: "mkfifo", Path: path, Err: err}
+	}
+	fd, err := unix.Open(path, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	// Refused to the unprivileged beyond a sum; a smaller pipe does, too.
+	_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, pipeBytes)
+	return fd, nil
+}
+
+// fdOf gives a file's descriptor and leaves it non-blocking, as Fd does not.
+// The file must be kept alive by the caller.
+func fdOf(f *os.File) (fd int) {
+	fd = -1
+	if c, err := f.SyscallConn(); err == nil {
+		_ = c.Control(func(n uintptr) { fd = int(n) })
+	}
+	return fd
+}
+
+// containerEnd opens a FIFO as the container gets it: blocking, both ways, so
+// that it outlives every reader.
+func (o *stdio) containerEnd(name string) (*os.File, error) {
+	fd, err := unix.Open(filepath.Join(o.dir, name), unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: name, Err: err}
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// run starts one goroutine for each stream; finish ends them.
+func (o *stdio) run() {
+	for _, s := range o.streams {
+		s.ended = make(chan struct{})
+		go o.pump(s)
+	}
+}
+
+// reopen opens the log anew by its path.
+func (o *stdio) reopen() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.log == nil {
+		return nil
+	}
+	if err := o.log.open(); err != nil {
+		return err
+	}
+	o.commitLog()
+	return o.keepLog()
+}
+
+// finish takes what the pipes hold now, writes unfinished lines as pieces, and
+// closes everything. It does not wait for others that still write.
+func (o *stdio) finish() {
+	for _, s := range o.streams {
+		if s.ended != nil {
+			_ = s.src.SetReadDeadline(time.Unix(1, 0))
+			<-s.ended
+		}
+		// All that the container wrote before its end fits in the pipe.
+		for taken := 0; taken < pipeBytes; {
+			n, err := o.round(s, fdOf(s.src))
+			if n == 0 || err != nil {
+				break
+			}
+			taken += n
+		}
+		o.flushTail(s)
+	}
+	o.close()
+}
+
+// flushTail writes a stream's unfinished line as a piece.
+func (o *stdio) flushTail(s *stream) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.log == nil {
+		return
+	}
+	tail := o.commits.carry(s.index)
+	if len(tail) == 0 {
+		return
+	}
+	header := appendHeader(nil, time.Now(), s.name)
+	if err := o.log.append(appendLine(nil, header, tail, false)); err != nil {
+		o.report(err)
+	}
+	o.commits.commit(slot{dev: o.log.dev, ino: o.log.ino, length: o.log.length, stream: uint32(s.index)}, nil)
+}
+
+func (o *stdio) close() {
+	for _, s := range o.streams {
+		if s.src != nil {
+			_ = s.src.Close()
+		}
+		if s.stage >= 0 {
+			_ = unix.Close(s.stage)
+			s.stage = -1
+		}
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.log != nil {
+		if o.log.lost > 0 {
+			o.report(fmt.Errorf("%d bytes of log lines were lost", o.log.lost))
+		}
+		o.log.close()
+		o.log = nil
+	}
+	if o.commits != nil {
+		o.commits.close()
+		o.commits = nil
+	}
+}

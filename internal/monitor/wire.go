@@ -1,0 +1,130 @@
+package monitor
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+
+	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/ociruntime"
+)
+
+// MaxFrame is the most bytes one frame may carry: an ExecResult at its 16 MiB
+// in base64, and room.
+const MaxFrame = 32 << 20
+
+// Methods of a Request.
+const (
+	MethodCreate  = "create"  // Container → PidReply
+	MethodStart   = "start"   // IDRequest
+	MethodSignal  = "signal"  // SignalRequest
+	MethodRemove  = "remove"  // IDRequest
+	MethodList    = "list"    // → []Status
+	MethodReopen  = "reopen"  // IDRequest
+	MethodExec    = "exec"    // Exec → ExecResult
+	MethodHold    = "hold"    // Holder → PidReply
+	MethodUpdate  = "update"  // UpdateRequest
+	MethodSeccomp = "seccomp" // SeccompRequest → SeccompReply
+	MethodWatch   = "watch"   // → a Reply with an Exit for each, without end
+)
+
+// A Request is the one frame that a client sends on a connection.
+type Request struct {
+	Method string          `json:"method"`
+	Body   json.RawMessage `json:"body,omitempty"`
+}
+
+// A Reply answers a Request.
+type Reply struct {
+	Failure *Failure        `json:"failure,omitempty"`
+	Body    json.RawMessage `json:"body,omitempty"`
+}
+
+// A Failure is an error on the wire.
+type Failure struct {
+	Kind fault.Kind `json:"kind"`
+	Text string     `json:"text"`
+}
+
+// Bodies of requests and replies.
+type (
+	IDRequest struct {
+		ID string `json:"id"`
+	}
+	SignalRequest struct {
+		ID     string `json:"id"`
+		Signal int    `json:"signal"`
+	}
+	UpdateRequest struct {
+		ID        string          `json:"id"`
+		Resources json.RawMessage `json:"resources"`
+	}
+	SeccompRequest struct {
+		Runtime ociruntime.Runtime `json:"runtime"`
+		Profile json.RawMessage    `json:"profile"`
+	}
+	SeccompReply struct {
+		Program []byte `json:"program"`
+	}
+	PidReply struct {
+		Pid int `json:"pid"`
+	}
+)
+
+// SocketPath is where davit-monitor of a state directory listens.
+func SocketPath(state string) string { return filepath.Join(state, "monitor.sock") }
+
+// LockPath is the file that a living keeper has locked.
+func LockPath(state string) string { return filepath.Join(state, "keeper.lock") }
+
+// FailureOf puts err on the wire.
+func FailureOf(err error) *Failure {
+	return &Failure{Kind: fault.KindOf(err), Text: err.Error()}
+}
+
+// Err is what FailureOf took, of the same kind and text.
+func (f *Failure) Err() error { return fault.New(f.Kind, "", "%s", f.Text) }
+
+// WriteFrame writes v as JSON with its length before it (4 bytes, big endian).
+func WriteFrame(w io.Writer, v any) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	if len(data) > MaxFrame {
+		return fault.New(fault.Exhausted, "monitor", "message of %d bytes is over the limit of %d", len(data), MaxFrame)
+	}
+	frame := append(binary.BigEndian.AppendUint32(make([]byte, 0, 4+len(data)), uint32(len(data))), data...)
+	_, err = w.Write(frame)
+	return err
+}
+
+// errFrame marks a frame that breaks the protocol; such a connection is closed.
+var errFrame = errors.New("bad frame")
+
+// ReadFrame reads one frame into v. It returns io.EOF at a clean end.
+func ReadFrame(r io.Reader, v any) error {
+	var head [4]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return err
+	}
+	n := binary.BigEndian.Uint32(head[:])
+	if n == 0 || n > MaxFrame {
+		return fmt.Errorf("%w: %d bytes announced", errFrame, n)
+	}
+	// Grown as bytes arrive, so that an announced length alone costs nothing.
+	data, err := io.ReadAll(io.LimitReader(r, int64(n)))
+	if err != nil {
+		return err
+	}
+	if len(data) < int(n) {
+		return io.ErrUnexpectedEOF
+	}
+	if err := json.Unmarshal(data, v); err != nil {
+		return fmt.Errorf("%w: %w", errFrame, err)
+	}
+	return nil
+}

@@ -1,0 +1,471 @@
+package network
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"github.com/davit-runtime/davit/internal/fault"
+)
+
+// podInterface is the name of a pod's interface, inside the pod.
+const podInterface = "eth0"
+
+// A bridge is the link that the pods of the built-in network hang on.
+type bridge struct {
+	name    string
+	subnets []netip.Prefix
+	mtu     int // 0: that of the default route's link
+
+	mu      sync.Mutex // held while the bridge is made, so that two do not
+	made    master     // zero: not known to be there
+	trouble error      // of the last attempt to make it
+}
+
+// A master is a bridge as pods' links need to know it.
+type master struct {
+	index, mtu int
+	hardware   net.HardwareAddr
+}
+
+// ensure makes the bridge, or what it lacks.
+func (b *bridge) ensure() (master, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.made.index != 0 {
+		return b.made, nil
+	}
+	b.trouble = b.make()
+	return b.made, b.trouble
+}
+
+// check finds out whether the bridge is still there and as it was made; ensure
+// then makes it again if not.
+func (b *bridge) check() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	link, err := netlink.LinkByName(b.name)
+	if err != nil || link.Attrs().Index != b.made.index || link.Attrs().Flags&net.FlagUp == 0 {
+		b.made = master{}
+		return
+	}
+	have, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	if err != nil || len(b.missing(have)) > 0 {
+		b.made = master{}
+	}
+}
+
+// wanted reports whether there is, or was to be, a bridge.
+func (b *bridge) wanted() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.made.index != 0 || b.trouble != nil
+}
+
+// state returns why the bridge could not be made, if so.
+func (b *bridge) state() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.trouble
+}
+
+// make does ensure's work. b.mu must be held.
+func (b *bridge) make() error {
+	mtu := b.mtu
+	if mtu == 0 {
+		mtu = defaultMTU()
+	}
+	link, err := netlink.LinkByName(b.name)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		// A MAC address of its own: else the bridge's follows its ports'.
+		br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: b.name, MTU: mtu, HardwareAddr: localAddr(b.name)}}
+		if err := netlink.LinkAdd(br); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("make bridge %s: %w", b.name, err)
+		}
+		link, err = netlink.LinkByName(b.name)
+	}
+	if err != nil {
+		return fmt.Errorf("bridge %s: %w", b.name, err)
+	}
+	if link.Type() != "bridge" {
+		return fault.New(fault.Precondition, "", "link %s is a %s, not a bridge: name another one in the configuration", b.name, link.Type())
+	}
+	if err := b.free(link.Attrs().Index); err != nil {
+		return err
+	}
+	if err := b.settings(); err != nil {
+		return err
+	}
+	have, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	if err != nil {
+		return err
+	}
+	for _, p := range b.missing(have) {
+		addr := &netlink.Addr{IPNet: ipNet(p), Flags: unix.IFA_F_NODAD}
+		if err := netlink.AddrAdd(link, addr); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("give %s to bridge %s: %w", p, b.name, err)
+		}
+	}
+	if err := netlink.LinkSetUp(link); err != nil {
+		return fmt.Errorf("bring up bridge %s: %w", b.name, err)
+	}
+	b.made = master{link.Attrs().Index, mtu, link.Attrs().HardwareAddr}
+	return nil
+}
+
+// missing returns the gateway addresses that are not in have.
+func (b *bridge) missing(have []netlink.Addr) []netip.Prefix {
+	var out []netip.Prefix
+next:
+	for _, s := range b.subnets {
+		want := netip.PrefixFrom(gateway(s), s.Bits())
+		for _, h := range have {
+			if h.IPNet.String() == want.String() {
+				continue next
+			}
+		}
+		out = append(out, want)
+	}
+	return out
+}
+
+// free returns Precondition if another link has addresses of our subnets.
+func (b *bridge) free(index int) error {
+	have, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return err
+	}
+	for _, h := range have {
+		p, ok := prefixOf(h.IPNet)
+		if !ok || h.LinkIndex == index {
+			continue
+		}
+		for _, s := range b.subnets {
+			if s.Overlaps(p) {
+				return fault.New(fault.Precondition, "", "subnet %s is in use on this host: link %s has %s; configure another",
+					s, linkName(h.LinkIndex), p)
+			}
+		}
+	}
+	return nil
+}
+
+// settings turns on what forwarding needs. Forwarding is the machine's
+// setting, not davit's: it is only written if it is off, and it stays.
+func (b *bridge) settings() error {
+	for _, s := range b.subnets {
+		if s.Addr().Is4() {
+			if err := setSysctl("net/ipv4/ip_forward", "1"); err != nil {
+				return err
+			}
+			// So that the host itself reaches host ports by 127.0.0.1.
+			if err := setSysctl("net/ipv4/conf/"+b.name+"/route_localnet", "1"); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := setSysctl("net/ipv6/conf/"+b.name+"/disable_ipv6", "0"); err != nil {
+			return err
+		}
+		if err := forward6(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// forward6 turns on IPv6 forwarding. A host that forwards ignores router
+// advertisements, and so would lose its default route, unless accept_ra is 2.
+//
+// kernel: ip-sysctl.rst, accept_ra.
+func forward6() error {
+	const all = "net/ipv6/conf/all/forwarding"
+	if sysctlIs(all, "1") {
+		return nil
+	}
+	links, err := os.ReadDir("/proc/sys/net/ipv6/conf")
+	if err != nil {
+		return err
+	}
+	for _, l := range links {
+		path := "net/ipv6/conf/" + l.Name() + "/accept_ra"
+		if l.Name() != "all" && l.Name() != "default" && l.Name() != "lo" && sysctlIs(path, "1") {
+			if err := setSysctl(path, "2"); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err
+			}
+		}
+	}
+	return setSysctl(all, "1")
+}
+
+// destroy deletes the bridge. The pods' ends of it go with their namespaces.
+func (b *bridge) destroy() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.made, b.trouble = master{}, nil
+	link, err := netlink.LinkByName(b.name)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if link.Type() != "bridge" {
+		return nil // not ours
+	}
+	return netlink.LinkDel(link)
+}
+
+// connect gives the network namespace ns an interface on the bridge with
+// these addresses, and a default route of each family.
+func (b *bridge) connect(pod string, ns int, addrs []netip.Addr) error {
+	m, err := b.ensure()
+	if err != nil {
+		return err
+	}
+	err = addVeth(pod, m, ns, addrs[0])
+	switch {
+	case errors.Is(err, unix.EEXIST):
+		// Of an earlier attach of the same pod; or the pod has an eth0 already,
+		// and the second try says so.
+		if err := deleteLink(vethName(pod)); err != nil {
+			return err
+		}
+		err = addVeth(pod, m, ns, addrs[0])
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENODEV):
+		// The kernel's words for a bridge that is gone.
+		b.check()
+		if m, err = b.ensure(); err != nil {
+			return err
+		}
+		err = addVeth(pod, m, ns, addrs[0])
+	}
+	if err != nil {
+		return fmt.Errorf("make the pod's link %s: %w", vethName(pod), err)
+	}
+	if err := setPort(vethName(pod), nl.IFLA_BRPORT_MODE, 1); err != nil { // hairpin: a pod may reach itself by its host port
+		return fmt.Errorf("bridge port %s: %w", vethName(pod), err)
+	}
+	return b.configure(ns, addrs)
+}
+
+// addVeth makes, by one message, both ends of the pod's link: the host's on
+// the bridge and up, the pod's in ns. (The kernel refuses to make that up at
+// once: it has no peer yet. ENOTCONN, see drivers/net/veth.c.)
+func addVeth(pod string, m master, ns int, addr netip.Addr) error {
+	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
+	host := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	host.Flags, host.Change = unix.IFF_UP, unix.IFF_UP
+	req.AddData(host)
+	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(vethName(pod))))
+	req.AddData(nl.NewRtAttr(unix.IFLA_ADDRESS, localAddr(pod)))
+	req.AddData(nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(m.mtu))))
+	req.AddData(nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(m.index))))
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("veth"))
+	peer := info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddRtAttr(nl.VETH_INFO_PEER, nil)
+	nl.NewIfInfomsgChild(peer, unix.AF_UNSPEC)
+	peer.AddRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(podInterface))
+	peer.AddRtAttr(unix.IFLA_ADDRESS, hardwareAddr(addr))
+	peer.AddRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(m.mtu)))
+	peer.AddRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(ns)))
+	req.AddData(info)
+	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+	return err
+}
+
+// setPort sets attributes of a bridge's port, by its name alone, in pairs of
+// attribute and value.
+func setPort(name string, pairs ...int) error {
+	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK)
+	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(nl.IFLA_INFO_SLAVE_KIND, nl.NonZeroTerminated("bridge"))
+	data := info.AddRtAttr(nl.IFLA_INFO_SLAVE_DATA, nil)
+	for i := 0; i < len(pairs); i += 2 {
+		data.AddRtAttr(pairs[i], []byte{byte(pairs[i+1])})
+	}
+	req.AddData(info)
+	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+	return err
+}
+
+// disconnect cuts the pod's link off without deleting it, which would hold the
+// kernel's network lock for 10 to 30 ms: the link goes with the namespace. If
+// a process left over keeps that alive, the pod's address must be free to be
+// used again nevertheless. In the state "listening" a port passes nothing in
+// either direction, and without STP nothing takes it out of it, unlike
+// "disabled", which ends at the link's next event. Flushed, and without
+// learning and flooding, it would attract no packet even then.
+//
+// kernel: net/bridge/br_if.c, br_port_carrier_check.
+func disconnect(pod string) error {
+	const listening = 1 // uapi/linux/if_bridge.h, BR_STATE_LISTENING
+	mute := []int{nl.IFLA_BRPORT_LEARNING, 0, nl.IFLA_BRPORT_UNICAST_FLOOD, 0,
+		nl.IFLA_BRPORT_MCAST_FLOOD, 0, nl.IFLA_BRPORT_BCAST_FLOOD, 0, nl.IFLA_BRPORT_FLUSH, 1}
+	err := setPort(vethName(pod), append(mute, nl.IFLA_BRPORT_STATE, listening)...)
+	if errors.Is(err, unix.ENETDOWN) { // the pod's end is down, or was made this instant: no state can be set
+		err = setPort(vethName(pod), mute...)
+	}
+	switch {
+	case err == nil, errors.Is(err, unix.ENODEV):
+		return nil
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EBUSY):
+		// No longer a bridge's port, or a bridge that somebody runs STP on.
+		return deleteLink(vethName(pod))
+	}
+	return fmt.Errorf("cut off bridge port %s: %w", vethName(pod), err)
+}
+
+// configure gives the interface inside ns its addresses and default routes.
+func (b *bridge) configure(ns int, addrs []netip.Addr) error {
+	h, err := netlink.NewHandleAt(netns.NsHandle(ns), unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("enter the pod's network namespace: %w", err)
+	}
+	defer h.Close()
+	link, err := h.LinkByName(podInterface)
+	if err != nil {
+		return fmt.Errorf("%s of the pod: %w", podInterface, err)
+	}
+	if err := h.LinkSetUp(link); err != nil {
+		return fmt.Errorf("bring up %s of the pod: %w", podInterface, err)
+	}
+	for _, a := range addrs {
+		for _, s := range b.subnets {
+			if !s.Contains(a) {
+				continue
+			}
+			addr := &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(a, s.Bits())), Flags: unix.IFA_F_NODAD}
+			if err := h.AddrAdd(link, addr); err != nil {
+				return fmt.Errorf("give the pod %s: %w", a, err)
+			}
+			route := &netlink.Route{LinkIndex: link.Attrs().Index, Gw: gateway(s).AsSlice()}
+			if err := h.RouteAdd(route); err != nil {
+				return fmt.Errorf("give the pod its default route by %s: %w", gateway(s), err)
+			}
+		}
+	}
+	return nil
+}
+
+// strays returns the links on the bridge that belong to none of the pods.
+func (b *bridge) strays(pods []*lease) ([]string, error) {
+	br, err := netlink.LinkByName(b.name)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	links, err := netlink.LinkList()
+	if err != nil {
+		return nil, err
+	}
+	ours := map[string]bool{}
+	for _, l := range pods {
+		ours[vethName(l.Pod)] = true
+	}
+	var out []string
+	for _, l := range links {
+		a := l.Attrs()
+		if l.Type() == "veth" && a.MasterIndex == br.Attrs().Index && strings.HasPrefix(a.Name, vethPrefix) && !ours[a.Name] {
+			out = append(out, a.Name)
+		}
+	}
+	return out, nil
+}
+
+func deleteLink(name string) error {
+	link, err := netlink.LinkByName(name)
+	if err == nil {
+		err = netlink.LinkDel(link)
+	}
+	if errors.As(err, &netlink.LinkNotFoundError{}) || errors.Is(err, unix.ENODEV) {
+		return nil
+	}
+	return err
+}
+
+const vethPrefix = "dv"
+
+// vethName returns the name of the host's end of a pod's link.
+func vethName(pod string) string {
+	sum := sha256.Sum256([]byte(pod))
+	return vethPrefix + hex.EncodeToString(sum[:6])
+}
+
+// localAddr returns a MAC address of one's own choice, the same for the same name.
+func localAddr(name string) []byte {
+	sum := sha256.Sum256([]byte(name))
+	return append([]byte{0x02}, sum[:5]...)
+}
+
+// defaultMTU returns the MTU of the default route's link, or Ethernet's.
+func defaultMTU() int {
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		routes, err := netlink.RouteListFiltered(family, &netlink.Route{Dst: nil}, netlink.RT_FILTER_DST)
+		if err != nil {
+			continue
+		}
+		for _, r := range routes {
+			if link, err := netlink.LinkByIndex(r.LinkIndex); err == nil && link.Attrs().MTU > 0 {
+				return link.Attrs().MTU
+			}
+		}
+	}
+	return 1500
+}
+
+func linkName(index int) string {
+	link, err := netlink.LinkByIndex(index)
+	if err != nil {
+		return fmt.Sprint(index)
+	}
+	return link.Attrs().Name
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
+	a, ok := netip.AddrFromSlice(n.IP)
+	ones, _ := n.Mask.Size()
+	return netip.PrefixFrom(a.Unmap(), ones), ok
+}
+
+func sysctlIs(path, value string) bool {
+	got, err := os.ReadFile(filepath.Join("/proc/sys", path))
+	return err == nil && string(bytes.TrimSpace(got)) == value
+}
+
+// setSysctl writes a setting of the host's, unless it is so already.
+func setSysctl(path, value string) error {
+	if sysctlIs(path, value) {
+		return nil
+	}
+	f, err := os.OpenFile(filepath.Join("/proc/sys", path), os.O_WRONLY, 0)
+	if err == nil {
+		_, err = f.WriteString(value)
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
+		return fmt.Errorf("set %s=%s: %w", path, value, err)
+	}
+	return nil
+}
