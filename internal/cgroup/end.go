@@ -148,15 +148,25 @@ func killEach(dirs []string) error {
 }
 
 // setFrozen stops or lets go all processes below dirs, where it can be done.
-// On v1 a frozen process dies only once it is let go.
+// On v1 a frozen process dies only once it is let go, also by whoever froze a
+// cgroup further down: a container that runs containers may have.
 func setFrozen(dirs []string, frozen bool) {
-	v1, v2 := "THAWED", "0"
-	if frozen {
-		v1, v2 = "FROZEN", "1"
-	}
 	for _, d := range dirs {
-		_ = writeFile(d, "freezer.state", v1)
-		_ = writeFile(d, "cgroup.freeze", v2)
+		if frozen {
+			_ = writeFile(d, "freezer.state", "FROZEN")
+			_ = writeFile(d, "cgroup.freeze", "1")
+			continue
+		}
+		_ = writeFile(d, "cgroup.freeze", "0")
+		if writeFile(d, "freezer.state", "THAWED") != nil {
+			continue
+		}
+		_ = filepath.WalkDir(d, func(at string, e fs.DirEntry, err error) error {
+			if err == nil && e.IsDir() {
+				_ = writeFile(at, "freezer.state", "THAWED")
+			}
+			return nil
+		})
 	}
 }
 

@@ -133,6 +133,18 @@ func killAndRemove(t *testing.T, h *Host) {
 	if pids, err := processes(p.Dirs); err != nil || len(pids) < 3 {
 		t.Fatalf("processes: %v, %v", pids, err)
 	}
+	if dir, ok := h.dirOf(p, "freezer"); ok && h.layout != V2 { // one frozen by the container
+		inner := filepath.Join(dir, "paused")
+		if err := os.MkdirAll(inner, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := writeFile(inner, "cgroup.procs", fmt.Sprint(cmd.Process.Pid)); err != nil {
+			t.Fatal(err)
+		}
+		if err := writeFile(inner, "freezer.state", "FROZEN"); err != nil {
+			t.Fatal(err)
+		}
+	}
 	short, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
 	if err := h.Remove(short, p); fault.KindOf(err) != fault.Deadline {

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 
 	securejoin "github.com/cyphar/filepath-securejoin"
@@ -127,11 +128,11 @@ func (t *tree) mkdirImplicit(name string) error {
 
 // realPath returns a name's path in the tree without symbolic links.
 func (t *tree) realPath(dir int, base string) (string, error) {
-	at, err := os.Readlink(procPath(dir, ""))
+	at, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(dir))
 	if err != nil {
 		return "", err
 	}
-	root, err := os.Readlink(procPath(t.root, ""))
+	root, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(t.root))
 	if err != nil {
 		return "", err
 	}
@@ -189,13 +190,9 @@ func (t *tree) makeOpaque(dir int, base string) error {
 }
 
 // procPath names something in an open directory for calls that take no
-// descriptor. Empty base: the directory itself.
+// descriptor.
 func procPath(dir int, base string) string {
-	p := "/proc/self/fd/" + itoa(dir)
-	if base == "" {
-		return p
-	}
-	return p + "/" + base
+	return "/proc/self/fd/" + strconv.Itoa(dir) + "/" + base
 }
 
 // broken is the error for an entry that cannot be as the layer has it.

@@ -22,8 +22,6 @@ const (
 	whiteoutOpaque = ".wh..wh..opq" // this one
 )
 
-func itoa(n int) string { return strconv.Itoa(n) }
-
 // An unpacker fills a tree from one tar stream.
 type unpacker struct {
 	*tree
@@ -137,7 +135,7 @@ func (u *unpacker) whiteout(name string, dir int, base string) error {
 	hidden := strings.TrimPrefix(base, whiteoutPrefix)
 	switch {
 	case base == whiteoutOpaque:
-		return u.makeOpaque(dir, "")
+		return u.makeOpaque(dir, ".")
 	case strings.HasPrefix(base, whiteoutMeta):
 		return nil
 	case hidden == "" || hidden == "." || hidden == "..":
@@ -233,8 +231,7 @@ func (u *unpacker) makeNew(h *tar.Header, content io.Reader, dir int, base strin
 }
 
 func (u *unpacker) device(h *tar.Header, kind uint32, dir int, base string) error {
-	const most = 1 << 20
-	if h.Devmajor < 0 || h.Devminor < 0 || h.Devmajor >= most || h.Devminor >= most {
+	if h.Devmajor < 0 || h.Devminor < 0 || h.Devmajor >= 1<<12 || h.Devminor >= 1<<20 {
 		return errors.New("has no possible device number")
 	}
 	return unix.Mknodat(dir, base, kind|0o600, int(unix.Mkdev(uint32(h.Devmajor), uint32(h.Devminor))))

@@ -49,8 +49,8 @@ func Inspect(c *runtimeapi.ContainerConfig) (Found, error) {
 	found := Found{Sources: map[string]string{}, Devices: map[string][]Device{}, RecursiveReadOnly: recursiveReadOnly()}
 	found.SwapAccounting, found.Hugetlb = probeControllers(cgroupRoot)
 	for _, m := range c.GetMounts() {
-		if m.HostPath == "" {
-			continue // Build refuses it
+		if !filepath.IsAbs(m.HostPath) {
+			continue // an image's, or Build refuses it
 		}
 		source, err := CheckMount(m)
 		if err != nil {
@@ -59,6 +59,9 @@ func Inspect(c *runtimeapi.ContainerConfig) (Found, error) {
 		found.Sources[m.HostPath] = source
 	}
 	for _, d := range c.GetDevices() {
+		if !filepath.IsAbs(d.HostPath) {
+			continue // Build refuses it
+		}
 		devices, err := findDevices(d.HostPath)
 		if err != nil {
 			return Found{}, err
@@ -81,15 +84,13 @@ func Inspect(c *runtimeapi.ContainerConfig) (Found, error) {
 	return found, nil
 }
 
-// CheckMount returns a mount's source without symbolic links, once it is
-// there and propagates as the mount needs.
+// CheckMount returns a mount's source without symbolic links. It returns
+// Precondition if the source is not there, or does not propagate as the mount
+// needs.
 func CheckMount(m *runtimeapi.Mount) (source string, err error) {
 	source, err = filepath.EvalSymlinks(m.HostPath)
 	if err != nil {
 		return "", fault.New(fault.Precondition, "", "mount at %s: host path %s: %w", m.ContainerPath, m.HostPath, err)
-	}
-	if source, err = filepath.Abs(source); err != nil {
-		return "", fault.New(fault.Internal, "", "host path %s: %w", m.HostPath, err)
 	}
 	if m.Propagation == runtimeapi.MountPropagation_PROPAGATION_PRIVATE {
 		return source, nil

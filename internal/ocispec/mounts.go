@@ -106,8 +106,8 @@ func bindMount(in Input, m *runtimeapi.Mount) (specs.Mount, error) {
 		return none, fault.New(fault.Unimplemented, "", "mount at %s: ID-mapped mounts are not supported yet", where)
 	case where == "":
 		return none, fault.New(fault.Invalid, "", "mount of %s: no container path", m.HostPath)
-	case m.HostPath == "":
-		return none, fault.New(fault.Invalid, "", "mount at %s: no host path", where)
+	case !path.IsAbs(m.HostPath):
+		return none, fault.New(fault.Invalid, "", "mount at %s: host path %q is not absolute", where, m.HostPath)
 	}
 	options := []string{"rbind"}
 	switch m.Propagation {

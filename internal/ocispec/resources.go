@@ -133,7 +133,7 @@ func node(d Device, at string) specs.LinuxDevice {
 }
 
 func deviceAccess(d *runtimeapi.Device) (string, error) {
-	if d.ContainerPath == "" || d.ContainerPath[0] != '/' || d.HostPath == "" {
+	if !strings.HasPrefix(d.ContainerPath, "/") || !strings.HasPrefix(d.HostPath, "/") {
 		return "", fault.New(fault.Invalid, "", "device %q at %q: two absolute paths are needed", d.HostPath, d.ContainerPath)
 	}
 	if d.Permissions == "" {

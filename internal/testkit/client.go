@@ -65,7 +65,9 @@ func PodConfig(name, logs string) *runtimeapi.PodSandboxConfig {
 	config := &runtimeapi.PodSandboxConfig{
 		Metadata: &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "default", Uid: hex.EncodeToString(uid)},
 		Hostname: name,
-		Linux:    &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{}},
+		Linux: &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
+			NamespaceOptions: namespaces(),
+		}},
 	}
 	if logs != "" {
 		config.LogDirectory = filepath.Join(logs, "default_"+name+"_"+config.Metadata.Uid)
@@ -80,8 +82,15 @@ func ContainerConfig(name, image string, command ...string) *runtimeapi.Containe
 		Image:    &runtimeapi.ImageSpec{Image: image},
 		Command:  command,
 		LogPath:  name + "/0.log",
-		Linux:    &runtimeapi.LinuxContainerConfig{},
+		Linux: &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
+			NamespaceOptions: namespaces(),
+		}},
 	}
+}
+
+// namespaces is what a kubelet asks for unless a manifest says otherwise.
+func namespaces() *runtimeapi.NamespaceOption {
+	return &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}
 }
 
 // Pull pulls an image and returns its reference.

@@ -228,6 +228,7 @@ type imageSpec struct {
 	Compression string
 	Docker      bool
 	Arch        string
+	Index       []string // instead: an index with an image for each architecture
 }
 
 func serve(ts *testscript.TestScript, _ bool, args []string) {
@@ -238,17 +239,35 @@ func serve(ts *testscript.TestScript, _ bool, args []string) {
 	if len(args) == 2 {
 		ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[1])), &spec))
 	}
-	files, err := testkit.BusyboxFiles()
+	ref := of(ts).registry.Host + "/" + args[0]
+	if len(spec.Index) == 0 {
+		img, err := spec.build(spec.Arch)
+		ts.Check(err)
+		ts.Check(testkit.Push(ref, img))
+		return
+	}
+	var images []v1.Image
+	for _, arch := range spec.Index {
+		img, err := spec.build(arch)
+		ts.Check(err)
+		images = append(images, img)
+	}
+	index, err := testkit.NewIndex(images...)
 	ts.Check(err)
-	for name, text := range spec.Files {
+	ts.Check(testkit.PushIndex(ref, index))
+}
+
+func (s imageSpec) build(arch string) (v1.Image, error) {
+	files, err := testkit.BusyboxFiles()
+	if err != nil {
+		return nil, err
+	}
+	for name, text := range s.Files {
 		files = append(files, testkit.File{Name: name, Data: []byte(text), Mode: 0o755})
 	}
-	img, err := testkit.NewImage(testkit.ImageSpec{
-		Layers: [][]testkit.File{files}, Config: spec.Config,
-		Compression: spec.Compression, Docker: spec.Docker, Arch: spec.Arch,
+	return testkit.NewImage(testkit.ImageSpec{
+		Layers: [][]testkit.File{files}, Config: s.Config, Compression: s.Compression, Docker: s.Docker, Arch: arch,
 	})
-	ts.Check(err)
-	ts.Check(testkit.Push(of(ts).registry.Host+"/"+args[0], img))
 }
 
 func await(ts *testscript.TestScript, neg bool, args []string) {
