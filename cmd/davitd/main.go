@@ -40,19 +40,26 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	defer stop()
-	dumps := make(chan os.Signal, 1)
-	signal.Notify(dumps, unix.SIGUSR1)
-	go func() {
-		for range dumps {
-			_ = pprof.Lookup("goroutine").WriteTo(os.Stderr, 2)
-		}
-	}()
+	go answer(log)
 	log.Info("davitd starts", "version", version, "pid", os.Getpid(), "root", c.Root, "state", c.State)
 	if err := run(ctx, c, log); err != nil {
 		log.Error("davitd ends", "error", err)
 		os.Exit(1)
 	}
 	log.Info("davitd ends; containers run on")
+}
+
+// answer handles the signals that do not end davitd, as long as it lives.
+func answer(log *slog.Logger) {
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, unix.SIGUSR1, unix.SIGHUP)
+	for s := range signals {
+		if s == unix.SIGHUP {
+			log.Info("nothing is reloaded: davitd reads its configuration when it starts, and containers outlive a restart")
+			continue
+		}
+		_ = pprof.Lookup("goroutine").WriteTo(os.Stderr, 2)
+	}
 }
 
 // arguments reads flags and the configuration file; flags win. It returns nil
