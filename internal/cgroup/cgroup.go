@@ -1,5 +1,3 @@
-// Package cgroup finds out how this host's control groups are laid out and
-// creates, limits, kills and removes those of pods and containers.
 package cgroup
 
 // A Driver is who creates cgroups.

@@ -1,9 +1,15 @@
 // Package network connects pods: by CNI plugins where a configuration exists,
 // else by the built-in bridge.
 //
-// It owns address leases and host ports, each written down durably before it
-// is acquired, and its own nftables table, bridge and veths. It never touches
-// another program's rules. Nothing here knows what a container is.
+// It owns address leases and host ports, each written down before it is
+// acquired, and its own nftables table, bridge and veths. It never touches
+// another program's rules. Nothing here knows what a container is. Package pod
+// calls it, once at a time for each pod.
+//
+// What the built-in bridge does not do: [::1]:hostPort is refused, since the
+// kernel routes ::1 to the loopback alone (127.0.0.1 works); and where another
+// program's FORWARD policy drops, pods reach no further than the host until
+// that program lets the bridge through.
 package network
 
 import (
@@ -44,6 +50,6 @@ type Config struct {
 	ConfDir    string         // CNI configuration, "/etc/cni/net.d"
 	PluginDirs []string       // CNI plugins, "/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"
 	Bridge     string         // name of the bridge and of the nftables table, "davit0"
-	Subnets    []netip.Prefix // pod addresses, at most one of each family; "10.88.0.0/16" and a unique local /64
+	Subnets    []netip.Prefix // pod addresses, at most one of each family; "10.88.0.0/16", or the next free, and a unique local /64
 	MTU        int            // 0: that of the default route's link
 }

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/davit-runtime/davit/internal/cgroup"
@@ -12,6 +13,7 @@ import (
 	"github.com/davit-runtime/davit/internal/namespace"
 	"github.com/davit-runtime/davit/internal/network"
 	"github.com/davit-runtime/davit/internal/ociruntime"
+	"github.com/davit-runtime/davit/internal/ocispec"
 )
 
 // Namespaces pins a pod's namespaces below dir as files "net", "ipc", "uts".
@@ -37,27 +39,33 @@ type Rootfs interface {
 	// Mount mounts a writable root file system for container id and returns
 	// its path. Its image's layers stay until Unmount, whatever becomes of the image.
 	Mount(ctx context.Context, id, imageID string) (path string, err error)
-	// Remount makes Mount's mount again, if a reboot or somebody took it away.
 	Unmount(ctx context.Context, id string) error // idempotent; deletes the writable layer
 }
 
 // Cgroups names, limits, kills and removes control groups. Package cgroup implements it.
 type Cgroups interface {
+	CgroupMaker
 	// Place names the cgroup of a container (or holder) below parent, which is in
 	// cgroupfs syntax; an empty parent means davit's own.
 	Place(parent, id string) cgroup.Place
-	// Prepare makes the parent where nobody else does (an empty cgroup_parent).
-	Prepare(ctx context.Context, parent string) error
 	// Limit applies what was left out at create (CPU quota), or an update.
 	Limit(ctx context.Context, p cgroup.Place, r *runtimeapi.LinuxContainerResources) error
 	Kill(ctx context.Context, p cgroup.Place) error   // every process in it; waits until it is empty; idempotent
 	Remove(ctx context.Context, p cgroup.Place) error // idempotent
 }
 
+// A CgroupMaker makes the control groups that nobody else does.
+type CgroupMaker interface {
+	Prepare(ctx context.Context, parent string) error // davit's own, for an empty parent; idempotent
+	Create(ctx context.Context, p cgroup.Place) error // a holder's; idempotent
+}
+
 // Processes runs containers. Package monitor's client implements it. Each
 // call waits, within ctx, for davit-monitor to come back if it is down.
 type Processes interface {
 	Create(ctx context.Context, c monitor.Container) (pid int, err error)
+	// Start lets the process run. It succeeds, too, when an earlier Start
+	// did so whose caller never learned of it.
 	Start(ctx context.Context, id string) error
 	Signal(ctx context.Context, id string, signal int) error // NotFound once exited
 	Remove(ctx context.Context, id string) error             // kills, deletes, forgets; idempotent
@@ -79,8 +87,33 @@ type Sessions interface {
 // unknown one; Unavailable for one that is configured but missing on this host.
 type Runtimes interface {
 	Runtime(handler string) (ociruntime.Runtime, error)
-	// Seccomp returns the annotations that spare compiling profile again, or nil.
+	// Seccomp returns the annotations that spare compiling a profile again, or
+	// nil. profileKey is the SHA-256, in hex, of the JSON of the spec's linux.seccomp.
 	Seccomp(r ociruntime.Runtime, profileKey string) map[string]string
+}
+
+// Specs turns what is asked for into an OCI runtime spec. Package ocispec has both.
+type Specs struct {
+	Build       func(ocispec.Input) (*specs.Spec, error)
+	ResolveUser func(rootfs string, sc *runtimeapi.LinuxContainerSecurityContext, imageUser string) (ocispec.User, error)
+}
+
+// A Host is what specs need to know of this host. The zero value will do for
+// containers that are not privileged.
+type Host struct {
+	CgroupV2       bool
+	Capabilities   []string                // of this process's bounding set
+	MinOOMScoreAdj int                     // what oom_score_adj is clamped to from below
+	Devices        func() []ocispec.Device // all there are now, for privileged containers
+	ResolvConf     string                  // "/etc/resolv.conf" if empty
+	BootID         string                  // the kernel's if empty
+}
+
+// mounts are the few mounts of a pod's own. Tests replace it.
+type mounts interface {
+	shm(dir string) error           // a tmpfs for /dev/shm at dir, which is made
+	pin(pid int, file string) error // pid's PID namespace at file, which is made
+	unmount(path string) error      // and removes path; idempotent
 }
 
 // killWait is how long a killed process may take to go.

@@ -55,3 +55,34 @@ const (
 	Exited    State = "exited"
 	Unknown   State = "unknown" // its fate is not known yet
 )
+
+// An event is what can happen to a pod or a container.
+type event string
+
+const (
+	made        event = "made"        // every step of making it succeeded
+	stopped     event = "stopped"     // a pod is to run nothing any more
+	started     event = "started"     // the container's process runs
+	startFailed event = "startfailed" // and never will run
+	died        event = "died"        // the container's process ended
+	lost        event = "lost"        // nobody knows the process, or what the pod held
+)
+
+// podStates and containerStates say what an event makes of a state. What is
+// absent is refused.
+var (
+	podStates = map[State]map[event]State{
+		Preparing: {made: Ready, lost: NotReady},
+		Ready:     {stopped: NotReady, lost: NotReady},
+		NotReady:  {stopped: NotReady, lost: NotReady},
+	}
+	containerStates = map[State]map[event]State{
+		Preparing: {made: Created},
+		Created:   {started: Running, startFailed: Exited, died: Exited, lost: Exited},
+		Running:   {died: Exited, lost: Exited},
+		// A start that failed explains an exit that was heard of first; one that
+		// succeeded may be outrun by the exit. Neither brings it back to life.
+		Exited:  {startFailed: Exited, started: Exited},
+		Unknown: {died: Exited, lost: Exited},
+	}
+)

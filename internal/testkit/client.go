@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -27,11 +28,15 @@ var versionRequest runtimeapi.VersionRequest
 // maxMessage is the kubelet's limit for one message.
 const maxMessage = 16 << 20
 
+// reconnect is impatient: tests kill servers all the time.
+var reconnect = backoff.Config{BaseDelay: 5 * time.Millisecond, Multiplier: 1.5, MaxDelay: 50 * time.Millisecond}
+
 // Dial returns a client of "unix:///path". It does not wait for the server.
 func Dial(endpoint string) (*Client, error) {
 	conn, err := grpc.NewClient(endpoint,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)))
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: reconnect, MinConnectTimeout: 5 * time.Second}))
 	if err != nil {
 		return nil, err
 	}
@@ -60,7 +65,9 @@ func PodConfig(name, logs string) *runtimeapi.PodSandboxConfig {
 	config := &runtimeapi.PodSandboxConfig{
 		Metadata: &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "default", Uid: hex.EncodeToString(uid)},
 		Hostname: name,
-		Linux:    &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{}},
+		Linux: &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
+			NamespaceOptions: namespaces(),
+		}},
 	}
 	if logs != "" {
 		config.LogDirectory = filepath.Join(logs, "default_"+name+"_"+config.Metadata.Uid)
@@ -75,8 +82,15 @@ func ContainerConfig(name, image string, command ...string) *runtimeapi.Containe
 		Image:    &runtimeapi.ImageSpec{Image: image},
 		Command:  command,
 		LogPath:  name + "/0.log",
-		Linux:    &runtimeapi.LinuxContainerConfig{},
+		Linux: &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
+			NamespaceOptions: namespaces(),
+		}},
 	}
+}
+
+// namespaces is what a kubelet asks for unless a manifest says otherwise.
+func namespaces() *runtimeapi.NamespaceOption {
+	return &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}
 }
 
 // Pull pulls an image and returns its reference.

@@ -116,7 +116,9 @@ func (d *demo) davit(ctx context.Context, args ...string) error {
 // output runs the program, shows its output and returns it.
 func (d *demo) output(ctx context.Context, args ...string) (string, error) {
 	fmt.Println("          $ davit", strings.Join(args, " "))
-	out, err := d.command(ctx, args...).Output()
+	cmd := d.command(ctx, args...)
+	cmd.Stderr = nil
+	out, err := cmd.CombinedOutput()
 	for line := range strings.Lines(string(out)) {
 		fmt.Print("          ", line)
 	}

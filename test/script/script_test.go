@@ -13,6 +13,7 @@
 //	await SECONDS 'PATTERN' davit ARGS...
 //	                     repeat the command until its output matches
 //	fetch URL            print a page
+//	empty DIR...         require that directories have no entries, or are not there
 //
 // $IMAGE is busybox, served but not pulled.
 package script
@@ -20,6 +21,7 @@ package script
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -58,7 +60,6 @@ func (s serially) Verbose() bool { return testing.Verbose() }
 
 // A session is what belongs to one script.
 type session struct {
-	t        *testing.T
 	daemon   *testkit.Daemon
 	registry *testkit.Registry
 	dir      string
@@ -83,6 +84,7 @@ func TestScripts(t *testing.T) {
 			"serve":    serve,
 			"await":    await,
 			"fetch":    fetch,
+			"empty":    empty,
 		},
 	})
 }
@@ -116,12 +118,12 @@ func setup(env *testscript.Env, bin string) (err error) {
 	env.Setenv("IMAGE", image)
 	env.Setenv("PATH", bin+":"+os.Getenv("PATH"))
 	env.Setenv("HOME", env.WorkDir)
-	return fillIn(env.WorkDir, map[string]string{"$IMAGE": image, "$REGISTRY": s.registry.Host})
+	return fillIn(env.WorkDir, map[string]string{"$IMAGE": image, "$REGISTRY": s.registry.Host, "$WORK": env.WorkDir})
 }
 
 // fillIn replaces names in the script's manifests and configuration files.
 func fillIn(dir string, values map[string]string) error {
-	for _, pattern := range []string{"*.yaml", "*.toml", "*.json"} {
+	for _, pattern := range []string{"*.yaml", "*.toml", "*.json", "*.conflist"} {
 		files, err := filepath.Glob(filepath.Join(dir, pattern))
 		if err != nil {
 			return err
@@ -169,7 +171,7 @@ func daemon(ts *testscript.TestScript, neg bool, args []string) {
 			ts.Fatalf("the daemon has not been started")
 		}
 		config, err := os.ReadFile(ts.MkAbs("config.toml"))
-		if err != nil && !os.IsNotExist(err) {
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			ts.Fatalf("%v", err)
 		}
 		s.daemon, err = testkit.StartDaemon(filepath.Join(s.dir, "davit"), string(config))
@@ -225,6 +227,7 @@ type imageSpec struct {
 	Compression string
 	Docker      bool
 	Arch        string
+	Index       []string // instead: an index with an image for each architecture
 }
 
 func serve(ts *testscript.TestScript, _ bool, args []string) {
@@ -235,17 +238,35 @@ func serve(ts *testscript.TestScript, _ bool, args []string) {
 	if len(args) == 2 {
 		ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[1])), &spec))
 	}
-	files, err := testkit.BusyboxFiles()
+	ref := of(ts).registry.Host + "/" + args[0]
+	if len(spec.Index) == 0 {
+		img, err := spec.build(spec.Arch)
+		ts.Check(err)
+		ts.Check(testkit.Push(ref, img))
+		return
+	}
+	var images []v1.Image
+	for _, arch := range spec.Index {
+		img, err := spec.build(arch)
+		ts.Check(err)
+		images = append(images, img)
+	}
+	index, err := testkit.NewIndex(images...)
 	ts.Check(err)
-	for name, text := range spec.Files {
+	ts.Check(testkit.PushIndex(ref, index))
+}
+
+func (s imageSpec) build(arch string) (v1.Image, error) {
+	files, err := testkit.BusyboxFiles()
+	if err != nil {
+		return nil, err
+	}
+	for name, text := range s.Files {
 		files = append(files, testkit.File{Name: name, Data: []byte(text), Mode: 0o755})
 	}
-	img, err := testkit.NewImage(testkit.ImageSpec{
-		Layers: [][]testkit.File{files}, Config: spec.Config,
-		Compression: spec.Compression, Docker: spec.Docker, Arch: spec.Arch,
+	return testkit.NewImage(testkit.ImageSpec{
+		Layers: [][]testkit.File{files}, Config: s.Config, Compression: s.Compression, Docker: s.Docker, Arch: arch,
 	})
-	ts.Check(err)
-	ts.Check(testkit.Push(of(ts).registry.Host+"/"+args[0], img))
 }
 
 func await(ts *testscript.TestScript, neg bool, args []string) {
@@ -294,4 +315,16 @@ func fetch(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("%s answers: %s", args[0], body)
 	}
 	_, _ = fmt.Fprint(ts.Stdout(), string(body))
+}
+
+func empty(ts *testscript.TestScript, _ bool, args []string) {
+	for _, dir := range args {
+		entries, err := os.ReadDir(ts.MkAbs(dir))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			ts.Fatalf("%v", err)
+		}
+		for _, e := range entries {
+			ts.Fatalf("%s has %s", dir, e.Name())
+		}
+	}
 }

@@ -1,0 +1,70 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"regexp"
+	"strings"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/davit-runtime/davit/internal/play"
+)
+
+// What gRPC puts around the runtime's own words, and the system's.
+var (
+	rpcPrefix  = regexp.MustCompile(`rpc error: code = \w+ desc = `)
+	dialPrefix = regexp.MustCompile(`connection error: desc = "transport: Error while dialing: ([^"]*)"`)
+)
+
+// explain says in one line what went wrong, why and what to do. A manifest's
+// problems have a line each.
+func (a *app) explain(err error) string {
+	var bad *play.ManifestError
+	if errors.As(err, &bad) {
+		return bad.Error()
+	}
+	text := rpcPrefix.ReplaceAllString(err.Error(), "")
+	text = dialPrefix.ReplaceAllString(text, "$1")
+	return "davit: " + strings.ReplaceAll(strings.TrimSpace(text), "\n", "; ") + a.advice(err)
+}
+
+// advice is what to do about err, beginning with "; ", or nothing.
+func (a *app) advice(err error) string {
+	if errors.Is(err, fs.ErrPermission) {
+		return "; run it as root"
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		return a.timeoutAdvice()
+	}
+	s, ok := status.FromError(err)
+	if !ok {
+		return ""
+	}
+	switch s.Code() {
+	case codes.Unavailable:
+		return a.unreachable(s.Message())
+	case codes.DeadlineExceeded:
+		return a.timeoutAdvice()
+	case codes.Unimplemented:
+		return fmt.Sprintf("; the runtime at %s cannot do this", a.endpoint)
+	}
+	return ""
+}
+
+func (a *app) timeoutAdvice() string {
+	return fmt.Sprintf("; the runtime did not answer within %v: look at its log, or allow more by --timeout", a.timeout)
+}
+
+func (a *app) unreachable(message string) string {
+	switch {
+	case strings.Contains(message, "permission denied"):
+		return "; the socket belongs to another user: run it as root"
+	case strings.Contains(message, "connect: "):
+		return fmt.Sprintf("; nobody answers at %s: start davitd, or name another socket by --endpoint or %s", a.endpoint, endpointEnv)
+	}
+	return ""
+}

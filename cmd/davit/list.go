@@ -1,0 +1,128 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+func (a *app) podsCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "pods",
+		Short: "List pods",
+		Long:  "List pods. With -o json: the CRI's ListPodSandboxResponse.",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			pods, err := a.listPods(cmd.Context(), nil)
+			if err != nil {
+				return fmt.Errorf("list pods: %w", err)
+			}
+			if a.output == "json" {
+				return a.printJSON(&runtimeapi.ListPodSandboxResponse{Items: pods})
+			}
+			return a.podTable(cmd.Context(), pods)
+		},
+	}
+}
+
+func (a *app) podTable(ctx context.Context, pods []*runtimeapi.PodSandbox) error {
+	var rows [][]string
+	for _, p := range pods {
+		state := strings.ToLower(strings.TrimPrefix(p.State.String(), "SANDBOX_"))
+		rows = append(rows, []string{
+			short(p.Id), p.Metadata.GetNamespace(), p.Metadata.GetName(), state, a.address(ctx, p), age(p.CreatedAt), dash(p.RuntimeHandler),
+		})
+	}
+	return a.printTable("ID NAMESPACE NAME STATE ADDRESS AGE HANDLER", rows)
+}
+
+// address asks for a pod's address; a pod may vanish meanwhile.
+func (a *app) address(ctx context.Context, p *runtimeapi.PodSandbox) string {
+	if p.State != runtimeapi.PodSandboxState_SANDBOX_READY {
+		return "-"
+	}
+	ctx, cancel := a.call(ctx, 0)
+	defer cancel()
+	r, err := a.client.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.Id})
+	if err != nil {
+		return "-"
+	}
+	if r.GetStatus().GetLinux().GetNamespaces().GetOptions().GetNetwork() == runtimeapi.NamespaceMode_NODE {
+		return "host"
+	}
+	return dash(r.GetStatus().GetNetwork().GetIp())
+}
+
+func (a *app) psCommand() *cobra.Command {
+	var all bool
+	cmd := &cobra.Command{
+		Use:   "ps",
+		Short: "List containers that run",
+		Long:  "List containers that run. With -o json: the CRI's ListContainersResponse.",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			filter := &runtimeapi.ContainerFilter{State: &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING}}
+			if all {
+				filter = nil
+			}
+			found, err := a.listContainers(cmd.Context(), filter)
+			if err != nil {
+				return fmt.Errorf("list containers: %w", err)
+			}
+			if a.output == "json" {
+				return a.printJSON(&runtimeapi.ListContainersResponse{Containers: found})
+			}
+			return a.containerTable(cmd.Context(), found)
+		},
+	}
+	cmd.Flags().BoolVarP(&all, "all", "a", false, "also those that were only created or have ended")
+	return cmd
+}
+
+func (a *app) containerTable(ctx context.Context, found []*runtimeapi.Container) error {
+	pods, err := a.listPods(ctx, nil)
+	if err != nil {
+		return fmt.Errorf("list pods: %w", err)
+	}
+	podOf := map[string]string{}
+	for _, p := range pods {
+		podOf[p.Id] = podName(p.Metadata)
+	}
+	var rows [][]string
+	for _, c := range found {
+		image := c.Image.GetUserSpecifiedImage()
+		if image == "" {
+			image = c.Image.GetImage()
+		}
+		state := strings.ToLower(strings.TrimPrefix(c.State.String(), "CONTAINER_"))
+		rows = append(rows, []string{
+			short(c.Id), dash(podOf[c.PodSandboxId]), c.Metadata.GetName(), state,
+			fmt.Sprint(c.Metadata.GetAttempt()), age(c.CreatedAt), dash(image),
+		})
+	}
+	return a.printTable("ID POD NAME STATE ATTEMPT AGE IMAGE", rows)
+}
+
+func (a *app) listPods(ctx context.Context, filter *runtimeapi.PodSandboxFilter) ([]*runtimeapi.PodSandbox, error) {
+	ctx, cancel := a.call(ctx, 0)
+	defer cancel()
+	r, err := a.client.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{Filter: filter})
+	return r.GetItems(), err
+}
+
+func (a *app) listContainers(ctx context.Context, filter *runtimeapi.ContainerFilter) ([]*runtimeapi.Container, error) {
+	ctx, cancel := a.call(ctx, 0)
+	defer cancel()
+	r, err := a.client.ListContainers(ctx, &runtimeapi.ListContainersRequest{Filter: filter})
+	return r.GetContainers(), err
+}
+
+func dash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}

@@ -1,0 +1,272 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// shell runs davit against a fake runtime.
+type shell struct {
+	*testing.T
+	cri    *fakeCRI
+	dir    string // --play-dir and --log-dir are below it
+	out    string // of the last command
+	errOut string
+}
+
+func newShell(t *testing.T) *shell {
+	return &shell{T: t, cri: newFakeCRI(t), dir: t.TempDir()}
+}
+
+// davit runs a command; input is for play -.
+func (s *shell) davit(wantCode int, input string, args ...string) {
+	s.Helper()
+	var out, errOut bytes.Buffer
+	code := run(append([]string{"--endpoint", s.cri.path}, args...), strings.NewReader(input), &out, &errOut)
+	s.out, s.errOut = out.String(), errOut.String()
+	if code != wantCode {
+		s.Fatalf("davit %q: exit code %d, want %d\n%s%s", args, code, wantCode, s.out, s.errOut)
+	}
+}
+
+func (s *shell) play(wantCode int, manifest string, flags ...string) {
+	s.Helper()
+	s.davit(wantCode, manifest, append([]string{"play", "-", "--play-dir", s.playDir(), "--log-dir", s.logDir()}, flags...)...)
+}
+
+func (s *shell) playDir() string { return filepath.Join(s.dir, "play") }
+func (s *shell) logDir() string  { return filepath.Join(s.dir, "logs") }
+
+// has requires text, a regular expression, in got.
+func (s *shell) has(got, text string) {
+	s.Helper()
+	if !regexp.MustCompile(text).MatchString(got) {
+		s.Errorf("no %q in:\n%s", text, got)
+	}
+}
+
+// clean requires that no file and no pod is left.
+func (s *shell) clean() {
+	s.Helper()
+	for _, dir := range []string{s.playDir(), s.logDir()} {
+		if left, _ := os.ReadDir(dir); len(left) > 0 {
+			s.Errorf("left in %s: %v", dir, left)
+		}
+	}
+	if len(s.cri.sandboxes)+len(s.cri.containers) > 0 {
+		s.Errorf("left: %v, %v", s.cri.sandboxes, s.cri.containers)
+	}
+}
+
+const twoContainers = `
+apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: shop}
+spec:
+  terminationGracePeriodSeconds: 7
+  volumes: [{name: data, emptyDir: {}}]
+  initContainers:
+    - {name: setup, image: "reg/a:1", command: [exit, "0"]}
+    - {name: first, image: "reg/a:1", restartPolicy: Always}
+    - {name: second, image: "reg/a:1", restartPolicy: Always}
+  containers:
+    - {name: server, image: "reg/a:1", volumeMounts: [{name: data, mountPath: /data, subPath: a/b}]}
+    - {name: helper, image: "reg/b", ports: [{containerPort: 80, hostPort: 8080}]}
+`
+
+func TestLifeOfAPod(t *testing.T) {
+	s := newShell(t)
+	s.play(0, twoContainers)
+	s.has(s.out, `(?s)pod shop/web\n  image .*reg/a:1  pulled, 1.27 MiB.*image .*reg/b .*sandbox .*address .*10.1.2.3  :8080 -> 80/TCP.*`+
+		`init .*setup  exit code 0.*sidecar .*first  started.*sidecar .*second.*container .*server.*container .*helper.*pod shop/web is up`)
+
+	s.davit(0, "", "pods")
+	s.has(s.out, `(?m)^ID +NAMESPACE +NAME +STATE +ADDRESS +AGE +HANDLER\naa0{10} +shop +web +ready +10.1.2.3 +0s +-\n$`)
+	s.davit(0, "", "ps")
+	s.has(s.out, `cc0{9}3 +shop/web +server +running +0 +0s +reg/a:1`)
+	if strings.Contains(s.out, "setup") {
+		t.Errorf("ps shows a container that has ended:\n%s", s.out)
+	}
+	s.davit(0, "", "ps", "-a")
+	s.has(s.out, `setup +exited`)
+
+	s.davit(0, "", "logs", "web", "-c", "server")
+	if s.out != "server runs\n" {
+		t.Errorf("logs = %q", s.out)
+	}
+	s.davit(0, "", "logs", "web")
+	s.has(s.out, `(?m)^helper \| helper runs$`)
+	s.davit(0, "", "logs", "cc0000000000", "--timestamps", "-f")
+	s.has(s.out, `^2026-01-02T03:04:05.000000006Z setup runs\n$`)
+	s.has(s.errOut, `^2026-01-02T03:04:06Z it ends\n$`)
+
+	s.davit(1, "", "exec", "web", "--", "ls")
+	s.has(s.errOut, `^davit: pod "web" has several containers; choose one by -c: first, second, server, helper\n$`)
+	s.davit(0, "", "exec", "shop/web", "-c", "helper", "--", "ls", "-l")
+	if s.out != "helper: [\"ls\" \"-l\"]\n" || s.errOut != "err\n" {
+		t.Errorf("exec = %q, %q", s.out, s.errOut)
+	}
+	s.davit(42, "", "exec", "aa", "-c", "server", "--", "exit", "42")
+
+	s.davit(0, "", "inspect", "web")
+	var seen struct {
+		Status struct{ ID string }
+		Info   struct {
+			Held []string
+			Note string
+		}
+	}
+	if err := json.Unmarshal([]byte(s.out), &seen); err != nil || len(seen.Info.Held) != 2 || seen.Info.Note != "plain" || seen.Status.ID == "" {
+		t.Errorf("inspect = %+v, %v", seen, err)
+	}
+	s.davit(0, "", "inspect", "web", "-c", "server")
+	s.has(s.out, `"name": "server"`)
+
+	s.davit(1, "", "rm", "web")
+	s.has(s.errOut, `^davit: pod shop/web runs; stop it first \(davit stop shop/web\), or use -f to kill it\n$`)
+	s.davit(0, "", "stop", "web")
+	var stops []string
+	for _, c := range s.cri.calls {
+		if strings.HasPrefix(c, "StopContainer") {
+			stops = append(stops, c)
+		}
+	}
+	slices.Sort(stops[:2]) // these two at once
+	want := []string{"StopContainer helper 7", "StopContainer server 7", "StopContainer second 7", "StopContainer first 7"}
+	if !slices.Equal(stops, want) {
+		t.Errorf("stop did %q, want %q", stops, want)
+	}
+	s.davit(0, "", "rm", "web")
+	s.clean()
+	s.davit(1, "", "rm", "web")
+	s.has(s.errOut, `^davit: there is no pod "web"; see davit pods\n$`)
+	s.davit(0, "", "rm", "-f", "web")
+}
+
+func TestPlayFailuresLeaveNothing(t *testing.T) {
+	const head = "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec:\n"
+	for _, c := range []struct {
+		name, manifest, says string
+		fail                 string
+	}{
+		{"init container", head + `  initContainers: [{name: setup, image: "a:1", command: [exit, "3"]}]` + "\n" + `  containers: [{name: c, image: "a:1"}]`,
+			`(?s)last lines of container setup:\n  \| setup runs\n  \| it ends\ndavit: init container setup of pod default/web exited with code 3 \(Error\)\n`, ""},
+		{"container", head + `  containers: [{name: c, image: "a:1", command: [exit, "1"]}]`,
+			`davit: container c of pod default/web exited with code 1`, ""},
+		{"pull", head + `  containers: [{name: c, image: "a:1"}]`,
+			`davit: image a:1 of container c: no such luck\n`, "PullImage"},
+		{"never pulled", head + `  containers: [{name: c, image: "a:1", imagePullPolicy: Never}]`,
+			`image a:1 of container c: is not present, and imagePullPolicy is Never; pull it first: davit pull a:1\n`, ""},
+		{"root", head + `  containers: [{name: c, image: "a:1", securityContext: {runAsNonRoot: true}}]`,
+			`container c: runAsNonRoot is set, but image a:1 runs as root; set runAsUser\n`, ""},
+		{"sandbox", head + `  containers: [{name: c, image: "a:1"}]`,
+			`davit: sandbox of pod default/web: no such luck\n`, "RunPodSandbox"},
+		{"create", head + `  containers: [{name: c, image: "a:1"}]`,
+			`davit: container c of pod default/web was not created: no such luck\n`, "CreateContainer"},
+		{"start", head + `  containers: [{name: c, image: "a:1"}]`,
+			`davit: container c of pod default/web did not start: no such luck\n`, "StartContainer"},
+		{"volume", head + `  volumes: [{name: v, hostPath: {path: /no/such/path, type: Directory}}]` + "\n" + `  containers: [{name: c, image: "a:1"}]`,
+			`davit: files of pod default/web: volume v: /no/such/path does not exist; its type is Directory\n`, ""},
+		{"second pod", head + `  containers: [{name: c, image: "a:1"}]` + "\n---\n" + head + `  containers: [{name: c, image: "a:1"}]`,
+			`davit: pod default/web exists already \(aa0{10}\); remove it first: davit rm -f default/web\n`, ""},
+		{"manifest", head + "  bogus: 1", `^standard input:5: spec.bogus: no such field in a Pod\n$`, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := newShell(t)
+			if c.fail != "" {
+				s.cri.fail[c.fail] = status.Error(codes.Internal, "no such luck")
+			}
+			s.play(1, c.manifest)
+			s.has(s.errOut, c.says)
+			s.clean()
+		})
+	}
+}
+
+func TestPlayKeep(t *testing.T) {
+	s := newShell(t)
+	manifest := "apiVersion: v1\nkind: Pod\nmetadata: {name: web, uid: u-1}\nspec:\n  containers: [{name: c, image: a, command: [exit, '1']}]"
+	s.play(1, manifest, "--keep")
+	if _, err := os.Stat(filepath.Join(s.playDir(), "u-1", "play.json")); err != nil || len(s.cri.sandboxes) != 1 {
+		t.Errorf("nothing was kept: %v, %v", err, s.cri.sandboxes)
+	}
+	s.play(1, manifest) // must not take the first one away
+	if len(s.cri.sandboxes) != 1 {
+		t.Error("a refused pod took another away")
+	}
+	s.davit(0, "", "rm", "-f", "web")
+	s.clean()
+}
+
+func TestPlayJSON(t *testing.T) {
+	s := newShell(t)
+	s.play(0, twoContainers, "-o", "json")
+	var seen struct{ Items []struct{ ID string } }
+	if err := json.Unmarshal([]byte(s.out), &seen); err != nil || len(seen.Items) != 1 {
+		t.Errorf("play -o json = %s", s.out)
+	}
+}
+
+func TestImages(t *testing.T) {
+	s := newShell(t)
+	s.davit(0, "", "pull", "--creds", "me:pass:word", "reg/a:1")
+	s.has(s.out, `^sha256:110+\n$`)
+	if s.cri.auth.Username != "me" || s.cri.auth.Password != "pass:word" {
+		t.Errorf("auth = %v", s.cri.auth)
+	}
+	s.davit(0, "", "images")
+	s.has(s.out, `^IMAGE +ID +SIZE\nreg/a:1 +110{10} +1.27 MiB\n$`)
+	s.davit(0, "", "rmi", "reg/a:1")
+	s.davit(1, "", "rmi", "reg/a:1")
+	s.has(s.errOut, `^davit: there is no image "reg/a:1"; see davit images\n$`)
+	s.davit(1, "", "pull", "--creds", "me", "reg/a:1")
+}
+
+func TestStatusAndVersion(t *testing.T) {
+	s := newShell(t)
+	s.davit(0, "", "status")
+	s.has(s.out, `(?s)^fake 1.2.3 at unix:///.*Runtime +ready +-\nNetwork +ready +-\n.*\(default\) +yes +no\nrunc +no +no\n$`)
+	s.cri.notReady = "no CNI"
+	s.davit(1, "", "status")
+	s.has(s.out, `Network +not ready +NetworkPluginNotReady: no CNI\n`)
+	s.has(s.errOut, `^davit: not ready: Network: NetworkPluginNotReady: no CNI\n$`)
+	s.davit(0, "", "version")
+	s.has(s.out, `runtime   fake 1.2.3\nCRI       v1\n`)
+	s.davit(0, "", "version", "-o", "json")
+	s.has(s.out, `"runtimeName": "fake"`)
+}
+
+func TestErrors(t *testing.T) {
+	s := newShell(t)
+	for _, c := range []struct {
+		err  error
+		says string
+	}{
+		{status.Error(codes.Unimplemented, "unknown method"), `^davit: list pods: unknown method; the runtime at \S+ cannot do this\n$`},
+		{status.Error(codes.Internal, "first\nsecond"), `^davit: list pods: first; second\n$`},
+		{status.Error(codes.DeadlineExceeded, "too late"), `^davit: list pods: too late; the runtime did not answer within 2m0s: look at its log, or allow more by --timeout\n$`},
+	} {
+		s.cri.fail["ListPodSandbox"] = c.err
+		s.davit(1, "", "pods")
+		s.has(s.errOut, c.says)
+	}
+	s.davit(1, "", "pods", "-o", "yaml")
+	s.has(s.errOut, `only json is known`)
+	s.davit(1, "", "pods", "--endpoint", filepath.Join(s.dir, "none.sock"))
+	s.has(s.errOut, `^davit: list pods: dial unix \S+none.sock: connect: no such file or directory; nobody answers at .*none.sock: start davitd, or name another socket by --endpoint or CONTAINER_RUNTIME_ENDPOINT\n$`)
+	s.davit(1, "", "exec", "web")
+	s.has(s.errOut, `^davit: wrong arguments; use: davit exec POD \[-c CONTAINER\] -- COMMAND \[ARGUMENT...\] \[flags\]\n$`)
+	s.davit(1, "", "ps", "--bogus")
+	s.has(s.errOut, `^davit: unknown flag: --bogus; see davit ps --help\n$`)
+	s.davit(1, "", "play", filepath.Join(s.dir, "none.yaml"))
+	s.has(s.errOut, `^davit: read manifest: open .*none.yaml: no such file or directory\n$`)
+}

@@ -1,0 +1,86 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+)
+
+// printJSON writes a CRI message as JSON, indented the same way every time.
+func (a *app) printJSON(m proto.Message) error {
+	raw, err := protojson.Marshal(m)
+	if err != nil {
+		return err
+	}
+	return writeJSON(a.out, raw)
+}
+
+func writeJSON(w io.Writer, raw []byte) error {
+	var b bytes.Buffer
+	if err := json.Indent(&b, raw, "", "  "); err != nil {
+		return err
+	}
+	b.WriteByte('\n')
+	_, err := b.WriteTo(w)
+	return err
+}
+
+// statusJSON is a status with the runtime's verbose information, which is
+// JSON itself where the runtime wrote JSON.
+func statusJSON(status proto.Message, info map[string]string) ([]byte, error) {
+	raw, err := protojson.Marshal(status)
+	if err != nil {
+		return nil, err
+	}
+	details := map[string]json.RawMessage{}
+	for k, v := range info {
+		if details[k] = json.RawMessage(v); !json.Valid(details[k]) {
+			if details[k], err = json.Marshal(v); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return json.Marshal(struct {
+		Status json.RawMessage            `json:"status"`
+		Info   map[string]json.RawMessage `json:"info,omitempty"`
+	}{raw, details})
+}
+
+// printTable writes aligned columns.
+func (a *app) printTable(header string, rows [][]string) error {
+	w := tabwriter.NewWriter(a.out, 0, 4, 3, ' ', 0)
+	fmt.Fprintln(w, strings.ReplaceAll(header, " ", "\t"))
+	for _, r := range rows {
+		fmt.Fprintln(w, strings.Join(r, "\t"))
+	}
+	return w.Flush()
+}
+
+// age is how long ago a CRI time was, in the largest unit that says enough.
+func age(nanos int64) string {
+	if nanos <= 0 {
+		return "-"
+	}
+	switch d := time.Since(time.Unix(0, nanos)); {
+	case d < 2*time.Minute:
+		return fmt.Sprintf("%ds", int(max(d, 0).Seconds()))
+	case d < 2*time.Hour:
+		return fmt.Sprintf("%dm", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh", int(d.Hours()))
+	default:
+		return fmt.Sprintf("%dd", int(d.Hours()/24))
+	}
+}
+
+// short is the part of an ID or digest that people read.
+func short(id string) string {
+	return fmt.Sprintf("%.12s", strings.TrimPrefix(id, "sha256:"))
+}

@@ -1,0 +1,187 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"github.com/davit-runtime/davit/internal/registry"
+)
+
+// A config is the configuration file. Every key may be left out.
+type config struct {
+	Socket         string                    `toml:"socket"`
+	Root           string                    `toml:"root"`
+	State          string                    `toml:"state"`
+	Log            logConfig                 `toml:"log"`
+	CgroupDriver   string                    `toml:"cgroup_driver"` // auto, systemd or cgroupfs
+	DefaultRuntime string                    `toml:"default_runtime"`
+	Runtimes       map[string]runtimeConfig  `toml:"runtimes"` // by RuntimeClass handler
+	Network        networkConfig             `toml:"network"`
+	Registries     map[string]registryConfig `toml:"registries"` // by host, as images name it
+}
+
+type logConfig struct {
+	Level  slog.Level `toml:"level"`  // debug, info, warn or error
+	Format string     `toml:"format"` // text or json
+}
+
+type runtimeConfig struct {
+	Path string `toml:"path"` // empty: the program of the handler's name on PATH
+}
+
+type networkConfig struct {
+	Bridge     string         `toml:"bridge"`
+	Subnets    []netip.Prefix `toml:"subnets"`
+	CNIConfDir string         `toml:"cni_conf_dir"`
+	CNIBinDirs []string       `toml:"cni_bin_dirs"`
+	MTU        int            `toml:"mtu"`
+}
+
+type registryConfig struct {
+	Endpoints  []string `toml:"endpoints"` // tried in this order before the host itself
+	PlainHTTP  bool     `toml:"plain_http"`
+	SkipVerify bool     `toml:"skip_verify"`
+	CAFile     string   `toml:"ca_file"`
+}
+
+// readConfig reads the file at path over the defaults. A missing file is an
+// error only if it was asked for.
+func readConfig(path string, required bool) (*config, error) {
+	c := &config{Root: "/var/lib/davit", State: "/run/davit"}
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) && !required {
+		return c, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := c.parse(path, data); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// parse reads TOML. Its errors start with "file:line:column: key".
+func (c *config) parse(path string, data []byte) error {
+	err := toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields().Decode(c)
+	var unknown *toml.StrictMissingError
+	if errors.As(err, &unknown) {
+		var all []error
+		for _, e := range unknown.Errors {
+			line, column := e.Position()
+			all = append(all, fmt.Errorf("%s:%d:%d: %s: unknown key", path, line, column, strings.Join(e.Key(), ".")))
+		}
+		return errors.Join(all...)
+	}
+	var wrong *toml.DecodeError
+	if errors.As(err, &wrong) {
+		line, column := wrong.Position()
+		key := strings.Join(wrong.Key(), ".")
+		if key != "" {
+			key += ": "
+		}
+		return fmt.Errorf("%s:%d:%d: %s%s", path, line, column, key, strings.TrimPrefix(wrong.Error(), "toml: "))
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	if err := c.check(); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}
+
+// check says what is wrong with values, each by its key.
+func (c *config) check() error {
+	var errs []error
+	bad := func(key, format string, args ...any) {
+		errs = append(errs, fmt.Errorf("%s: "+format, append([]any{key}, args...)...))
+	}
+	absolute := func(key, path string) {
+		if path != "" && !filepath.IsAbs(path) {
+			bad(key, "%q is not an absolute path", path)
+		}
+	}
+	oneOf := func(key, value string, allowed ...string) {
+		if value != "" && !slices.Contains(allowed, value) {
+			bad(key, "%q is not one of %s", value, strings.Join(allowed, ", "))
+		}
+	}
+	absolute("socket", c.Socket)
+	absolute("root", c.Root)
+	absolute("state", c.State)
+	oneOf("log.format", c.Log.Format, "text", "json")
+	oneOf("cgroup_driver", c.CgroupDriver, "auto", "systemd", "cgroupfs")
+	if d := c.DefaultRuntime; d != "" && !handlerName(d) {
+		bad("default_runtime", "%q is not a handler's name", d)
+	}
+	for handler, r := range c.Runtimes {
+		if !handlerName(handler) {
+			bad("runtimes."+handler, "a handler's name has small letters, digits and dashes only")
+		}
+		absolute("runtimes."+handler+".path", r.Path)
+	}
+	absolute("network.cni_conf_dir", c.Network.CNIConfDir)
+	for _, dir := range c.Network.CNIBinDirs {
+		absolute("network.cni_bin_dirs", dir)
+	}
+	if n := c.Network.MTU; n != 0 && (n < 576 || n > 65535) {
+		bad("network.mtu", "%d is not from 576 to 65535", n)
+	}
+	if n := len(c.Network.Bridge); n > 15 || strings.ContainsAny(c.Network.Bridge, "/ :") {
+		bad("network.bridge", "%q is not an interface's name", c.Network.Bridge)
+	}
+	families := map[bool]bool{}
+	for _, p := range c.Network.Subnets {
+		if families[p.Addr().Is4()] {
+			bad("network.subnets", "more than one of a family: %s", p)
+		}
+		families[p.Addr().Is4()] = true
+	}
+	for host, r := range c.Registries {
+		absolute("registries."+host+".ca_file", r.CAFile)
+		for _, e := range r.Endpoints {
+			if !strings.Contains(e, "://") {
+				e = "https://" + e
+			}
+			if u, err := url.Parse(e); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+				bad("registries."+host+".endpoints", "%q is not as https://mirror.example/path or mirror.example:5000", e)
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// handlerName reports whether name is a DNS label, as RuntimeClass handlers are.
+func handlerName(name string) bool {
+	return name != "" && len(name) <= 63 && strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789-") == "" &&
+		name[0] != '-' && name[len(name)-1] != '-'
+}
+
+// socketPath is where davitd listens: beside other state unless told otherwise.
+func (c *config) socketPath() string {
+	if c.Socket != "" {
+		return c.Socket
+	}
+	return filepath.Join(c.State, "davit.sock")
+}
+
+// hosts is what the image store is told of registries.
+func (c *config) hosts() map[string]registry.HostConfig {
+	hosts := make(map[string]registry.HostConfig, len(c.Registries))
+	for name, r := range c.Registries {
+		hosts[name] = registry.HostConfig(r)
+	}
+	return hosts
+}

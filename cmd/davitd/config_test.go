@@ -1,0 +1,112 @@
+package main
+
+import (
+	"bytes"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestConfig(t *testing.T) {
+	const all = `
+socket = "/run/a.sock"
+root = "/r"
+state = "/s"
+cgroup_driver = "cgroupfs"
+default_runtime = "fast"
+[log]
+level = "debug"
+format = "json"
+[runtimes.fast]
+path = "/opt/crun"
+[network]
+bridge = "br0"
+subnets = ["10.1.0.0/16", "fd00:1::/64"]
+cni_conf_dir = "/c"
+cni_bin_dirs = ["/b"]
+mtu = 1400
+[registries."docker.io"]
+endpoints = ["https://mirror.example/v2", "mirror.example:5000"]
+[registries."localhost:5000"]
+plain_http = true
+skip_verify = true
+ca_file = "/ca.pem"
+`
+	c := &config{}
+	if err := c.parse("f", []byte(all)); err != nil {
+		t.Fatal(err)
+	}
+	if c.Log.Level != slog.LevelDebug || c.Runtimes["fast"].Path != "/opt/crun" || len(c.Network.Subnets) != 2 ||
+		!c.hosts()["localhost:5000"].PlainHTTP || c.socketPath() != "/run/a.sock" {
+		t.Errorf("%+v", c)
+	}
+	for _, tt := range []struct{ text, err string }{
+		{"", ""},
+		{"sokcet = \"/a\"\n", `f:1:1: sokcet: unknown key`},
+		{"[network]\nbridge = \"b\"\nmtv = 1\n", `f:3:1: network.mtv: unknown key`},
+		{"[log]\nlevel = \"loud\"\n", `f:2:`},
+		{"[network]\nsubnets = [\"10.0.0.0\"]\n", `f:2:`},
+		{"[network]\nmtu = \"big\"\n", `f:2:`},
+		{"root = \n", `f:1:`},
+		{"root = \"var\"\n", `f: root: "var" is not an absolute path`},
+		{"cgroup_driver = \"v2\"\n", `f: cgroup_driver: "v2" is not one of auto, systemd, cgroupfs`},
+		{"[log]\nformat = \"xml\"\n", `f: log.format: `},
+		{"[runtimes.Fast]\n", `f: runtimes.Fast: `},
+		{"[runtimes.a]\npath = \"crun\"\n", `f: runtimes.a.path: `},
+		{"default_runtime = \"Kata Fast\"\n", `f: default_runtime: `},
+		{"[network]\nmtu = 100\n", `f: network.mtu: 100 is not from 576`},
+		{"[network]\nbridge = \"a-name-that-is-too-long\"\n", `f: network.bridge: `},
+		{"[network]\ncni_bin_dirs = [\"bin\"]\n", `f: network.cni_bin_dirs: `},
+		{"[network]\nsubnets = [\"10.0.0.0/8\", \"11.0.0.0/8\"]\n", `f: network.subnets: more than one of a family`},
+		{"[registries.a]\nendpoints = [\"ftp://b\"]\n", `f: registries.a.endpoints: "ftp://b"`},
+		{"[registries.a]\nca_file = \"ca\"\n", `f: registries.a.ca_file: `},
+	} {
+		err := (&config{}).parse("f", []byte(tt.text))
+		if (err == nil) != (tt.err == "") || err != nil && !strings.HasPrefix(err.Error(), tt.err) {
+			t.Errorf("%q: %v, want %q", tt.text, err, tt.err)
+		}
+	}
+}
+
+func TestArguments(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "c.toml")
+	if err := os.WriteFile(file, []byte("root = \"/r\"\nstate = \"/s\"\n[log]\nlevel = \"warn\"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := arguments([]string{"--config", file, "--state", "/mine", "--log-level=debug"}, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Root != "/r" || c.socketPath() != "/mine/davit.sock" || c.Log.Level != slog.LevelDebug {
+		t.Errorf("%+v", c)
+	}
+	if c, err := arguments([]string{"--socket", "/x.sock"}, io.Discard); err != nil || c.Root != "/var/lib/davit" || c.socketPath() != "/x.sock" {
+		t.Errorf("without a file: %+v, %v", c, err)
+	}
+	var out bytes.Buffer
+	if c, err := arguments([]string{"--version"}, &out); c != nil || err != nil || !strings.HasPrefix(out.String(), "davitd ") {
+		t.Errorf("--version: %v, %v, %s", c, err, out.String())
+	}
+	for _, args := range [][]string{
+		{"--config", filepath.Join(dir, "absent")}, {"--log-level", "loud"}, {"--log-format", "xml"}, {"--root", "r"}, {"serve"}, {"--unknown"},
+	} {
+		if _, err := arguments(args, io.Discard); err == nil {
+			t.Errorf("%q is accepted", args)
+		}
+	}
+}
+
+func FuzzConfig(f *testing.F) {
+	f.Add([]byte("root = \"/r\"\n[network]\nsubnets = [\"10.0.0.0/8\"]\n"))
+	f.Add([]byte("[registries.\"a\"]\nendpoints = [\"https://b\"]\n"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		c := &config{}
+		if err := c.parse("file", data); err != nil && !strings.HasPrefix(err.Error(), "file:") {
+			t.Errorf("the error does not name the file: %v", err)
+		}
+	})
+}

@@ -1,0 +1,119 @@
+// Command davitd is davit's daemon: it serves the Container Runtime Interface
+// on a Unix socket. It reads its configuration, builds the parts, joins them,
+// serves and stops; containers run on without it.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"runtime/pprof"
+
+	"golang.org/x/sys/unix"
+)
+
+// version is set by the linker. The CRI wants it semantic.
+var version = "0.1.0-dev"
+
+const configFile = "/etc/davit/config.toml"
+
+func main() {
+	c, err := arguments(os.Args[1:], os.Stdout)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "davitd:", err)
+		os.Exit(2)
+	}
+	if c == nil {
+		return
+	}
+	log := newLog(os.Stderr, c.Log)
+	slog.SetDefault(log) // for libraries that log
+	// Half of the default: davitd is to stay small beside what it runs.
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
+	defer stop()
+	go answer(log)
+	log.Info("davitd starts", "version", version, "pid", os.Getpid(), "root", c.Root, "state", c.State)
+	if err := run(ctx, c, log); err != nil {
+		log.Error("davitd ends", "error", err)
+		os.Exit(1)
+	}
+	log.Info("davitd ends; containers run on")
+}
+
+// answer handles the signals that do not end davitd, as long as it lives.
+func answer(log *slog.Logger) {
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, unix.SIGUSR1, unix.SIGHUP)
+	for s := range signals {
+		if s == unix.SIGHUP {
+			log.Info("nothing is reloaded: davitd reads its configuration when it starts, and containers outlive a restart")
+			continue
+		}
+		_ = pprof.Lookup("goroutine").WriteTo(os.Stderr, 2)
+	}
+}
+
+// arguments reads flags and the configuration file; flags win. It returns nil
+// if there is nothing more to do.
+func arguments(args []string, out io.Writer) (*config, error) {
+	f := flag.NewFlagSet("davitd", flag.ContinueOnError)
+	f.SetOutput(io.Discard) // main tells errors
+	var flags config
+	path := f.String("config", configFile, "configuration `file`")
+	f.StringVar(&flags.Root, "root", "", "`directory` of what outlives a boot (default /var/lib/davit)")
+	f.StringVar(&flags.State, "state", "", "`directory` of what does not, on a tmpfs (default /run/davit)")
+	f.StringVar(&flags.Socket, "socket", "", "`path` of the CRI socket (default davit.sock in the state directory)")
+	level := f.String("log-level", "", "debug, info, warn or error (default info)")
+	f.StringVar(&flags.Log.Format, "log-format", "", "text or json (default text)")
+	show := f.Bool("version", false, "print the version and exit")
+	if err := f.Parse(args); errors.Is(err, flag.ErrHelp) {
+		f.SetOutput(out)
+		f.PrintDefaults()
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	if f.NArg() > 0 {
+		return nil, fmt.Errorf("unknown argument %q", f.Arg(0))
+	}
+	if *show {
+		fmt.Fprintln(out, "davitd", version)
+		return nil, nil
+	}
+	given := false
+	f.Visit(func(f *flag.Flag) { given = given || f.Name == "config" })
+	c, err := readConfig(*path, given)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range []struct{ to, from *string }{
+		{&c.Root, &flags.Root}, {&c.State, &flags.State}, {&c.Socket, &flags.Socket}, {&c.Log.Format, &flags.Log.Format},
+	} {
+		if *s.from != "" {
+			*s.to = *s.from
+		}
+	}
+	if *level != "" {
+		if err := c.Log.Level.UnmarshalText([]byte(*level)); err != nil {
+			return nil, fmt.Errorf("--log-level: %q is not debug, info, warn or error", *level)
+		}
+	}
+	return c, c.check()
+}
+
+func newLog(to io.Writer, c logConfig) *slog.Logger {
+	options := &slog.HandlerOptions{Level: c.Level}
+	if c.Format == "json" {
+		return slog.New(slog.NewJSONHandler(to, options))
+	}
+	return slog.New(slog.NewTextHandler(to, options))
+}

@@ -1,0 +1,225 @@
+package main
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/testkit"
+)
+
+func TestMain(m *testing.M) { testkit.Main(m) }
+
+func soon(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// A pod from pull to removal by the calls that the kubelet makes, with davitd
+// killed in the middle.
+func TestPodLife(t *testing.T) {
+	testkit.Root(t)
+	ctx := soon(t)
+	testkit.Leftovers(t)
+	image := testkit.NewRegistry(t).PushBusybox(t, "busybox:1")
+	d := testkit.NewDaemon(t, "")
+	c := d.Client(t)
+
+	ref, err := c.Pull(ctx, image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	st, err := c.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: image}})
+	if err != nil || st.Image.GetId() != ref {
+		t.Fatalf("pulled %s, status %v, %v", ref, st, err)
+	}
+	config := testkit.PodConfig("web", d.Logs)
+	podID, err := c.RunPod(ctx, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	web := testkit.ContainerConfig("web", ref, "sh", "-c", "echo hello; mkdir /w; echo page >/w/index.html; exec httpd -f -p 80 -h /w")
+	web.Image.UserSpecifiedImage = image
+	id, err := c.RunContainer(ctx, podID, config, web)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pod, err := c.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: podID[:12], Verbose: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	awaitPage(t, "http://"+pod.Status.Network.Ip+"/index.html", "page\n")
+
+	d.Kill()
+	if err := d.Start(); err != nil {
+		t.Fatal(err)
+	}
+	awaitPage(t, "http://"+pod.Status.Network.Ip+"/index.html", "page\n")
+	for _, sig := range []unix.Signal{unix.SIGHUP, unix.SIGUSR1} {
+		if err := unix.Kill(d.Pids()["davitd"][0], sig); err != nil {
+			t.Error(err)
+		}
+	}
+	for log := ""; !strings.Contains(log, "goroutine 1 [") || !strings.Contains(log, "nothing is reloaded"); log = d.Log() {
+		if ctx.Err() != nil {
+			t.Fatal("no answer to SIGUSR1 or SIGHUP")
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if err := d.Stop(); err != nil {
+		t.Error(err)
+	}
+	if err := d.Start(); err != nil {
+		t.Fatal(err)
+	}
+	awaitPage(t, "http://"+pod.Status.Network.Ip+"/index.html", "page\n")
+	ctr, err := c.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: id, Verbose: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := ctr.Status; s.State != runtimeapi.ContainerState_CONTAINER_RUNNING || s.Image.Image != image || s.ImageId != ref {
+		t.Errorf("after a restart of davitd: %v", s)
+	}
+	if !strings.Contains(ctr.Info["info"], `"runtimeSpec":{"ociVersion"`) {
+		t.Errorf("info %s", ctr.Info["info"])
+	}
+	exec, err := c.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"sh", "-c", "hostname; exit 3"}, Timeout: 10})
+	if err != nil || string(exec.Stdout) != "web\n" || exec.ExitCode != 3 {
+		t.Errorf("exec: %v, %v", exec, err)
+	}
+	if _, err := c.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: id}); err != nil {
+		t.Error(err)
+	}
+	ended, err := c.AwaitExit(ctx, id)
+	if err != nil || ended.ExitCode != 137 {
+		t.Errorf("ended: %v, %v", ended, err)
+	}
+	log, err := os.ReadFile(filepath.Join(config.LogDirectory, web.LogPath))
+	if err != nil || !strings.Contains(string(log), " stdout F hello\n") {
+		t.Errorf("log %q, %v", log, err)
+	}
+	if err := c.RemovePod(ctx, podID); err != nil {
+		t.Error(err)
+	}
+	_, err = c.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: podID})
+	if status.Code(err) != codes.NotFound {
+		t.Errorf("a removed pod: %v", err)
+	}
+}
+
+func awaitPage(t *testing.T, url, want string) {
+	t.Helper()
+	client := http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	var last error
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		resp, err := client.Get(url)
+		if last = err; err != nil {
+			continue
+		}
+		body, err := io.ReadAll(resp.Body)
+		_ = resp.Body.Close()
+		if err != nil || string(body) != want {
+			t.Errorf("%s: %q, %v", url, body, err)
+		}
+		return
+	}
+	t.Errorf("%s: %v", url, last)
+}
+
+// Containers get the filter that was compiled ahead, and it is in force.
+func TestSeccompAhead(t *testing.T) {
+	testkit.Root(t)
+	ctx := soon(t)
+	image := testkit.NewRegistry(t).PushBusybox(t, "busybox:1")
+	d := testkit.NewDaemon(t, "default_runtime = \"crun\"\n")
+	c := d.Client(t)
+	ref, err := c.Pull(ctx, image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		programs, _ := filepath.Glob(filepath.Join(d.Root, "seccomp", "crun-*", "*.bpf"))
+		if len(programs) == 2 {
+			break
+		}
+		if ctx.Err() != nil {
+			t.Fatalf("compiled: %v\n%s", programs, d.Log())
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	config := testkit.PodConfig("web", d.Logs)
+	podID, err := c.RunPod(ctx, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, caps := range map[string]*runtimeapi.Capability{"usual": nil, "none": {DropCapabilities: []string{"ALL"}}} {
+		ctr := testkit.ContainerConfig(name, ref, "sleep", "1000")
+		ctr.Linux.SecurityContext = &runtimeapi.LinuxContainerSecurityContext{Capabilities: caps, Seccomp: &runtimeapi.SecurityProfile{}}
+		id, err := c.RunContainer(ctx, podID, config, ctr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := c.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: id, Verbose: true})
+		if err != nil || !strings.Contains(s.Info["info"], `"run.oci.seccomp_bpf_data":"`) {
+			t.Errorf("%s: no filter compiled ahead: %v, %v", name, s, err)
+		}
+		exec, err := c.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"grep", "Seccomp:", "/proc/1/status"}})
+		if err != nil || string(exec.Stdout) != "Seccomp:\t2\n" {
+			t.Errorf("%s: %v, %v", name, exec, err)
+		}
+	}
+}
+
+// Without an OCI runtime davitd serves and says what is missing.
+func TestWithoutRuntime(t *testing.T) {
+	testkit.Root(t)
+	ctx := soon(t)
+	testkit.Leftovers(t)
+	d := testkit.NewDaemon(t, "default_runtime = \"gone\"\n[runtimes.gone]\npath = \"/nowhere/crun\"\n")
+	c := d.Client(t)
+	s, err := c.Status(ctx, &runtimeapi.StatusRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ready := s.Status.Conditions[0]
+	if ready.Type != runtimeapi.RuntimeReady || ready.Status || !strings.Contains(ready.Message, "/nowhere/crun") {
+		t.Errorf("%v", ready)
+	}
+	_, err = c.RunPod(ctx, testkit.PodConfig("web", ""))
+	if status.Code(err) != codes.Unavailable {
+		t.Errorf("run: %v", err)
+	}
+	_, err = c.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: testkit.PodConfig("web", ""), RuntimeHandler: "kata"})
+	if status.Code(err) != codes.InvalidArgument {
+		t.Errorf("run by an unknown handler: %v", err)
+	}
+	list, err := c.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
+	if err != nil || len(list.Items) != 0 {
+		t.Errorf("left behind: %v, %v", list, err)
+	}
+}
+
+// A second davitd on the same directories is refused; the first one serves on.
+func TestOneDaemonPerDirectory(t *testing.T) {
+	testkit.Root(t)
+	d := testkit.NewDaemon(t, "")
+	err := run(soon(t), &config{Root: d.Root, State: t.TempDir()}, quiet)
+	if !fault.Is(err, fault.Precondition) || !strings.Contains(err.Error(), d.Root) {
+		t.Errorf("the second: %v", err)
+	}
+	if _, err := d.Client(t).Version(soon(t), &runtimeapi.VersionRequest{}); err != nil {
+		t.Error(err)
+	}
+}

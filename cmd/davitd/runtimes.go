@@ -1,0 +1,190 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/davit-runtime/davit/internal/cri"
+	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/ociruntime"
+)
+
+// builtin are the handlers that need no configuration, the preferred one first.
+var builtin = []string{"crun", "runc"}
+
+// runtimes finds the OCI runtimes of handlers. It looks again for one that is
+// missing, so that a runtime installed later needs no restart. It implements
+// pod.Runtimes.
+type runtimes struct {
+	config  *config
+	systemd bool // cgroups by systemd
+	log     *slog.Logger
+	bpf     *seccompCache
+
+	mu       sync.Mutex
+	features map[string]ociruntime.Features // by path
+}
+
+func newRuntimes(c *config, systemd bool, log *slog.Logger) *runtimes {
+	return &runtimes{
+		config: c, systemd: systemd, log: log, bpf: newSeccompCache(c.Root, log),
+		features: map[string]ociruntime.Features{},
+	}
+}
+
+// names are the handlers that are configured, or built in and present.
+func (r *runtimes) names() []string {
+	names := slices.Collect(maps.Keys(r.config.Runtimes))
+	for _, name := range builtin {
+		if _, err := ociruntime.Find(name); err == nil && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	if d := r.defaultName(); !slices.Contains(names, d) {
+		names = append(names, d)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// defaultName is the handler that no name stands for.
+func (r *runtimes) defaultName() string {
+	if r.config.DefaultRuntime != "" {
+		return r.config.DefaultRuntime
+	}
+	for _, name := range builtin {
+		if _, err := r.find(name); err == nil {
+			return name
+		}
+	}
+	return builtin[0]
+}
+
+// find returns the path of a handler's program, Unavailable if it is missing.
+func (r *runtimes) find(handler string) (string, error) {
+	program := handler
+	if c := r.config.Runtimes[handler]; c.Path != "" {
+		program = c.Path
+	}
+	return ociruntime.Find(program)
+}
+
+func (r *runtimes) Runtime(handler string) (ociruntime.Runtime, error) {
+	if handler == "" {
+		handler = r.defaultName()
+	}
+	if names := r.names(); !slices.Contains(names, handler) {
+		return ociruntime.Runtime{}, fault.New(fault.Invalid, "", "runtime handler %q is not configured; known: %s", handler, strings.Join(names, ", "))
+	}
+	path, err := r.find(handler)
+	if err != nil {
+		return ociruntime.Runtime{}, err
+	}
+	return ociruntime.Runtime{
+		Handler: handler, Path: path,
+		Root:          filepath.Join(r.config.State, "oci", handler),
+		SystemdCgroup: r.systemd,
+	}, nil
+}
+
+// ready says what is missing for pods without a handler of their own.
+func (r *runtimes) ready() error {
+	name := r.defaultName()
+	if _, err := r.find(name); err != nil {
+		if r.config.DefaultRuntime == "" && len(r.config.Runtimes) == 0 {
+			return fmt.Errorf("no OCI runtime: neither crun nor runc is on this host; install one, e.g. apt install crun")
+		}
+		return fmt.Errorf("the default runtime handler %q cannot be used: %w; install it or change default_runtime", name, err)
+	}
+	return nil
+}
+
+// handlers describes all for Status.
+func (r *runtimes) handlers() []cri.Handler {
+	var all []cri.Handler
+	fallback := r.defaultName()
+	for _, name := range r.names() {
+		h := cri.Handler{Name: name, Default: name == fallback}
+		if path, err := r.find(name); err == nil {
+			f, _ := r.known(path)
+			h.RecursiveReadOnly = f.MountOptions["rro"] && kernelAtLeast(5, 12)
+		}
+		all = append(all, h)
+	}
+	return all
+}
+
+func (r *runtimes) known(path string) (ociruntime.Features, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	f, ok := r.features[path]
+	return f, ok
+}
+
+// probe asks every runtime on this host what it can do, all at once.
+func (r *runtimes) probe(ctx context.Context) {
+	var all sync.WaitGroup
+	for _, name := range r.names() {
+		path, err := r.find(name)
+		if err != nil {
+			r.log.Warn("OCI runtime is missing", "handler", name, "error", err)
+			continue
+		}
+		all.Go(func() {
+			f, err := ociruntime.Probe(ctx, path)
+			if err != nil {
+				r.log.Warn("OCI runtime does not answer", "handler", name, "path", path, "error", err)
+				return
+			}
+			r.log.Info("OCI runtime", "handler", name, "path", path, "version", f.Version, "default", name == r.defaultName())
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.features[path] = f
+		})
+	}
+	all.Wait()
+}
+
+// Seccomp returns the filter in the form crun takes it ready-made.
+// crun: crun.1, run.oci.seccomp_bpf_data.
+func (r *runtimes) Seccomp(of ociruntime.Runtime, profileKey string) map[string]string {
+	program := r.bpf.get(of.Path, profileKey)
+	if program == "" {
+		return nil
+	}
+	return map[string]string{"run.oci.seccomp_bpf_data": program}
+}
+
+// compile fills the cache of seccomp filters for every runtime that was probed.
+func (r *runtimes) compile(ctx context.Context, with compiler, caps []string) {
+	for _, name := range r.names() {
+		of, err := r.Runtime(name)
+		if err != nil {
+			continue
+		}
+		if f, ok := r.known(of.Path); ok {
+			r.bpf.fill(ctx, with, of, f, caps)
+		}
+	}
+}
+
+// kernelAtLeast compares the running kernel's version.
+func kernelAtLeast(major, minor int) bool {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return false
+	}
+	var a, b int
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &a, &b); err != nil {
+		return false
+	}
+	return a > major || a == major && b >= minor
+}

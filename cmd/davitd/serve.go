@@ -1,0 +1,101 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+)
+
+// stopWait is how long calls under way may take to end once davitd is to stop.
+const stopWait = 5 * time.Second
+
+// listen makes the socket under a temporary name and renames it, so that
+// nobody ever meets one that is not served or that others may connect to.
+func listen(path string) (net.Listener, error) {
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	temporary := filepath.Join(dir, fmt.Sprintf(".s%d", os.Getpid()))
+	// kernel: unix(7), sun_path has 108 bytes with the zero at the end.
+	if n := max(len(path), len(temporary)); n > 107 {
+		return nil, fmt.Errorf("socket %s: the path is %d bytes long, the kernel allows 107", path, n)
+	}
+	_ = os.Remove(temporary)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: temporary})
+	if err != nil {
+		return nil, err
+	}
+	l.SetUnlinkOnClose(false)
+	err = errors.Join(os.Chmod(temporary, 0o660), os.Chown(temporary, os.Getuid(), os.Getgid()))
+	if err == nil {
+		err = os.Rename(temporary, path)
+	}
+	if err != nil {
+		return nil, errors.Join(err, l.Close(), os.Remove(temporary))
+	}
+	return l, nil
+}
+
+// serve serves until ctx ends, then lets calls under way end. The socket goes.
+// ready is called once it is there.
+func serve(ctx context.Context, s *grpc.Server, path string, log *slog.Logger, ready func()) error {
+	l, err := listen(path)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.Remove(path) }()
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(l) }()
+	ready()
+	notify(log, "READY=1")
+	select {
+	case err := <-served:
+		return err
+	case <-ctx.Done():
+	}
+	notify(log, "STOPPING=1")
+	log.Info("stopping; calls under way may end", "within", stopWait)
+	forced := time.AfterFunc(stopWait, s.Stop)
+	defer forced.Stop()
+	s.GracefulStop()
+	return <-served
+}
+
+// notify tells the service manager. systemd: sd_notify(3).
+func notify(log *slog.Logger, state string) {
+	address := os.Getenv("NOTIFY_SOCKET")
+	if address == "" {
+		return
+	}
+	if name, abstract := strings.CutPrefix(address, "@"); abstract {
+		address = "\x00" + name
+	}
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Net: "unixgram", Name: address})
+	if err == nil {
+		_, err = conn.Write([]byte(state))
+		err = errors.Join(err, conn.Close())
+	}
+	if err != nil {
+		log.Warn("the service manager was not told", "state", state, "error", err)
+	}
+}
+
+// checkLimits says so once if davit could not hold many containers. The limit
+// is not raised here: containers inherit what davitd was started with.
+func checkLimits(log *slog.Logger) {
+	const enough = 1 << 16
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err == nil && limit.Max < enough {
+		log.Info("few open files are allowed, which limits the number of containers", "limit", limit.Max, "enough", enough)
+	}
+}

@@ -1,0 +1,72 @@
+package main
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+)
+
+var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
+
+func TestServe(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "run", "davit.sock")
+	manager := filepath.Join(dir, "notify")
+	told, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Net: "unixgram", Name: manager})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer told.Close()
+	t.Setenv("NOTIFY_SOCKET", manager)
+	read := func() string {
+		buf := make([]byte, 64)
+		_ = told.SetReadDeadline(time.Now().Add(5 * time.Second))
+		n, err := told.Read(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(buf[:n])
+	}
+	// What a davitd that was killed left.
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- serve(ctx, grpc.NewServer(), path, quiet, func() {}) }()
+	if s := read(); s != "READY=1" {
+		t.Errorf("told %q", s)
+	}
+	info, err := os.Stat(path)
+	if err != nil || info.Mode() != os.ModeSocket|0o660 {
+		t.Errorf("socket: %v, %v", info.Mode(), err)
+	}
+	cancel()
+	if s := read(); s != "STOPPING=1" {
+		t.Errorf("told %q", s)
+	}
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+	if left, _ := os.ReadDir(filepath.Dir(path)); len(left) != 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+func TestSocketPathTooLong(t *testing.T) {
+	_, err := listen(filepath.Join(t.TempDir(), strings.Repeat("x", 120)))
+	if err == nil || !strings.Contains(err.Error(), "the kernel allows 107") {
+		t.Errorf("%v", err)
+	}
+}

@@ -1,0 +1,257 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/grpc"
+
+	"github.com/davit-runtime/davit/internal/cgroup"
+	"github.com/davit-runtime/davit/internal/cri"
+	"github.com/davit-runtime/davit/internal/image"
+	"github.com/davit-runtime/davit/internal/monitor"
+	"github.com/davit-runtime/davit/internal/namespace"
+	"github.com/davit-runtime/davit/internal/network"
+	"github.com/davit-runtime/davit/internal/ocispec"
+	"github.com/davit-runtime/davit/internal/pod"
+	"github.com/davit-runtime/davit/internal/registry"
+	"github.com/davit-runtime/davit/internal/store"
+)
+
+// parts are what davitd is made of.
+type parts struct {
+	host     ocispec.Host
+	cgroups  *cgroup.Host
+	network  *network.Network
+	images   *image.Store
+	monitor  *monitor.Client
+	runtimes *runtimes
+	pods     *pod.Pods
+}
+
+// run builds the parts, recovers, serves until ctx ends, and takes them apart.
+func run(ctx context.Context, c *config, log *slog.Logger) error {
+	begun := time.Now()
+	checkLimits(log)
+	unlock, err := lock(c)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	p, err := build(ctx, c, log)
+	defer p.close(log)
+	if err != nil {
+		return err
+	}
+	// Calls under way may end after ctx did: the parts outlive it.
+	background, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	var workers sync.WaitGroup
+	defer workers.Wait()
+	defer cancel()
+	work := func(what string, f func(context.Context) error) {
+		workers.Go(func() {
+			if err := f(background); err != nil && background.Err() == nil {
+				log.Error("a part of davitd ended", "part", what, "error", err)
+			}
+		})
+	}
+	work("network", p.network.Run)
+	work("pods", p.pods.Serve)
+	work("seccomp", func(ctx context.Context) error {
+		p.runtimes.compile(ctx, p.monitor, p.host.Capabilities)
+		return nil
+	})
+	if err := p.runtimes.ready(); err != nil {
+		log.Warn("pods cannot run", "reason", err)
+	}
+	if err := p.network.Status(); err != nil {
+		log.Warn("pods cannot be connected", "reason", err)
+	}
+	return serve(ctx, p.server(c, log), c.socketPath(), log, func() {
+		log.Info("davitd serves", "socket", c.socketPath(), "pods", len(p.pods.List()), "containers", len(p.pods.Containers()),
+			"cgroups", p.cgroups.Layout(), "cgroup_driver", p.cgroups.Driver(), "started_in", time.Since(begun).Round(time.Millisecond))
+	})
+}
+
+// lock makes the two directories davitd's own, for one davitd at a time.
+func lock(c *config) (unlock func(), err error) {
+	var held []*store.Lock
+	unlock = func() {
+		for _, l := range held {
+			_ = l.Release()
+		}
+	}
+	for _, dir := range []string{c.Root, c.State} {
+		// Containers of other users pass through to what is mounted below.
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			unlock()
+			return nil, err
+		}
+		l, err := store.LockDir(dir)
+		if err != nil {
+			unlock()
+			return nil, err
+		}
+		held = append(held, l)
+	}
+	return unlock, nil
+}
+
+// build makes the parts in the order they need each other. What is made
+// already is returned beside an error, to be closed.
+func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
+	p := &parts{}
+	var err error
+	if p.host, err = ocispec.ProbeHost(); err != nil {
+		return p, err
+	}
+	if p.host.MinOOMScoreAdj > -1000 {
+		log.Info("oom_score_adj of containers is clamped from below: no CAP_SYS_RESOURCE", "to", p.host.MinOOMScoreAdj)
+	}
+	if p.cgroups, err = cgroup.Probe(log); err != nil {
+		return p, err
+	}
+	if d := c.CgroupDriver; d != "" && d != "auto" {
+		if p.cgroups, err = p.cgroups.WithDriver(cgroup.Driver(d)); err != nil {
+			return p, fmt.Errorf("cgroup_driver: %w", err)
+		}
+	}
+	p.runtimes = newRuntimes(c, p.cgroups.Driver() == cgroup.Systemd, log)
+	p.runtimes.probe(ctx)
+	if p.network, err = network.Open(network.Config{
+		Root: filepath.Join(c.Root, "network"), State: filepath.Join(c.State, "network"),
+		ConfDir: c.Network.CNIConfDir, PluginDirs: c.Network.CNIBinDirs,
+		Bridge: c.Network.Bridge, Subnets: c.Network.Subnets, MTU: c.Network.MTU,
+	}); err != nil {
+		return p, err
+	}
+	if p.images, err = image.Open(image.Config{
+		Root: filepath.Join(c.Root, "images"), State: filepath.Join(c.State, "images"),
+		Registry: registry.Config{Hosts: c.hosts(), UserAgent: "davit/" + version}, Log: log,
+	}); err != nil {
+		return p, err
+	}
+	binary, err := findMonitor()
+	if err != nil {
+		return p, err
+	}
+	if err := monitor.Ensure(ctx, binary, c.State); err != nil {
+		return p, err
+	}
+	p.monitor = monitor.Connect(c.State)
+	p.pods, err = pod.Open(ctx, pod.Options{
+		Root: c.Root, State: c.State, Log: log,
+		Host: pod.Host{
+			CgroupV2: p.host.CgroupV2, Capabilities: p.host.Capabilities,
+			MinOOMScoreAdj: p.host.MinOOMScoreAdj, Devices: devices(log),
+		},
+		Specs:      pod.Specs{Build: buildSpec, ResolveUser: ocispec.ResolveUser},
+		Namespaces: namespace.New(), Network: p.network, Rootfs: p.images, Cgroups: p.cgroups,
+		Processes: p.monitor, Sessions: p.monitor, Runtimes: p.runtimes,
+	})
+	return p, err
+}
+
+// buildSpec looks at the host and builds.
+func buildSpec(in ocispec.Input) (*specs.Spec, error) {
+	var err error
+	if in.Found, err = ocispec.Inspect(in.Container); err != nil {
+		return nil, err
+	}
+	return ocispec.Build(in)
+}
+
+func devices(log *slog.Logger) func() []ocispec.Device {
+	return func() []ocispec.Device {
+		all, err := ocispec.HostDevices()
+		if err != nil {
+			log.Warn("devices of the host", "error", err)
+		}
+		return all
+	}
+}
+
+// findMonitor looks for davit-monitor beside this program, else on PATH.
+func findMonitor() (string, error) {
+	const name = "davit-monitor"
+	if self, err := os.Executable(); err == nil {
+		beside := filepath.Join(filepath.Dir(self), name)
+		if _, err := os.Stat(beside); err == nil {
+			return beside, nil
+		}
+	}
+	path, err := exec.LookPath(name)
+	if err != nil {
+		return "", fmt.Errorf("%s is neither beside davitd nor on PATH", name)
+	}
+	return filepath.Abs(path)
+}
+
+// close takes the parts apart. With no pod left, nothing of davit's network or
+// control groups stays on the host.
+func (p *parts) close(log *slog.Logger) {
+	var errs []error
+	if p.pods != nil {
+		p.pods.Close()
+		if len(p.pods.List()) == 0 {
+			errs = append(errs, p.network.Destroy(context.Background()))
+		}
+	}
+	if p.images != nil {
+		errs = append(errs, p.images.Close())
+	}
+	if p.network != nil {
+		p.network.Close()
+	}
+	if p.cgroups != nil {
+		errs = append(errs, p.cgroups.Close())
+	}
+	if err := errors.Join(errs...); err != nil {
+		log.Warn("while stopping", "error", err)
+	}
+}
+
+// server puts the CRI on the parts.
+func (p *parts) server(c *config, log *slog.Logger) *grpc.Server {
+	confDir := c.Network.CNIConfDir
+	if confDir == "" {
+		confDir = "/etc/cni/net.d"
+	}
+	return cri.New(
+		cri.Parts{Pods: p.pods, Containers: p.pods, Views: p.pods, Sessions: p.pods, Images: p.images},
+		cri.Config{
+			Version:       version,
+			SystemdCgroup: p.cgroups.Driver() == cgroup.Systemd,
+			Handlers:      p.runtimes.handlers,
+			AppArmor:      appArmor(),
+			RuntimeReady:  p.runtimes.ready,
+			NetworkReady:  p.network.Status,
+			Spec: func(id string) ([]byte, error) {
+				return os.ReadFile(filepath.Join(c.State, "containers", id, "config.json"))
+			},
+			Info: map[string]any{
+				"maxContainerLogLineSize": 16 << 10,
+				"cni":                     map[string]any{"confDir": confDir},
+				"cgroupDriver":            p.cgroups.Driver(),
+				"cgroupLayout":            p.cgroups.Layout(),
+				"root":                    c.Root,
+				"state":                   c.State,
+			},
+			Log: log,
+		})
+}
+
+// appArmor reports whether the kernel enforces AppArmor.
+func appArmor() bool {
+	enabled, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
+	return err == nil && strings.TrimSpace(string(enabled)) == "Y"
+}

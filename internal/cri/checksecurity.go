@@ -1,0 +1,177 @@
+package cri
+
+import (
+	"fmt"
+	"math"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// namespaces checks namespace options alone, without those of the pod.
+func (c *check) namespaces(field string, ns *runtimeapi.NamespaceOption) {
+	for _, of := range []struct {
+		name string
+		mode runtimeapi.NamespaceMode
+	}{{"network", ns.GetNetwork()}, {"ipc", ns.GetIpc()}} {
+		f := field + "." + of.name
+		name := c.enum(f, int32(of.mode), runtimeapi.NamespaceMode_name)
+		if of.mode != runtimeapi.NamespaceMode_POD && of.mode != runtimeapi.NamespaceMode_NODE {
+			c.bad(f, "is %s, only POD and NODE are possible", name)
+		}
+	}
+	c.enum(field+".pid", int32(ns.GetPid()), runtimeapi.NamespaceMode_name)
+	target := ns.GetPid() == runtimeapi.NamespaceMode_TARGET
+	if target && ns.GetTargetId() == "" {
+		c.bad(field+".target_id", "is empty, but pid is TARGET")
+	}
+	if !target && ns.GetTargetId() != "" {
+		c.bad(field+".target_id", "is set, but pid is not TARGET")
+	}
+	c.userns(field+".userns_options", ns.GetUsernsOptions())
+}
+
+func (c *check) userns(field string, u *runtimeapi.UserNamespace) {
+	if u == nil {
+		return // no user namespace, as both other runtimes read it
+	}
+	name := c.enum(field+".mode", int32(u.GetMode()), runtimeapi.NamespaceMode_name)
+	switch u.GetMode() {
+	case runtimeapi.NamespaceMode_NODE:
+		if len(u.GetUids()) > 0 {
+			c.bad(field+".uids", "are set, but mode is NODE")
+		}
+		if len(u.GetGids()) > 0 {
+			c.bad(field+".gids", "are set, but mode is NODE")
+		}
+	case runtimeapi.NamespaceMode_POD:
+		c.lacking(field+".mode", "POD: user namespaces are not implemented")
+	default:
+		c.bad(field+".mode", "is %s, only POD and NODE are possible", name)
+	}
+}
+
+// id requires a user or group ID that the kernel accepts.
+func (c *check) id(field string, v *runtimeapi.Int64Value) {
+	if v != nil {
+		c.idValue(field, v.GetValue())
+	}
+}
+
+func (c *check) idValue(field string, v int64) {
+	if v < 0 || v >= math.MaxUint32 { // the last one means "unchanged"
+		c.bad(field, "%d is not from 0 to %d", v, uint32(math.MaxUint32)-1)
+	}
+}
+
+func (c *check) groups(field string, groups []int64, policy runtimeapi.SupplementalGroupsPolicy) {
+	for i, g := range groups {
+		c.idValue(fmt.Sprintf("%s.supplemental_groups[%d]", field, i), g)
+	}
+	c.enum(field+".supplemental_groups_policy", int32(policy), runtimeapi.SupplementalGroupsPolicy_name)
+}
+
+// seccomp checks the profile in force: the new field, else the old one.
+func (c *check) seccomp(field string, p *runtimeapi.SecurityProfile, old string) {
+	if p == nil {
+		field += ".seccomp_profile_path"
+		path, local := strings.CutPrefix(old, "localhost/")
+		switch {
+		case old == "", old == "unconfined", old == "runtime/default", old == "docker/default":
+		case !local:
+			c.bad(field, "%q is not runtime/default, unconfined or localhost/…", old)
+		default:
+			c.absolute(field, path)
+		}
+		return
+	}
+	field += ".seccomp"
+	if c.profile(field, p) {
+		c.absolute(field+".localhost_ref", p.GetLocalhostRef())
+	}
+}
+
+// apparmor checks the profile in force: the new field, else the old one.
+// enabled says whether the kernel has AppArmor.
+func (c *check) apparmor(field string, p *runtimeapi.SecurityProfile, old string, enabled bool) {
+	var profile string
+	if p == nil {
+		field += ".apparmor_profile"
+		name, local := strings.CutPrefix(old, "localhost/")
+		switch {
+		case old == "", old == "unconfined", old == "runtime/default":
+			return
+		case !local:
+			c.bad(field, "%q is not runtime/default, unconfined or localhost/…", old)
+		}
+		profile = name
+	} else {
+		field += ".apparmor"
+		if !c.profile(field, p) {
+			return
+		}
+		field += ".localhost_ref"
+		profile = strings.TrimPrefix(p.GetLocalhostRef(), "localhost/")
+	}
+	c.set(field, profile)
+	c.text(field, profile)
+	if !enabled {
+		c.lacking(field, "profile %q cannot be applied: AppArmor is not enabled on this host", profile)
+	}
+}
+
+// profile checks a profile's type and reports whether it is a local one.
+func (c *check) profile(field string, p *runtimeapi.SecurityProfile) bool {
+	c.enum(field+".profile_type", int32(p.GetProfileType()), runtimeapi.SecurityProfile_ProfileType_name)
+	local := p.GetProfileType() == runtimeapi.SecurityProfile_Localhost
+	if !local && p.GetLocalhostRef() != "" {
+		c.bad(field+".localhost_ref", "is set, but profile_type is not Localhost")
+	}
+	return local
+}
+
+// capability names, in the kernel's order. kernel: include/uapi/linux/capability.h.
+var capabilities = func() map[string]bool {
+	names := strings.Fields(`CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP
+		LINUX_IMMUTABLE NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO
+		SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE
+		AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON
+		BPF CHECKPOINT_RESTORE`)
+	if len(names) != unix.CAP_LAST_CAP+1 {
+		panic("cri: the list of capabilities is not the kernel's")
+	}
+	set := map[string]bool{"ALL": true}
+	for _, n := range names {
+		set[n] = true
+	}
+	return set
+}()
+
+func (c *check) capabilities(field string, caps *runtimeapi.Capability) {
+	for _, list := range []struct {
+		name string
+		caps []string
+	}{
+		{"add_capabilities", caps.GetAddCapabilities()},
+		{"drop_capabilities", caps.GetDropCapabilities()},
+		{"add_ambient_capabilities", caps.GetAddAmbientCapabilities()},
+	} {
+		for i, name := range list.caps {
+			if !capabilities[strings.TrimPrefix(strings.ToUpper(name), "CAP_")] {
+				c.bad(fmt.Sprintf("%s.%s[%d]", field, list.name, i), "%q is not a capability", name)
+			}
+		}
+	}
+}
+
+func (c *check) paths(field string, paths []string) {
+	for i, p := range paths {
+		f := fmt.Sprintf("%s[%d]", field, i)
+		c.absolute(f, p)
+		if p != "" && filepath.Clean(p) == "/" {
+			c.bad(f, "is the root itself")
+		}
+	}
+}

@@ -1,0 +1,181 @@
+package cri
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/image"
+	"github.com/davit-runtime/davit/internal/span"
+)
+
+func TestEveryKindHasACode(t *testing.T) {
+	for k := fault.Kind(0); !strings.HasPrefix(k.String(), "kind "); k++ {
+		if c, ok := codeOf[k]; !ok || c == codes.OK {
+			t.Errorf("%v has no code", k)
+		}
+	}
+}
+
+func TestErrors(t *testing.T) {
+	_, idle := span.Begin(context.Background())
+	ctx, busy := span.Begin(context.Background())
+	span.Step(ctx, "network")
+	for _, tt := range []struct {
+		err  error
+		t    *span.Trace
+		want want
+	}{
+		{nil, idle, want{}},
+		{errors.New("plain"), idle, want{codes.Internal, "plain"}},
+		{fmt.Errorf("pod: %w", fault.New(fault.NotFound, "op", "no pod")), idle, want{codes.NotFound, "pod: op: no pod"}},
+		{fault.New(fault.Exhausted, "", "disk full"), idle, want{codes.ResourceExhausted, "disk full"}},
+		{fault.New(fault.Kind(200), "", "odd"), idle, want{codes.Internal, "odd"}},
+		{context.DeadlineExceeded, idle, want{codes.DeadlineExceeded, "context deadline exceeded"}},
+		{context.DeadlineExceeded, busy, want{codes.DeadlineExceeded, "context deadline exceeded (in network for "}},
+		{context.Canceled, idle, want{codes.Canceled, ""}},
+		{fault.New(fault.Unknown, "", "RegistryUnavailable: down"), idle, want{codes.Unknown, "RegistryUnavailable: down"}},
+		{fmt.Errorf("image.Pull: %w", fault.New(fault.Unknown, "registry", "RegistryUnavailable: down")), idle, want{codes.Unknown, "RegistryUnavailable: down"}},
+		{fmt.Errorf("spec: %w", fault.New(fault.Unimplemented, "", "RROUnsupported: no")), idle, want{codes.Unimplemented, "RROUnsupported: no"}},
+		{status.Error(codes.Unimplemented, "method X not implemented"), idle, want{codes.Unimplemented, "method X"}},
+		{errors.New("a\xffb"), idle, want{codes.Internal, "a\uFFFDb"}},
+	} {
+		tt.want.check(t, grpcError(tt.err, tt.t))
+	}
+}
+
+func TestPanicIsAnAnswer(t *testing.T) {
+	rt, _, _, log := server(t, &world{panics: true})
+	_, err := rt.StopPodSandbox(context.Background(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: "p"})
+	want{codes.Internal, "davitd: panic in StopPodSandbox: the world ends"}.check(t, err)
+	if s := log.String(); !strings.Contains(s, "fakes_test.go") || !strings.Contains(s, "level=ERROR") {
+		t.Errorf("the log lacks the stack: %s", s)
+	}
+	if _, err := rt.Version(context.Background(), &runtimeapi.VersionRequest{}); err != nil {
+		t.Errorf("after a panic: %v", err)
+	}
+}
+
+func TestLogLine(t *testing.T) {
+	ctx := context.Background()
+	w := fullWorld(t)
+	rt, im, _, log := server(t, w)
+	_, _ = rt.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: parse(t, &runtimeapi.PodSandboxConfig{}, goodPod)})
+	_, _ = rt.ListContainers(ctx, &runtimeapi.ListContainersRequest{})
+	w.fail = fault.New(fault.Precondition, "", "it is stopped")
+	_, _ = rt.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: "aa11", Config: parse(t, &runtimeapi.ContainerConfig{}, goodContainer)})
+	_, _ = im.PullImage(ctx, parse(t, &runtimeapi.PullImageRequest{}, `image { image: "nginx" }`))
+	for _, line := range []string{
+		`level=INFO msg=rpc method=RunPodSandbox pod=default/web pod_id=newpod code=OK took=`,
+		`level=DEBUG msg=rpc method=ListContainers code=OK`,
+		`level=INFO msg=rpc method=CreateContainer pod_id=aa11 container=app image=sha256:0123 code=FailedPrecondition took=`,
+		`error="it is stopped"`,
+		`method=PullImage image=nginx code=FailedPrecondition`,
+	} {
+		if !strings.Contains(log.String(), line) {
+			t.Errorf("no %s in\n%s", line, log)
+		}
+	}
+	if n := strings.Count(log.String(), "\n"); n != 4 {
+		t.Errorf("%d lines for 4 calls", n)
+	}
+}
+
+func TestCredentialsAreNeverLogged(t *testing.T) {
+	_, im, _, log := server(t, &world{})
+	for _, auth := range []*runtimeapi.AuthConfig{
+		{Username: "hunter", Password: "secret-1"},
+		{Auth: base64.StdEncoding.EncodeToString([]byte("hunter:secret-2"))},
+		{Auth: "secret-3 is not base64"},
+		{IdentityToken: "secret-4", RegistryToken: "secret-5"},
+		{RegistryToken: "secret-6\n"},
+	} {
+		_, err := im.PullImage(context.Background(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: "nginx"}, Auth: auth})
+		for _, text := range []string{log.String(), fmt.Sprint(err)} {
+			if strings.Contains(text, "secret") || strings.Contains(text, "hunter") || auth.Auth != "" && strings.Contains(text, auth.Auth) {
+				t.Errorf("credentials in: %s", text)
+			}
+		}
+	}
+}
+
+func TestAuth(t *testing.T) {
+	encode := func(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }
+	for name, tt := range map[string]struct {
+		in   *runtimeapi.AuthConfig
+		want image.Auth
+		bad  string
+	}{
+		"none":          {nil, image.Auth{}, ""},
+		"empty":         {&runtimeapi.AuthConfig{}, image.Auth{}, ""},
+		"basic":         {&runtimeapi.AuthConfig{Username: "u", Password: "p"}, image.Auth{Username: "u", Password: "p"}, ""},
+		"auth":          {&runtimeapi.AuthConfig{Auth: encode("u:p:q")}, image.Auth{Username: "u", Password: "p:q"}, ""},
+		"auth unpadded": {&runtimeapi.AuthConfig{Auth: strings.TrimRight(encode("u:pass"), "=")}, image.Auth{Username: "u", Password: "pass"}, ""},
+		"auth zeros":    {&runtimeapi.AuthConfig{Auth: encode("u:p\x00\x00")}, image.Auth{Username: "u", Password: "p"}, ""},
+		"both":          {&runtimeapi.AuthConfig{Username: "u", Password: "p", Auth: encode("x:y")}, image.Auth{Username: "u", Password: "p"}, ""},
+		"no colon":      {&runtimeapi.AuthConfig{Auth: encode("up")}, image.Auth{}, "auth.auth: is not base64 of user:password"},
+		"not base64":    {&runtimeapi.AuthConfig{Auth: "%"}, image.Auth{}, "auth.auth: "},
+		"identity":      {&runtimeapi.AuthConfig{IdentityToken: "t"}, image.Auth{IdentityToken: "t"}, ""},
+		"bearer":        {&runtimeapi.AuthConfig{RegistryToken: "t"}, image.Auth{RegistryToken: "t"}, ""},
+		"split header":  {&runtimeapi.AuthConfig{RegistryToken: "t\r\nX: y"}, image.Auth{}, "auth.registry_token: "},
+		"this server":   {&runtimeapi.AuthConfig{Username: "u", ServerAddress: "https://index.docker.io/v1/"}, image.Auth{Username: "u"}, ""},
+		"other server":  {&runtimeapi.AuthConfig{Username: "u", ServerAddress: "quay.io"}, image.Auth{}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var c check
+			got := c.auth("auth", tt.in, "nginx")
+			if tt.bad != "" {
+				want{codes.InvalidArgument, tt.bad}.check(t, grpcError(c.err, span.From(context.Background())))
+				return
+			}
+			if c.err != nil || got != tt.want {
+				t.Errorf("got %+v, %v", got, c.err)
+			}
+		})
+	}
+}
+
+func FuzzAuth(f *testing.F) {
+	f.Add("dXNlcjpwYXNz", "https://index.docker.io/v1/", "nginx")
+	f.Add("dTpwAAA", "localhost:5000", "localhost:5000/a@sha256:00")
+	f.Fuzz(func(t *testing.T, auth, server, ref string) {
+		var c check
+		got := c.auth("auth", &runtimeapi.AuthConfig{Auth: auth, ServerAddress: server}, ref)
+		if c.err != nil && len(auth) > 8 && strings.Contains(c.err.Error(), auth) {
+			t.Errorf("the error tells the credentials: %v", c.err)
+		}
+		if c.err != nil && got.Username != "" {
+			t.Errorf("credentials beside an error")
+		}
+	})
+}
+
+// FuzzNames: whatever is given as a name never panics, and no sysctl passes
+// that would reach beyond its folder.
+func FuzzNames(f *testing.F) {
+	f.Add("net.ipv4.ip_forward")
+	f.Add("net/ipv4/conf/eth0.1/../../kernel")
+	f.Add("0-3,8")
+	f.Fuzz(func(t *testing.T, s string) {
+		var c check
+		c.sysctls("s", map[string]string{s: "1"}, nil)
+		// As namespaces write it: dots part folders, a slash is a dot in a name.
+		path := strings.Map(swapped, dotted(s))
+		if c.err == nil && climbs(path) {
+			t.Errorf("%q passes", s)
+		}
+		c = check{}
+		c.cpuset("c", s)
+		c.cgroupParent("p", s)
+		c.hostname("h", s, false)
+		c.name("n", s)
+	})
+}

@@ -1,0 +1,157 @@
+package cri
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/test/bufconn"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/image"
+	"github.com/davit-runtime/davit/internal/monitor"
+	"github.com/davit-runtime/davit/internal/pod"
+)
+
+// world stands in for pod and image: it knows some pods, containers and
+// images, and notes what it is asked to do. A non-nil fail is every call's answer.
+type world struct {
+	mu         sync.Mutex
+	pods       []*pod.Snapshot
+	containers []*pod.ContainerSnapshot
+	images     []image.Image
+	fail       error
+	panics     bool
+	done       []string
+	auth       image.Auth
+	grace      time.Duration
+	config     *runtimeapi.ContainerConfig
+}
+
+func (w *world) do(what string) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.panics {
+		panic("the world ends")
+	}
+	w.done = append(w.done, what)
+	return w.fail
+}
+
+func (w *world) Run(_ context.Context, _ *runtimeapi.PodSandboxConfig, handler string) (string, error) {
+	return "newpod", w.do("run " + handler)
+}
+func (w *world) Stop(_ context.Context, id string) error   { return w.do("stop " + id) }
+func (w *world) Remove(_ context.Context, id string) error { return w.do("remove " + id) }
+func (w *world) List() []*pod.Snapshot                     { return w.pods }
+func (w *world) Pod(id string) (*pod.Snapshot, error) {
+	for _, p := range w.pods {
+		if p.ID == id {
+			return p, nil
+		}
+	}
+	return nil, fault.New(fault.NotFound, "", "no pod %s", id)
+}
+
+func (w *world) CreateContainer(_ context.Context, podID string, c *runtimeapi.ContainerConfig) (string, error) {
+	w.config = c
+	return "newctr", w.do("create in " + podID)
+}
+func (w *world) StartContainer(_ context.Context, id string) error { return w.do("start " + id) }
+func (w *world) StopContainer(_ context.Context, id string, grace time.Duration) error {
+	w.grace = grace
+	return w.do("stop " + id)
+}
+func (w *world) RemoveContainer(_ context.Context, id string) error { return w.do("remove " + id) }
+func (w *world) UpdateContainer(_ context.Context, id string, _ *runtimeapi.LinuxContainerResources) error {
+	return w.do("update " + id)
+}
+func (w *world) Containers() []*pod.ContainerSnapshot { return w.containers }
+func (w *world) Container(id string) (*pod.ContainerSnapshot, error) {
+	for _, c := range w.containers {
+		if c.ID == id {
+			return c, nil
+		}
+	}
+	return nil, fault.New(fault.NotFound, "", "no container %s", id)
+}
+func (w *world) ReopenLog(_ context.Context, id string) error { return w.do("reopen " + id) }
+func (w *world) Exec(_ context.Context, id string, args []string, _ time.Duration) (monitor.ExecResult, error) {
+	return monitor.ExecResult{Code: 3, Stdout: []byte("out\xff"), Stderr: []byte("err")}, w.do("exec " + id + " " + args[0])
+}
+
+// imageWorld has the image methods, whose names overlap with the pod's.
+type imageWorld struct{ *world }
+
+func (w imageWorld) Pull(_ context.Context, ref string, o image.PullOptions) (image.Image, error) {
+	w.auth = o.Auth
+	return image.Image{ID: "sha256:pulled"}, w.do("pull " + ref)
+}
+func (w imageWorld) Get(ref string) (image.Image, error) {
+	for _, i := range w.images {
+		if i.ID == ref {
+			return i, nil
+		}
+	}
+	return image.Image{}, fault.New(fault.NotFound, "", "no image %s", ref)
+}
+func (w imageWorld) List() []image.Image { return w.images }
+func (w imageWorld) Usage() image.Usage {
+	return image.Usage{Mountpoint: "/images", Bytes: 5, Inodes: 6, At: time.Unix(7, 0)}
+}
+
+// server serves the CRI over w in memory; the buffer is its log.
+func server(t testing.TB, w *world) (runtimeapi.RuntimeServiceClient, runtimeapi.ImageServiceClient, *grpc.ClientConn, *logBuffer) {
+	t.Helper()
+	log := &logBuffer{}
+	s := New(Parts{Pods: w, Containers: w, Views: w, Sessions: w, Images: imageWorld{w}}, Config{
+		Version: "1.2.3",
+		Handlers: func() []Handler {
+			return []Handler{{Name: "runc"}, {Name: "crun", Default: true, RecursiveReadOnly: true}}
+		},
+		RuntimeReady: func() error { return nil },
+		NetworkReady: func() error { return errors.New("no CNI plugin bridge in /opt/cni/bin") },
+		Spec:         func(string) ([]byte, error) { return []byte(`{"ociVersion":"1.0.0"}`), nil },
+		Info:         map[string]any{"maxContainerLogLineSize": 16384},
+		Log:          slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+	})
+	l := bufconn.Listen(1 << 20)
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(l) }()
+	conn, err := grpc.NewClient("passthrough:///buf", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = conn.Close()
+		s.Stop()
+		<-served
+	})
+	return runtimeapi.NewRuntimeServiceClient(conn), runtimeapi.NewImageServiceClient(conn), conn, log
+}
+
+type logBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *logBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *logBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}

@@ -1,0 +1,121 @@
+package cri
+
+import (
+	"context"
+	"strconv"
+	"strings"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/image"
+)
+
+func (s *service) ListImages(_ context.Context, r *runtimeapi.ListImagesRequest) (*runtimeapi.ListImagesResponse, error) {
+	images := s.Images.List()
+	if ref := r.GetFilter().GetImage().GetImage(); ref != "" {
+		one, err := s.Images.Get(ref)
+		switch {
+		case fault.Is(err, fault.NotFound):
+			images = nil
+		case err != nil:
+			return nil, err
+		default:
+			images = []image.Image{one}
+		}
+	}
+	resp := &runtimeapi.ListImagesResponse{}
+	for _, i := range images {
+		resp.Images = append(resp.Images, criImage(i))
+	}
+	return resp, nil
+}
+
+// ImageStatus answers without an image if there is none: the kubelet asks so
+// before each pull.
+func (s *service) ImageStatus(_ context.Context, r *runtimeapi.ImageStatusRequest) (*runtimeapi.ImageStatusResponse, error) {
+	var c check
+	c.image("image", r.GetImage(), &s.config)
+	if c.err != nil {
+		return nil, c.err
+	}
+	i, err := s.Images.Get(r.GetImage().GetImage())
+	if fault.Is(err, fault.NotFound) {
+		return &runtimeapi.ImageStatusResponse{}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	resp := &runtimeapi.ImageStatusResponse{Image: criImage(i)}
+	resp.Image.Spec = r.GetImage()
+	if r.GetVerbose() {
+		resp.Info = imageInfo(i)
+	}
+	return resp, nil
+}
+
+func (s *service) PullImage(ctx context.Context, r *runtimeapi.PullImageRequest) (*runtimeapi.PullImageResponse, error) {
+	var c check
+	c.image("image", r.GetImage(), &s.config)
+	auth := c.auth("auth", r.GetAuth(), r.GetImage().GetImage())
+	if c.err != nil {
+		return nil, c.err
+	}
+	i, err := s.Images.Pull(ctx, r.GetImage().GetImage(), image.PullOptions{Auth: auth})
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.PullImageResponse{ImageRef: i.ID}, nil
+}
+
+func (s *service) RemoveImage(ctx context.Context, r *runtimeapi.RemoveImageRequest) (*runtimeapi.RemoveImageResponse, error) {
+	var c check
+	c.image("image", r.GetImage(), &s.config)
+	if c.err != nil {
+		return nil, c.err
+	}
+	err := s.Images.Remove(ctx, r.GetImage().GetImage())
+	if err != nil && !fault.Is(err, fault.NotFound) {
+		return nil, err
+	}
+	return &runtimeapi.RemoveImageResponse{}, nil
+}
+
+// ImageFsInfo fills every field: the kubelet reads used_bytes unchecked.
+// Containers' layers are on the same file system as images.
+func (s *service) ImageFsInfo(context.Context, *runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {
+	u := s.Images.Usage()
+	fs := []*runtimeapi.FilesystemUsage{{
+		Timestamp:  u.At.UnixNano(),
+		FsId:       &runtimeapi.FilesystemIdentifier{Mountpoint: u.Mountpoint},
+		UsedBytes:  &runtimeapi.UInt64Value{Value: u.Bytes},
+		InodesUsed: &runtimeapi.UInt64Value{Value: u.Inodes},
+	}}
+	return &runtimeapi.ImageFsInfoResponse{ImageFilesystems: fs, ContainerFilesystems: fs}, nil
+}
+
+func criImage(i image.Image) *runtimeapi.Image {
+	uid, name := imageUser(i.Config.Config.User)
+	return &runtimeapi.Image{
+		Id:          i.ID,
+		RepoTags:    i.RepoTags,
+		RepoDigests: i.RepoDigests,
+		Size:        max(i.SizeBytes, 1), // the kubelet takes 0 for an error
+		Uid:         uid,
+		Username:    name,
+		Spec:        &runtimeapi.ImageSpec{Image: i.ID},
+		Pinned:      i.Pinned,
+	}
+}
+
+// imageUser splits an image's USER, "user[:group]", into a number or a name.
+func imageUser(user string) (*runtimeapi.Int64Value, string) {
+	user, _, _ = strings.Cut(user, ":")
+	if user == "" {
+		return nil, ""
+	}
+	if uid, err := strconv.ParseUint(user, 10, 32); err == nil {
+		return &runtimeapi.Int64Value{Value: int64(uid)}, ""
+	}
+	return nil, user
+}

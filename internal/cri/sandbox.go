@@ -1,0 +1,144 @@
+package cri
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/davit-runtime/davit/internal/pod"
+)
+
+func (s *service) RunPodSandbox(ctx context.Context, r *runtimeapi.RunPodSandboxRequest) (*runtimeapi.RunPodSandboxResponse, error) {
+	var c check
+	c.checkPod(r.GetConfig(), s.config.AppArmor)
+	c.handler("runtime_handler", r.GetRuntimeHandler(), &s.config)
+	if c.err != nil {
+		return nil, c.err
+	}
+	id, err := s.Pods.Run(ctx, r.GetConfig(), r.GetRuntimeHandler())
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.RunPodSandboxResponse{PodSandboxId: id}, nil
+}
+
+func (s *service) StopPodSandbox(ctx context.Context, r *runtimeapi.StopPodSandboxRequest) (*runtimeapi.StopPodSandboxResponse, error) {
+	var c check
+	if c.set("pod_sandbox_id", r.GetPodSandboxId()); c.err != nil {
+		return nil, c.err
+	}
+	if err := s.Pods.Stop(ctx, r.GetPodSandboxId()); err != nil {
+		return nil, err
+	}
+	return &runtimeapi.StopPodSandboxResponse{}, nil
+}
+
+func (s *service) RemovePodSandbox(ctx context.Context, r *runtimeapi.RemovePodSandboxRequest) (*runtimeapi.RemovePodSandboxResponse, error) {
+	var c check
+	if c.set("pod_sandbox_id", r.GetPodSandboxId()); c.err != nil {
+		return nil, c.err
+	}
+	if err := s.Pods.Remove(ctx, r.GetPodSandboxId()); err != nil {
+		return nil, err
+	}
+	return &runtimeapi.RemovePodSandboxResponse{}, nil
+}
+
+func (s *service) ListPodSandbox(_ context.Context, r *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error) {
+	f := r.GetFilter()
+	var c check
+	c.enum("filter.state.state", int32(f.GetState().GetState()), runtimeapi.PodSandboxState_name)
+	if c.err != nil {
+		return nil, c.err
+	}
+	resp := &runtimeapi.ListPodSandboxResponse{}
+	for _, p := range s.Pods.List() {
+		if item := listedPod(p); wantPod(f, item) {
+			resp.Items = append(resp.Items, item)
+		}
+	}
+	return resp, nil
+}
+
+func (s *service) PodSandboxStatus(_ context.Context, r *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
+	var c check
+	if c.set("pod_sandbox_id", r.GetPodSandboxId()); c.err != nil {
+		return nil, c.err
+	}
+	p, err := s.Pods.Pod(r.GetPodSandboxId())
+	if err != nil {
+		return nil, err
+	}
+	// Taken before the snapshots are read: the statuses are at least this new.
+	resp := &runtimeapi.PodSandboxStatusResponse{Timestamp: time.Now().UnixNano(), Status: podStatus(p)}
+	for _, ctr := range s.Views.Containers() {
+		if ctr.PodID == p.ID && ctr.State != pod.Preparing {
+			resp.ContainersStatuses = append(resp.ContainersStatuses, containerStatus(ctr))
+		}
+	}
+	if r.GetVerbose() {
+		resp.Info = podInfo(p)
+	}
+	return resp, nil
+}
+
+func podState(p *pod.Snapshot) runtimeapi.PodSandboxState {
+	if p.State == pod.Ready {
+		return runtimeapi.PodSandboxState_SANDBOX_READY
+	}
+	return runtimeapi.PodSandboxState_SANDBOX_NOTREADY
+}
+
+func listedPod(p *pod.Snapshot) *runtimeapi.PodSandbox {
+	return &runtimeapi.PodSandbox{
+		Id:             p.ID,
+		Metadata:       p.Config.GetMetadata(),
+		State:          podState(p),
+		CreatedAt:      p.CreatedAt.UnixNano(),
+		Labels:         p.Config.GetLabels(),
+		Annotations:    p.Config.GetAnnotations(),
+		RuntimeHandler: p.Handler,
+	}
+}
+
+func podStatus(p *pod.Snapshot) *runtimeapi.PodSandboxStatus {
+	options := p.Config.GetLinux().GetSecurityContext().GetNamespaceOptions()
+	network := &runtimeapi.PodSandboxNetworkStatus{}
+	for i, a := range p.Network.Addrs {
+		if i == 0 {
+			network.Ip = a.String()
+			continue
+		}
+		network.AdditionalIps = append(network.AdditionalIps, &runtimeapi.PodIP{Ip: a.String()})
+	}
+	return &runtimeapi.PodSandboxStatus{
+		Id:             p.ID,
+		Metadata:       p.Config.GetMetadata(),
+		State:          podState(p),
+		CreatedAt:      p.CreatedAt.UnixNano(),
+		Network:        network,
+		Linux:          &runtimeapi.LinuxPodSandboxStatus{Namespaces: &runtimeapi.Namespace{Options: options}},
+		Labels:         p.Config.GetLabels(),
+		Annotations:    p.Config.GetAnnotations(),
+		RuntimeHandler: p.Handler,
+	}
+}
+
+// wantPod reports whether a pod passes every part of a filter. An ID may be
+// abbreviated.
+func wantPod(f *runtimeapi.PodSandboxFilter, p *runtimeapi.PodSandbox) bool {
+	return strings.HasPrefix(p.GetId(), f.GetId()) &&
+		(f.GetState() == nil || f.GetState().GetState() == p.GetState()) &&
+		hasLabels(p.GetLabels(), f.GetLabelSelector())
+}
+
+func hasLabels(labels, selector map[string]string) bool {
+	for key, value := range selector {
+		if got, ok := labels[key]; !ok || got != value {
+			return false
+		}
+	}
+	return true
+}

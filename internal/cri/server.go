@@ -1,0 +1,123 @@
+package cri
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/davit-runtime/davit/internal/image"
+	"github.com/davit-runtime/davit/internal/monitor"
+	"github.com/davit-runtime/davit/internal/pod"
+)
+
+// Pods makes, ends and shows pods. *pod.Pods implements it and the next three.
+type Pods interface {
+	Run(ctx context.Context, config *runtimeapi.PodSandboxConfig, handler string) (id string, err error)
+	Stop(ctx context.Context, id string) error
+	Remove(ctx context.Context, id string) error
+	Pod(id string) (*pod.Snapshot, error)
+	List() []*pod.Snapshot
+}
+
+// Containers moves containers through their life.
+type Containers interface {
+	CreateContainer(ctx context.Context, podID string, config *runtimeapi.ContainerConfig) (id string, err error)
+	StartContainer(ctx context.Context, id string) error
+	StopContainer(ctx context.Context, id string, grace time.Duration) error
+	RemoveContainer(ctx context.Context, id string) error
+	UpdateContainer(ctx context.Context, id string, r *runtimeapi.LinuxContainerResources) error
+}
+
+// Views shows containers; it never blocks.
+type Views interface {
+	Container(id string) (*pod.ContainerSnapshot, error)
+	Containers() []*pod.ContainerSnapshot
+}
+
+// Sessions reaches into containers that run.
+type Sessions interface {
+	ReopenLog(ctx context.Context, id string) error
+	Exec(ctx context.Context, id string, args []string, timeout time.Duration) (monitor.ExecResult, error)
+}
+
+// Images keeps images. *image.Store implements it.
+type Images interface {
+	Pull(ctx context.Context, ref string, o image.PullOptions) (image.Image, error)
+	Get(ref string) (image.Image, error) // NotFound if absent
+	List() []image.Image
+	Remove(ctx context.Context, ref string) error // unknown references succeed
+	Usage() image.Usage
+}
+
+// Parts are what the surface calls.
+type Parts struct {
+	Pods       Pods
+	Containers Containers
+	Views      Views
+	Sessions   Sessions
+	Images     Images
+}
+
+// A Handler is one RuntimeClass handler.
+type Handler struct {
+	Name    string
+	Default bool // also listed under the empty name
+	// RecursiveReadOnly: mounts can be made read-only with all below them.
+	RecursiveReadOnly bool
+}
+
+// A Config says what the surface tells about this node.
+type Config struct {
+	Version       string           // davit's, semantic
+	SystemdCgroup bool             // cgroups by systemd instead of cgroupfs
+	Handlers      func() []Handler // in any order; one of them the default
+	AppArmor      bool             // the kernel enforces it
+	RuntimeReady  func() error     // nil: ready; else the reason, for people
+	NetworkReady  func() error     // nil: ready; else the reason, for people
+	// Spec returns a container's OCI runtime spec as it is on disk, for verbose status.
+	Spec func(containerID string) ([]byte, error)
+	// Info is told in verbose Status as "config", in JSON.
+	Info any
+	Log  *slog.Logger
+}
+
+// maxMessageBytes bounds one message in either direction: what the kubelet's
+// client accepts. k8s.io/cri-client: maxMsgSize.
+const maxMessageBytes = 16 << 20
+
+// service implements both services of the CRI.
+type service struct {
+	runtimeapi.UnimplementedRuntimeServiceServer
+	runtimeapi.UnimplementedImageServiceServer
+	Parts
+	config Config
+}
+
+// New returns a gRPC server with the CRI and the health service on it. The
+// caller serves and stops it.
+func New(p Parts, c Config) *grpc.Server {
+	s := grpc.NewServer(
+		grpc.MaxRecvMsgSize(maxMessageBytes),
+		grpc.MaxSendMsgSize(maxMessageBytes),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
+		grpc.UnaryInterceptor(intercept{c.Log}.unary),
+		grpc.StreamInterceptor(intercept{c.Log}.stream),
+	)
+	svc := &service{Parts: p, config: c}
+	// v1alpha2 is wire-identical: the same handlers register here once more
+	// with the descriptors' ServiceName changed.
+	s.RegisterService(&runtimeapi.RuntimeService_ServiceDesc, svc)
+	s.RegisterService(&runtimeapi.ImageService_ServiceDesc, svc)
+	h := health.NewServer()
+	for _, name := range []string{"", runtimeapi.RuntimeService_ServiceDesc.ServiceName, runtimeapi.ImageService_ServiceDesc.ServiceName} {
+		h.SetServingStatus(name, healthpb.HealthCheckResponse_SERVING)
+	}
+	healthpb.RegisterHealthServer(s, h)
+	return s
+}

@@ -1,0 +1,161 @@
+package image
+
+import (
+	"context"
+	"io"
+	"sync/atomic"
+	"time"
+
+	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/davit-runtime/davit/internal/layer"
+	"github.com/davit-runtime/davit/internal/registry"
+)
+
+// A wanted is a layer as one image's manifest has it.
+type wanted struct {
+	imagespec.Descriptor // of the blob
+	id                   string
+	from                 *registry.Repository
+}
+
+// A flight is one layer being fetched and unpacked, for however many pulls.
+type flight struct {
+	waiters int // guarded by Store.mu
+	cancel  context.CancelFunc
+	phase   atomic.Int32
+	bytes   atomic.Int64
+
+	done chan struct{}
+	info layer.Info // with err, valid once done is closed
+	err  error
+}
+
+// obtain sees to it that a layer is there. It joins a flight for the same layer
+// that is under way. When that fails it tries again on its own, with its own
+// repository and credentials: the other pull's troubles may be its own.
+//
+// The caller has pinned the layer.
+func (s *Store) obtain(ctx context.Context, w wanted, report func(Phase, int64)) (layer.Info, error) {
+	report(Waiting, 0)
+	for {
+		info, ok, err := s.present(ctx, w.id)
+		if ok || err != nil {
+			report(Done, w.Size)
+			return info, err
+		}
+		f, mine := s.board(w)
+		if f == nil {
+			continue // it came, or began to go, in between
+		}
+		err = s.ride(ctx, f, report)
+		if err == nil {
+			report(Done, w.Size)
+			return f.info, nil
+		}
+		if mine || ctx.Err() != nil {
+			return layer.Info{}, err
+		}
+	}
+}
+
+// board returns the flight for a layer and whether it was started for this
+// caller; nil if none is to start.
+func (s *Store) board(w wanted) (f *flight, mine bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f = s.use.flights[w.id]; f != nil {
+		f.waiters++
+		return f, false
+	}
+	_, fresh := s.use.fresh[w.id]
+	_, known := s.view.Load().layers[w.id]
+	if fresh || known || s.use.dying[w.id] != nil {
+		return nil, false
+	}
+	ctx, cancel := context.WithCancel(s.ctx)
+	f = &flight{waiters: 1, cancel: cancel, done: make(chan struct{})}
+	s.use.flights[w.id] = f
+	s.use.pins[w.id]++
+	s.wg.Go(func() {
+		defer cancel()
+		s.fly(ctx, f, w)
+	})
+	return f, true
+}
+
+// ride waits for a flight and reports on it. The last to leave cancels it.
+func (s *Store) ride(ctx context.Context, f *flight, report func(Phase, int64)) error {
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if f.waiters--; f.waiters == 0 {
+			f.cancel()
+		}
+	}()
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		report(Phase(f.phase.Load()), f.bytes.Load())
+		select {
+		case <-f.done:
+			return f.err
+		case <-tick.C:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+func (s *Store) fly(ctx context.Context, f *flight, w wanted) {
+	f.info, f.err = s.fetch(ctx, f, w)
+	s.mu.Lock()
+	delete(s.use.flights, w.id)
+	if f.err == nil {
+		s.use.fresh[w.id] = f.info
+	}
+	s.mu.Unlock()
+	close(f.done)
+	if err := s.unpin([]string{w.id}); err != nil {
+		s.config.Log.Warn("removing a layer that nobody waited for", "layer", w.id, "error", err)
+	}
+}
+
+// fetch streams the blob from the registry through the decompressor into the
+// layer store. Nothing of it is kept on the way.
+func (s *Store) fetch(ctx context.Context, f *flight, w wanted) (layer.Info, error) {
+	blob, err := w.from.Blob(ctx, w.Descriptor)
+	if err != nil {
+		return layer.Info{}, err
+	}
+	defer blob.Close()
+	f.phase.Store(int32(Downloading))
+
+	s.cpu <- struct{}{}
+	defer func() { <-s.cpu }()
+	tar, err := layer.NewReader(&meter{blob, f, w.Size, s.cpu}, w.diffID(), s.config.MaxLayerBytes)
+	if err != nil {
+		return layer.Info{}, err
+	}
+	defer tar.Close()
+	return s.layers.Unpack(ctx, w.id, tar)
+}
+
+// A meter counts what is read, and gives the slot for unpacking back while the
+// network is waited for.
+type meter struct {
+	r     io.Reader
+	f     *flight
+	total int64
+	slots chan struct{}
+}
+
+func (m *meter) Read(p []byte) (int, error) {
+	<-m.slots
+	n, err := m.r.Read(p)
+	m.slots <- struct{}{}
+	if m.f.bytes.Add(int64(n)) >= m.total {
+		m.f.phase.Store(int32(Unpacking))
+	}
+	return n, err
+}

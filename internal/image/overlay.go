@@ -1,0 +1,209 @@
+package image
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// An overlay is a mount of overlayfs.
+type overlay struct {
+	lowers      []string // topmost first; at least one
+	upper, work string
+}
+
+// What the kernel turned out not to have: volatile is in Linux 5.10, lowerdir+
+// in 6.5.
+var noVolatile, noLowerAdd atomic.Bool
+
+// prepare makes the writable side. The root of a merged tree shows the
+// attributes of upper, so they are taken from the topmost layer.
+func (o overlay) prepare() error {
+	if err := makeDir(o.work, 0o700); err != nil {
+		return err
+	}
+	// Left by a volatile mount that a reboot ended; it would refuse the next.
+	if err := os.RemoveAll(filepath.Join(o.work, "work", "incompat")); err != nil {
+		return err
+	}
+	err := os.Mkdir(o.upper, 0o700)
+	if errors.Is(err, os.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return classify(err)
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(o.lowers[0], &st); err != nil {
+		return err
+	}
+	if err := os.Lchown(o.upper, int(st.Uid), int(st.Gid)); err != nil {
+		return err
+	}
+	return unix.Chmod(o.upper, st.Mode&0o7777)
+}
+
+// mount mounts on target.
+//
+// index and metacopy stay off: with them, an upper layer is tied to its lowers'
+// inodes, and depends on attributes that layers may not have. volatile spares
+// the sync of all of upper at unmount; the layer is deleted right after it.
+func (o overlay) mount(target string) error {
+	if !noLowerAdd.Load() {
+		err := o.mountNew(target)
+		if err == nil || !(errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM)) {
+			return err
+		}
+		if err := o.mountOld(target); err != nil {
+			return err
+		}
+		noLowerAdd.Store(true)
+		return nil
+	}
+	return o.mountOld(target)
+}
+
+// mountNew uses the mount API that takes lower layers one by one, however many
+// and however long their names.
+func (o overlay) mountNew(target string) error {
+	if noVolatile.Load() {
+		return o.tryNew(target, false)
+	}
+	err := o.tryNew(target, true)
+	if errors.Is(err, unix.EINVAL) {
+		if err = o.tryNew(target, false); err == nil {
+			noVolatile.Store(true)
+		}
+	}
+	return err
+}
+
+func (o overlay) tryNew(target string, volatile bool) error {
+	fsfd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("fsopen: %w", err)
+	}
+	defer unix.Close(fsfd)
+	short := &shortener{limit: 255}
+	defer short.close()
+	set := func(key, path string) {
+		if err == nil {
+			if path, err = short.name(path); err == nil {
+				err = unix.FsconfigSetString(fsfd, key, path)
+			}
+		}
+		if err != nil {
+			err = fmt.Errorf("overlay option %s: %w", key, err)
+		}
+	}
+	set("source", "overlay")
+	for _, lower := range o.lowers {
+		if err == nil {
+			set("lowerdir+", lower)
+		}
+	}
+	for _, option := range [][2]string{{"upperdir", o.upper}, {"workdir", o.work}, {"index", "off"}, {"metacopy", "off"}} {
+		if err == nil {
+			set(option[0], option[1])
+		}
+	}
+	if err == nil && volatile {
+		err = unix.FsconfigSetFlag(fsfd, "volatile")
+	}
+	if err != nil {
+		return err
+	}
+	if err := unix.FsconfigCreate(fsfd); err != nil {
+		return fmt.Errorf("overlay: %w%s", err, kernelSays(fsfd))
+	}
+	mfd, err := unix.Fsmount(fsfd, unix.FSMOUNT_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("fsmount: %w", err)
+	}
+	defer unix.Close(mfd)
+	if err := unix.MoveMount(mfd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("move_mount: %w", err)
+	}
+	return nil
+}
+
+// kernelSays returns the messages that wait in a file system context.
+func kernelSays(fsfd int) string {
+	var all strings.Builder
+	buf := make([]byte, 1024)
+	for {
+		n, err := unix.Read(fsfd, buf)
+		if err != nil || n <= 0 {
+			return all.String()
+		}
+		all.WriteString(" (" + strings.TrimSpace(string(buf[:n])) + ")")
+	}
+}
+
+// mountOld is for kernels before 6.5. All options have to fit into a page, so
+// with many layers each is named by a descriptor.
+func (o overlay) mountOld(target string) error {
+	if noVolatile.Load() {
+		return o.tryOld(target, "")
+	}
+	err := o.tryOld(target, ",volatile")
+	if errors.Is(err, unix.EINVAL) {
+		if err = o.tryOld(target, ""); err == nil {
+			noVolatile.Store(true)
+		}
+	}
+	return err
+}
+
+func (o overlay) tryOld(target, more string) error {
+	short := &shortener{}
+	if total := len(strings.Join(o.lowers, ":")) + len(o.upper) + len(o.work); total < 3800 && !strings.ContainsAny(strings.Join(o.lowers, "")+o.upper+o.work, `,:\`) {
+		short.limit = total
+	}
+	defer short.close()
+	names := make([]string, 0, len(o.lowers)+2)
+	for _, path := range append(append([]string{}, o.lowers...), o.upper, o.work) {
+		name, err := short.name(path)
+		if err != nil {
+			return err
+		}
+		names = append(names, name)
+	}
+	n := len(o.lowers)
+	options := "lowerdir=" + strings.Join(names[:n], ":") + ",upperdir=" + names[n] + ",workdir=" + names[n+1] + ",index=off,metacopy=off" + more
+	if err := unix.Mount("overlay", target, "overlay", 0, options); err != nil {
+		return fmt.Errorf("overlay of %d layers: %w", n, err)
+	}
+	return nil
+}
+
+// A shortener gives paths longer than limit the short name of a descriptor, as
+// long as it is open.
+type shortener struct {
+	limit int
+	fds   []int
+}
+
+func (s *shortener) name(path string) (string, error) {
+	if len(path) <= s.limit {
+		return path, nil
+	}
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	s.fds = append(s.fds, fd)
+	return "/proc/self/fd/" + strconv.Itoa(fd), nil
+}
+
+func (s *shortener) close() {
+	for _, fd := range s.fds {
+		_ = unix.Close(fd)
+	}
+}

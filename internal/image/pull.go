@@ -1,0 +1,338 @@
+package image
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
+	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/layer"
+	"github.com/davit-runtime/davit/internal/registry"
+	"github.com/davit-runtime/davit/internal/span"
+)
+
+// maxLayers is what overlayfs stacks, less one for a mending layer.
+const maxLayers = 499
+
+// Pull fetches what ref names, unless it is there, and names it so. It always
+// asks the registry for the manifest, with the caller's credentials, so that
+// having an image is no way around the permission to pull it.
+//
+// When it returns nil the image is durable and visible; otherwise nothing is.
+// Errors of the registry keep their text's beginning, see package registry;
+// Invalid for a bad ref, Exhausted for a full disk.
+//
+// CRI: api.proto, PullImage.
+func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (Image, error) {
+	named, err := parseRef(ref)
+	if err != nil {
+		return Image{}, err
+	}
+	platform := s.platform
+	if o.Platform != "" {
+		if platform, err = parsePlatform(o.Platform); err != nil {
+			return Image{}, err
+		}
+	}
+	repo, err := s.registry.Repository(named, registry.Auth(o.Auth))
+	if err != nil {
+		return Image{}, err
+	}
+	end := span.Step(ctx, "manifest")
+	top, manifest, err := resolve(ctx, repo, named, platform)
+	end()
+	if err != nil {
+		return Image{}, err
+	}
+	p := &pull{store: s, repo: repo, manifest: manifest, progress: o.Progress, names: namesOf(named, top)}
+	return p.run(ctx)
+}
+
+// parseRef reads a reference as Docker does: "busybox" is
+// docker.io/library/busybox:latest.
+func parseRef(ref string) (reference.Named, error) {
+	named, err := reference.ParseNormalizedNamed(ref)
+	if err != nil {
+		return nil, fault.New(fault.Invalid, "", "image reference %q: %w", ref, err)
+	}
+	return reference.TagNameOnly(named), nil
+}
+
+// namesOf returns the names that a pulled image gets. With a digest in the
+// reference a tag says nothing: nobody checked that it means that digest.
+func namesOf(named reference.Named, top digest.Digest) []string {
+	names := []string{named.Name() + "@" + top.String()}
+	if _, digested := named.(reference.Digested); !digested {
+		names = append(names, named.String())
+	}
+	return names
+}
+
+// resolve fetches the manifest of the image for a platform; top is the digest
+// of what the reference itself stands for, an index perhaps.
+func resolve(ctx context.Context, repo *registry.Repository, named reference.Named, platform imagespec.Platform) (top digest.Digest, m *registry.Manifest, err error) {
+	want := ""
+	switch n := named.(type) {
+	case reference.Digested:
+		want = n.Digest().String()
+	case reference.Tagged:
+		want = n.Tag()
+	}
+	const deepest = 4
+	for range deepest {
+		m, err = repo.Manifest(ctx, want)
+		if err != nil {
+			return "", nil, err
+		}
+		if top == "" {
+			top = m.Digest
+		}
+		if m.Manifests == nil {
+			return top, m, nil
+		}
+		choice, ok := choose(m.Manifests, platform)
+		if !ok {
+			return "", nil, fault.New(fault.NotFound, "", "%s has no image for %s, only for %s", named, formatPlatform(platform), platforms(m.Manifests))
+		}
+		want = choice.Digest.String()
+	}
+	return "", nil, fault.New(fault.Unknown, "", "%s is an index of indexes of indexes", named)
+}
+
+// A pull is one call of Pull, once the manifest is known.
+type pull struct {
+	store    *Store
+	repo     *registry.Repository
+	manifest *registry.Manifest
+	names    []string
+	progress func(Progress)
+	mu       sync.Mutex // calls of progress
+}
+
+func (p *pull) run(ctx context.Context) (Image, error) {
+	s := p.store
+	id := p.manifest.Config.Digest.String()
+	r := record{Manifest: p.manifest.Body, PulledAt: time.Now()}
+	old := s.view.Load().images[id]
+	if old != nil {
+		r.Config = old.Config
+	} else {
+		end := span.Step(ctx, "config")
+		var err error
+		r.Config, err = p.repo.Config(ctx, p.manifest.Config)
+		end()
+		if err != nil {
+			return Image{}, err
+		}
+	}
+	config, err := parseConfig(r.Config)
+	if err != nil {
+		return Image{}, err
+	}
+	list, err := p.wanted(config)
+	if err != nil {
+		return Image{}, err
+	}
+	pinned := make([]string, 0, len(list)+1)
+	for _, w := range list {
+		pinned = append(pinned, w.id)
+	}
+	pinned = append(pinned, mendID(list))
+	s.pin(pinned)
+	infos, err := p.obtain(ctx, list)
+	if err == nil {
+		err = p.commit(ctx, id, &r, list, infos)
+	}
+	if err := s.unpin(pinned); err != nil {
+		s.config.Log.Warn("removing layers after a pull", "image", id, "error", err)
+	}
+	if err != nil {
+		return Image{}, err
+	}
+	return s.Get(id)
+}
+
+// wanted returns the image's layers, topmost first. One that is there twice
+// counts once, as the upper of the two: whatever the lower one has to show or
+// to hide, the upper one shows or hides above it.
+func (p *pull) wanted(config imagespec.Image) ([]wanted, error) {
+	blobs, diffs := p.manifest.Layers, config.RootFS.DiffIDs
+	if len(blobs) != len(diffs) {
+		return nil, fault.New(fault.Unknown, "", "image %s has %d layers, but its configuration says %d", p.manifest.Config.Digest, len(blobs), len(diffs))
+	}
+	if len(blobs) > maxLayers {
+		return nil, fault.New(fault.Unimplemented, "", "image %s has %d layers; at most %d can be stacked", p.manifest.Config.Digest, len(blobs), maxLayers)
+	}
+	var list []wanted
+	seen := map[digest.Digest]bool{}
+	for i := len(blobs) - 1; i >= 0; i-- {
+		if err := diffs[i].Validate(); err != nil {
+			return nil, fault.New(fault.Unknown, "", "image %s has the diff ID %.100q: %w", p.manifest.Config.Digest, diffs[i], err)
+		}
+		if !isLayer(blobs[i].MediaType) {
+			return nil, fault.New(fault.Unimplemented, "", "image %s has a layer of type %.100q, which is no file system", p.manifest.Config.Digest, blobs[i].MediaType)
+		}
+		if !seen[diffs[i]] {
+			seen[diffs[i]] = true
+			list = append(list, wanted{Descriptor: blobs[i], id: diffs[i].String(), from: p.repo})
+		}
+	}
+	return list, nil
+}
+
+func (w wanted) diffID() digest.Digest { return digest.Digest(w.id) }
+
+// isLayer tells file system layers from encrypted ones and from what is not an
+// image at all. How they are compressed shows when they are read.
+func isLayer(mediaType string) bool {
+	for _, prefix := range []string{
+		"application/vnd.oci.image.layer.v1.tar",
+		"application/vnd.oci.image.layer.nondistributable.v1.tar",
+		"application/vnd.docker.image.rootfs.diff.tar",
+		"application/vnd.docker.image.rootfs.foreign.diff.tar",
+	} {
+		if rest, ok := strings.CutPrefix(mediaType, prefix); ok {
+			return rest == "" || rest == ".gzip" || rest == "+gzip" || rest == ".zstd" || rest == "+zstd"
+		}
+	}
+	return false
+}
+
+// obtain gets all layers, the largest first, since it takes the longest.
+func (p *pull) obtain(ctx context.Context, list []wanted) (map[string]layer.Info, error) {
+	defer span.Step(ctx, "layers")()
+	order := slices.Clone(list)
+	slices.SortStableFunc(order, func(a, b wanted) int { return cmp.Compare(b.Size, a.Size) })
+	infos := make(map[string]layer.Info, len(list))
+	var mu sync.Mutex
+	g, gctx := errgroup.WithContext(ctx)
+	for _, w := range order {
+		g.Go(func() error {
+			info, err := p.store.obtain(gctx, w, p.reporter(w))
+			mu.Lock()
+			defer mu.Unlock()
+			infos[w.id] = info
+			return err
+		})
+	}
+	err := g.Wait()
+	if cause := context.Cause(ctx); cause != nil && err != nil {
+		err = cause
+	}
+	return infos, err
+}
+
+// reporter passes on what is new.
+func (p *pull) reporter(w wanted) func(Phase, int64) {
+	last := Progress{Total: -1}
+	return func(phase Phase, bytes int64) {
+		now := Progress{Layer: w.Digest.String(), Phase: phase, Bytes: bytes, Total: w.Size}
+		if p.progress == nil || now == last {
+			return
+		}
+		last = now
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.progress(now)
+	}
+}
+
+// commit writes the image down, once all its layers are durable.
+func (p *pull) commit(ctx context.Context, id string, r *record, list []wanted, infos map[string]layer.Info) error {
+	defer span.Step(ctx, "commit")()
+	s := p.store
+	for _, w := range list {
+		r.Layers = append(r.Layers, w.id)
+	}
+	mend, info, err := p.mend(ctx, list, infos)
+	if err != nil {
+		return err
+	}
+	if mend != "" {
+		r.Layers = append([]string{mend}, r.Layers...)
+		infos[mend] = info
+	}
+	known := s.view.Load().layers
+	isKnown := func(id string) bool { _, ok := known[id]; return ok }
+	if fresh := slices.DeleteFunc(slices.Clone(r.Layers), isKnown); len(fresh) > 0 {
+		if err := s.layers.Sync(fresh); err != nil {
+			return err
+		}
+	}
+	release, err := s.takeCommit(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	v := s.view.Load()
+	if old := v.images[id]; old != nil && slices.Equal(old.Layers, r.Layers) && named(v, id, p.names) {
+		return nil
+	}
+	c := v.naming(id, *r, p.names)
+	c.layers = infos
+	if err := s.db.apply(c); err != nil {
+		return err
+	}
+	s.settle(c)
+	return nil
+}
+
+func named(v *view, id string, names []string) bool {
+	return !slices.ContainsFunc(names, func(name string) bool {
+		e := v.byName[name]
+		return e == nil || e.ID != id
+	})
+}
+
+// mend makes the layer that repairs directories' attributes, see package
+// layer; empty if none is needed.
+func (p *pull) mend(ctx context.Context, list []wanted, infos map[string]layer.Info) (string, layer.Info, error) {
+	id := mendID(list)
+	info, ok, err := p.store.present(ctx, id)
+	if err != nil {
+		return "", layer.Info{}, err
+	}
+	if ok {
+		return id, info, nil
+	}
+	stack := make([]layer.Part, 0, len(list))
+	for _, w := range list {
+		stack = append(stack, layer.Part{ID: w.id, Implicit: infos[w.id].Implicit})
+	}
+	info, made, err := p.store.layers.Mend(ctx, id, stack)
+	if err != nil || !made {
+		return "", layer.Info{}, err
+	}
+	return id, info, nil
+}
+
+// mendID is the ID of the mending layer of a stack.
+func mendID(list []wanted) string {
+	var b strings.Builder
+	for _, w := range list {
+		b.WriteString(w.id + "\n")
+	}
+	return "mend:" + digest.FromString(b.String()).Encoded()
+}
+
+// parseConfig reads an image's configuration.
+func parseConfig(data []byte) (imagespec.Image, error) {
+	var config imagespec.Image
+	if err := json.Unmarshal(data, &config); err != nil {
+		return imagespec.Image{}, fault.New(fault.Unknown, "", "the image's configuration: %w", err)
+	}
+	if config.OS != "" && config.OS != "linux" {
+		return imagespec.Image{}, fault.New(fault.Unknown, "", "the image is for %s", fmt.Sprintf("%.40q", config.OS))
+	}
+	return config, nil
+}

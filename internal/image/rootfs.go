@@ -1,0 +1,137 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/store"
+)
+
+// Mount mounts a writable root file system for a container and returns its
+// path. The layers it needs stay until Unmount, whatever becomes of the image.
+// Repeated for the same container it returns the same mount, made again if it
+// is gone. After an error, too, Unmount releases what there is.
+//
+// NotFound if the image is not present.
+func (s *Store) Mount(_ context.Context, id, imageID string) (string, error) {
+	if id == "" || id != filepath.Base(id) || strings.HasPrefix(id, ".") {
+		return "", fault.New(fault.Invalid, "image.Mount", "container ID %q", id)
+	}
+	l, created, err := s.lease(id, imageID)
+	if err != nil {
+		return "", err
+	}
+	writable := s.config.writable(id)
+	if err := makeDir(writable, 0o700); err != nil {
+		return "", err
+	}
+	if created {
+		if err := store.SaveJSON(leaseFile(writable), leaseVersion, l); err != nil {
+			return "", err
+		}
+	}
+	lowers := make([]string, 0, len(l.Layers)+1)
+	for _, layerID := range l.Layers {
+		lower, err := s.layers.Lower(layerID)
+		if err != nil {
+			return "", err
+		}
+		lowers = append(lowers, lower)
+	}
+	if len(lowers) == 0 {
+		lowers = append(lowers, s.config.empty())
+	}
+	target := s.config.rootfs(id)
+	if err := makeDir(target, 0o700); err != nil {
+		return "", err
+	}
+	mounted, err := isMount(target)
+	if mounted || err != nil {
+		return target, err
+	}
+	o := overlay{lowers: lowers, upper: filepath.Join(writable, "upper"), work: filepath.Join(writable, "work")}
+	if err := o.prepare(); err != nil {
+		return "", err
+	}
+	if err := o.mount(target); err != nil {
+		return "", fault.New(fault.Internal, "", "mount the root file system of container %s: %w", id, err)
+	}
+	return target, nil
+}
+
+// lease returns the container's lease, a new one on the image if it has none.
+func (s *Store) lease(id, imageID string) (l lease, created bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l, ok := s.use.leases[id]
+	if ok && l.Image != "" {
+		return l, false, nil
+	}
+	e, err := s.view.Load().find(imageID)
+	if err != nil {
+		return lease{}, false, err
+	}
+	l = lease{Image: e.ID, Layers: e.layers}
+	s.use.leases[id] = l
+	return l, true, nil
+}
+
+// Unmount undoes Mount, also one cut short, and deletes the writable layer.
+// It succeeds if there is nothing.
+func (s *Store) Unmount(_ context.Context, id string) error {
+	if id == "" || id != filepath.Base(id) || strings.HasPrefix(id, ".") {
+		return fault.New(fault.Invalid, "image.Unmount", "container ID %q", id)
+	}
+	if err := unmount(s.config.rootfs(id)); err != nil {
+		return fmt.Errorf("unmount the root file system of container %s: %w", id, err)
+	}
+	if err := s.trash.Put(s.config.writable(id)); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	l := s.use.leases[id]
+	delete(s.use.leases, id)
+	s.mu.Unlock()
+	return s.collect(l.Layers)
+}
+
+// unmount unmounts all that is mounted on a directory, and removes it.
+func unmount(target string) error {
+	for {
+		err := unix.Unmount(target, unix.UMOUNT_NOFOLLOW)
+		if errors.Is(err, unix.EBUSY) {
+			err = unix.Unmount(target, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH)
+		}
+		switch {
+		case errors.Is(err, unix.EINVAL):
+			err := os.Remove(target)
+			if err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err
+			}
+			return nil
+		case errors.Is(err, unix.ENOENT):
+			return nil
+		case err != nil:
+			return err
+		}
+	}
+}
+
+// isMount reports whether something is mounted on a directory.
+func isMount(path string) (bool, error) {
+	var here, above unix.Stat_t
+	if err := unix.Lstat(path, &here); err != nil {
+		return false, err
+	}
+	if err := unix.Lstat(filepath.Dir(path), &above); err != nil {
+		return false, err
+	}
+	return here.Dev != above.Dev, nil
+}

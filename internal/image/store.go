@@ -1,0 +1,231 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/layer"
+	"github.com/davit-runtime/davit/internal/registry"
+)
+
+// A Store is the images of one node. Safe for concurrent use.
+type Store struct {
+	config   Config
+	platform imagespec.Platform
+	registry *registry.Client
+	layers   layers
+	trash    *layer.Trash
+	db       *database
+	cpu      chan struct{} // slots for unpacking
+
+	view   atomic.Pointer[view] // replaced under mu
+	commit chan struct{}        // held by the one who changes images; taken before mu
+
+	mu  sync.Mutex
+	use use
+
+	ctx     context.Context // ends with Close
+	cancel  context.CancelFunc
+	wg      sync.WaitGroup // flights
+	closers []func() error
+}
+
+// Open opens the store and clears away what an earlier process left undone. A
+// damaged database is moved aside, and the store begins empty.
+func Open(config Config) (*Store, error) {
+	if config.Log == nil {
+		config.Log = slog.Default()
+	}
+	if config.MaxLayerBytes == 0 {
+		config.MaxLayerBytes = 64 << 30
+	}
+	platform, err := parsePlatform(config.Platform)
+	if err != nil {
+		return nil, err
+	}
+	for _, dir := range []string{config.Root, config.writable(""), config.rootfs("")} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, classify(err)
+		}
+	}
+	if err := errors.Join(makeDir(config.empty(), 0o755), os.Chmod(config.empty(), 0o755)); err != nil {
+		return nil, err
+	}
+	s := &Store{
+		config:   config,
+		platform: platform,
+		registry: registry.New(config.Registry),
+		cpu:      make(chan struct{}, runtime.GOMAXPROCS(0)),
+		commit:   make(chan struct{}, 1),
+		use:      newUse(),
+	}
+	s.ctx, s.cancel = context.WithCancel(context.Background()) //nolint:forbidigo // the owner is Close
+	if err := s.load(); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+func (c Config) writable(id string) string { return filepath.Join(c.Root, "writable", id) }
+func (c Config) rootfs(id string) string   { return filepath.Join(c.State, "rootfs", id) }
+
+// empty is what an image without layers has below its writable one.
+func (c Config) empty() string { return filepath.Join(c.Root, "empty") }
+
+func (s *Store) load() (err error) {
+	var content content // first, since it keeps other processes out
+	if s.db, content, err = openDatabase(filepath.Join(s.config.Root, "images.db"), s.config.Log); err != nil {
+		return err
+	}
+	s.closers = append(s.closers, s.db.close)
+	if s.trash, err = layer.OpenTrash(filepath.Join(s.config.Root, "trash"), s.config.Log); err != nil {
+		return err
+	}
+	if s.use.leases, err = readLeases(s.config.writable(""), s.config.Log); err != nil {
+		return err
+	}
+	needed := content.needed()
+	for _, l := range s.use.leases {
+		for _, id := range l.Layers {
+			needed[id] = true
+		}
+	}
+	dirs, err := layer.OpenDirs(filepath.Join(s.config.Root, "layers"), s.trash, s.config.MaxLayerBytes,
+		func(id string) bool { return needed[id] })
+	if err != nil {
+		return err
+	}
+	s.layers, s.closers = dirs, append(s.closers, dirs.Close)
+	if err := s.forgetMissing(&content, needed); err != nil {
+		return err
+	}
+	s.view.Store(newView(content))
+	return nil
+}
+
+// forgetMissing drops layers that nobody needs or that are not there, and the
+// images that cannot be whole without them.
+func (s *Store) forgetMissing(c *content, needed map[string]bool) error {
+	var dropped changes
+	for id := range c.layers {
+		if _, err := s.layers.Lower(id); err == nil && needed[id] {
+			continue
+		}
+		delete(c.layers, id)
+		dropped.dropLayers = append(dropped.dropLayers, id)
+	}
+	for id, r := range c.images {
+		for _, l := range r.Layers {
+			if _, ok := c.layers[l]; !ok {
+				s.config.Log.Warn("an image has lost a layer and is given up", "image", id, "names", r.Names, "layer", l)
+				delete(c.images, id)
+				dropped.dropImages = append(dropped.dropImages, id)
+				break
+			}
+		}
+	}
+	if len(dropped.dropLayers)+len(dropped.dropImages) == 0 {
+		return nil
+	}
+	return s.db.apply(dropped)
+}
+
+// Close ends pulls and lets go of the database. Mounts stay.
+func (s *Store) Close() error {
+	s.cancel()
+	s.wg.Wait()
+	s.registry.Close()
+	if s.trash != nil {
+		s.trash.Close()
+	}
+	var errs []error
+	for _, c := range s.closers {
+		errs = append(errs, c())
+	}
+	return errors.Join(errs...)
+}
+
+// List returns all images, sorted by ID. The caller must not change them.
+func (s *Store) List() []Image { return s.view.Load().list }
+
+// Get finds an image by tag, by digest, by both, by ID or by a unique prefix of
+// an ID. NotFound if it is not present.
+func (s *Store) Get(ref string) (Image, error) {
+	e, err := s.view.Load().find(ref)
+	if err != nil {
+		return Image{}, err
+	}
+	return e.Image, nil
+}
+
+// Config returns the ID and configuration of the image that Get finds.
+func (s *Store) Config(ref string) (id string, config imagespec.ImageConfig, err error) {
+	e, err := s.view.Load().find(ref)
+	if err != nil {
+		return "", imagespec.ImageConfig{}, err
+	}
+	return e.ID, e.Image.Config.Config, nil
+}
+
+// Usage returns what all layers take, counted when they were unpacked.
+func (s *Store) Usage() Usage {
+	v := s.view.Load()
+	return Usage{Mountpoint: s.config.Root, Bytes: v.bytes, Inodes: v.inodes, At: time.Now()}
+}
+
+// takeCommit takes the right to change images; the caller gives it back.
+func (s *Store) takeCommit(ctx context.Context) (release func(), err error) {
+	select {
+	case s.commit <- struct{}{}:
+		return func() { <-s.commit }, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// Remove removes the image that ref finds, with all its names, whatever
+// containers use it: their layers stay until they are unmounted. An unknown
+// ref is no error. When it returns, no call shows the image any more; its files
+// are deleted soon after.
+//
+// CRI: api.proto, RemoveImage, "This call is idempotent".
+func (s *Store) Remove(ctx context.Context, ref string) error {
+	release, err := s.takeCommit(ctx)
+	if err != nil {
+		return err
+	}
+	e, err := s.view.Load().find(ref)
+	if err != nil {
+		release()
+		if fault.Is(err, fault.NotFound) {
+			return nil
+		}
+		return err
+	}
+	change := changes{dropImages: []string{e.ID}}
+	s.publish(change)
+	err = s.db.apply(change)
+	release()
+	collected := s.collect(e.layers)
+	if err != nil && collected == nil {
+		err = s.db.apply(change) // a full disk may have room now
+	}
+	return errors.Join(err, collected)
+}
+
+// publish makes a change visible.
+func (s *Store) publish(c changes) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.view.Store(s.view.Load().with(c))
+}

@@ -1,0 +1,175 @@
+package image
+
+import (
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/distribution/reference"
+
+	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/layer"
+)
+
+// A record is an image as the database has it.
+type record struct {
+	Names    []string // "registry/name:tag" and "registry/name@digest"
+	Layers   []string // to be stacked, topmost first, each once
+	Config   []byte
+	Manifest []byte
+	PulledAt time.Time
+}
+
+// content is all that the database holds, by ID. Records are immutable.
+type content struct {
+	images map[string]*record
+	layers map[string]layer.Info
+}
+
+// changes is what one transaction does.
+type changes struct {
+	images     map[string]*record // put
+	layers     map[string]layer.Info
+	dropImages []string
+	dropLayers []string
+}
+
+// needed returns the layers that images have.
+func (c content) needed() map[string]bool {
+	ids := map[string]bool{}
+	for _, r := range c.images {
+		for _, id := range r.Layers {
+			ids[id] = true
+		}
+	}
+	return ids
+}
+
+// A view is the content at one moment, with what readers ask for. Immutable.
+type view struct {
+	content
+	byName        map[string]*entry
+	byID          map[string]*entry
+	list          []Image
+	bytes, inodes uint64
+}
+
+type entry struct {
+	Image
+	layers []string
+}
+
+func newView(c content) *view {
+	v := &view{content: c, byName: map[string]*entry{}, byID: map[string]*entry{}}
+	for id, r := range c.images {
+		e := &entry{layers: r.Layers, Image: Image{ID: id, PulledAt: r.PulledAt}}
+		e.SizeBytes = uint64(len(r.Config) + len(r.Manifest))
+		for _, l := range r.Layers {
+			e.SizeBytes += c.layers[l].Bytes
+		}
+		// Checked when it was pulled; an unreadable one shows as empty.
+		e.Image.Config, _ = parseConfig(r.Config)
+		for _, name := range slices.Sorted(slices.Values(r.Names)) {
+			v.byName[name] = e
+			if strings.Contains(name, "@") {
+				e.RepoDigests = append(e.RepoDigests, name)
+			} else {
+				e.RepoTags = append(e.RepoTags, name)
+			}
+		}
+		v.byID[id] = e
+	}
+	for _, id := range slices.Sorted(maps.Keys(v.byID)) {
+		v.list = append(v.list, v.byID[id].Image)
+	}
+	for _, info := range c.layers {
+		v.bytes += info.Bytes
+		v.inodes += info.Inodes
+	}
+	return v
+}
+
+// with returns the view after a change.
+func (v *view) with(c changes) *view {
+	next := content{images: maps.Clone(v.images), layers: maps.Clone(v.layers)}
+	maps.Copy(next.images, c.images)
+	maps.Copy(next.layers, c.layers)
+	for _, id := range c.dropImages {
+		delete(next.images, id)
+	}
+	for _, id := range c.dropLayers {
+		delete(next.layers, id)
+	}
+	return newView(next)
+}
+
+// naming returns the change that puts image id with record r under names, which
+// it takes away from any other image.
+func (v *view) naming(id string, r record, names []string) changes {
+	c := changes{images: map[string]*record{}}
+	if old := v.images[id]; old != nil {
+		r.Names = old.Names
+		r.PulledAt = old.PulledAt
+	}
+	r.Names = slices.Clone(r.Names)
+	for _, name := range names {
+		if !slices.Contains(r.Names, name) {
+			r.Names = append(r.Names, name)
+		}
+		if e := v.byName[name]; e != nil && e.ID != id {
+			other := *v.images[e.ID]
+			if changed := c.images[e.ID]; changed != nil {
+				other = *changed
+			}
+			other.Names = slices.DeleteFunc(slices.Clone(other.Names), func(n string) bool { return n == name })
+			c.images[e.ID] = &other
+		}
+	}
+	c.images[id] = &r
+	return c
+}
+
+// find implements Get.
+func (v *view) find(ref string) (*entry, error) {
+	hex := strings.TrimPrefix(ref, "sha256:")
+	if e := v.byID["sha256:"+hex]; e != nil {
+		return e, nil
+	}
+	if named, err := reference.ParseNormalizedNamed(ref); err == nil {
+		if e := v.byName[lookupName(named)]; e != nil {
+			return e, nil
+		}
+	}
+	if e, err := v.findPrefix(hex); e != nil || err != nil {
+		return e, err
+	}
+	return nil, fault.New(fault.NotFound, "", "image %q is not present", ref)
+}
+
+// findPrefix finds an image by the first digits of its ID.
+func (v *view) findPrefix(hex string) (*entry, error) {
+	if len(hex) < 3 || strings.Trim(hex, "0123456789abcdef") != "" {
+		return nil, nil
+	}
+	var found *entry
+	for id, e := range v.byID {
+		if !strings.HasPrefix(id, "sha256:"+hex) {
+			continue
+		}
+		if found != nil {
+			return nil, fault.New(fault.Invalid, "", "%q is the beginning of several images' IDs", hex)
+		}
+		found = e
+	}
+	return found, nil
+}
+
+// lookupName returns the one name that a reference is looked up by: its digest
+// where it has one, else its tag, by default "latest".
+func lookupName(named reference.Named) string {
+	if d, ok := named.(reference.Digested); ok {
+		return named.Name() + "@" + d.Digest().String()
+	}
+	return reference.TagNameOnly(named).String()
+}

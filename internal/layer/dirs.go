@@ -1,0 +1,202 @@
+package layer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/davit-runtime/davit/internal/fault"
+)
+
+// Dirs keeps each layer as a directory of files: <root>/<id>/fs, the id with
+// "-" for ":". Whiteouts are in it as overlayfs wants them: character devices
+// 0:0, and trusted.overlay.opaque on directories.
+//
+// Safe for concurrent use, but not for one ID at a time by several callers.
+type Dirs struct {
+	root    string
+	staging string
+	trash   *Trash
+	limit   int64
+	fd      *os.File // of root, on which the kernel reports what it could not write
+
+	mu    sync.Mutex
+	lost  int            // how often Sync had such an error
+	since map[string]int // lost when Unpack or Mend of a layer began, until Sync
+}
+
+// OpenDirs opens the store in root. Layers of which known returns false, and
+// what was being unpacked when the last process ended, go to the trash, which
+// must be on the same file system. Unpack refuses layers with files of more
+// than limit bytes in all.
+func OpenDirs(root string, trash *Trash, limit int64, known func(id string) bool) (*Dirs, error) {
+	d := &Dirs{root: root, staging: filepath.Join(root, "staging"), trash: trash, limit: limit, since: map[string]int{}}
+	if err := os.MkdirAll(root, 0o700); err != nil {
+		return nil, classify(err)
+	}
+	entries, err := os.ReadDir(root)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		if !known(strings.Replace(e.Name(), "-", ":", 1)) {
+			if err := trash.Put(filepath.Join(root, e.Name())); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if err := os.MkdirAll(d.staging, 0o700); err != nil {
+		return nil, classify(err)
+	}
+	d.fd, err = os.Open(root)
+	return d, err
+}
+
+// Close lets go of the directory. The trash is its owner's to close.
+func (d *Dirs) Close() error { return d.fd.Close() }
+
+func (d *Dirs) dir(id string) string {
+	return filepath.Join(d.root, strings.Replace(id, ":", "-", 1))
+}
+
+// Lower returns the directory to stack. NotFound if there is none.
+func (d *Dirs) Lower(id string) (string, error) {
+	path := filepath.Join(d.dir(id), "fs")
+	if _, err := os.Lstat(path); err != nil {
+		return "", fault.New(fault.NotFound, "layer", "layer %s: %w", id, err)
+	}
+	return path, nil
+}
+
+// Unpack makes layer id of a tar stream. It reads stream to its end; an error
+// of stream, also where io.EOF is due, undoes everything, so that a stream can
+// be one that verifies itself.
+func (d *Dirs) Unpack(ctx context.Context, id string, stream io.Reader) (Info, error) {
+	return d.build(id, func(fs string) ([]string, error) {
+		t, err := openTree(fs)
+		if err != nil {
+			return nil, err
+		}
+		defer t.close()
+		u := unpacker{tree: t, limit: d.limit}
+		if err := u.run(ctx, stream); err != nil {
+			return nil, err
+		}
+		return t.implicitDirs()
+	})
+}
+
+// build lets fill make a layer's content and puts it in its place.
+func (d *Dirs) build(id string, fill func(fs string) (implicit []string, err error)) (Info, error) {
+	d.mu.Lock()
+	d.since[id] = d.lost
+	d.mu.Unlock()
+	stage, err := os.MkdirTemp(d.staging, "")
+	if err != nil {
+		return Info{}, classify(err)
+	}
+	info, err := d.fill(id, stage, fill)
+	if err != nil {
+		return Info{}, errors.Join(classify(err), d.trash.Put(stage))
+	}
+	return info, nil
+}
+
+func (d *Dirs) fill(id, stage string, fill func(string) ([]string, error)) (info Info, err error) {
+	content := filepath.Join(stage, "fs")
+	if err := os.Mkdir(content, 0o755); err != nil {
+		return Info{}, err
+	}
+	if err := os.Chmod(content, 0o755); err != nil { // whatever the umask
+		return Info{}, err
+	}
+	if info.Implicit, err = fill(content); err != nil {
+		return Info{}, err
+	}
+	if info.Bytes, info.Inodes, err = measure(stage); err != nil {
+		return Info{}, err
+	}
+	if err := unix.Rename(stage, d.dir(id)); errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST) {
+		return info, d.trash.Put(stage) // there already; of the same digest, so of the same content
+	} else if err != nil {
+		return Info{}, fmt.Errorf("rename layer %s into place: %w", id, err)
+	}
+	return info, nil
+}
+
+// Sync makes layers durable. It waits for other dirty data of the file system,
+// too: the price of a layer being many files. After an error the layers must
+// be removed: the kernel reports data that it lost only once, to whoever asks
+// first, which is why all layers of that time count as damaged.
+func (d *Dirs) Sync(ids []string) error {
+	err := unix.Syncfs(int(d.fd.Fd()))
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err != nil {
+		d.lost++
+		return classify(fmt.Errorf("write image layers to the disk: %w", err))
+	}
+	for _, id := range ids {
+		if since, ok := d.since[id]; ok && since != d.lost {
+			return fmt.Errorf("write image layers to the disk: some of it was lost while layer %s was written", id)
+		}
+	}
+	for _, id := range ids {
+		delete(d.since, id)
+	}
+	return nil
+}
+
+// Remove takes a layer out of the store at once; its files go later. It
+// succeeds if there is none.
+func (d *Dirs) Remove(id string) error {
+	d.mu.Lock()
+	delete(d.since, id)
+	d.mu.Unlock()
+	return d.trash.Put(d.dir(id))
+}
+
+// measure returns what a tree takes on disk.
+func measure(root string) (bytes, inodes uint64, err error) {
+	linked := map[uint64]bool{}
+	err = filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := e.Info()
+		if err != nil {
+			return err
+		}
+		st, ok := info.Sys().(*syscall.Stat_t)
+		if !ok {
+			return fmt.Errorf("%s: no inode", path)
+		}
+		if st.Nlink > 1 && !info.IsDir() {
+			if linked[st.Ino] {
+				return nil
+			}
+			linked[st.Ino] = true
+		}
+		inodes++
+		bytes += uint64(st.Blocks) * 512
+		return nil
+	})
+	return bytes, inodes, err
+}
+
+// classify gives an unclassified error its kind.
+func classify(err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return fault.New(fault.Exhausted, "", "no space left for image layers: %w", err)
+	}
+	return err
+}

@@ -1,0 +1,119 @@
+package layer
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"hash"
+	"io"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/davit-runtime/davit/internal/fault"
+)
+
+// NewReader decompresses a layer's blob (gzip, zstd or plain, told by its first
+// bytes) into its tar stream. The stream ends with io.EOF only if its digest is
+// diffID and the blob ended with io.EOF, too, having been read to its end. It
+// holds at most limit bytes.
+func NewReader(blob io.Reader, diffID digest.Digest, limit int64) (io.ReadCloser, error) {
+	if err := diffID.Validate(); err != nil {
+		return nil, fault.New(fault.Unknown, "", "diff ID %.100q: %w", diffID, err)
+	}
+	src := &source{r: blob}
+	r := &reader{src: src, blob: bufio.NewReaderSize(src, 128<<10), diffID: diffID, hash: diffID.Algorithm().Hash(), limit: limit}
+	magic, err := r.blob.Peek(4)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, r.explain(err)
+	}
+	switch {
+	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
+		z, err := gzip.NewReader(r.blob)
+		if err != nil {
+			return nil, r.explain(err)
+		}
+		r.stream, r.stop = z, func() { _ = z.Close() }
+	case bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}):
+		z, err := zstd.NewReader(r.blob, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(128<<20), zstd.WithDecoderLowmem(true))
+		if err != nil {
+			return nil, r.explain(err)
+		}
+		r.stream, r.stop = z, z.Close
+	default:
+		r.stream, r.stop = r.blob, func() {}
+	}
+	return r, nil
+}
+
+type reader struct {
+	src    *source
+	blob   *bufio.Reader
+	stream io.Reader
+	stop   func()
+	diffID digest.Digest
+	hash   hash.Hash
+	read   int64
+	limit  int64
+	err    error
+}
+
+// A source remembers the blob's own error, which decompressors may dress up.
+type source struct {
+	r   io.Reader
+	err error
+}
+
+func (s *source) Read(p []byte) (int, error) {
+	n, err := s.r.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		s.err = err
+	}
+	return n, err
+}
+
+// Read implements io.Reader.
+func (r *reader) Read(p []byte) (int, error) {
+	if r.err != nil {
+		return 0, r.err
+	}
+	n, err := r.stream.Read(p)
+	r.hash.Write(p[:n])
+	if r.read += int64(n); r.read > r.limit {
+		r.err = fault.New(fault.Exhausted, "", "layer %s unpacks to more than the %d bytes that are allowed", r.diffID, r.limit)
+		return 0, r.err
+	}
+	switch {
+	case errors.Is(err, io.EOF):
+		r.err = r.verify()
+		err = r.err
+	case err != nil:
+		r.err = r.explain(err)
+		err = r.err
+	}
+	return n, err
+}
+
+func (r *reader) verify() error {
+	if _, err := io.Copy(io.Discard, r.blob); err != nil {
+		return r.explain(err)
+	}
+	if got := digest.NewDigest(r.diffID.Algorithm(), r.hash); got != r.diffID {
+		return fault.New(fault.Unknown, "", "layer %s unpacks to other content: its digest is %s", r.diffID, got)
+	}
+	return io.EOF
+}
+
+func (r *reader) explain(err error) error {
+	if r.src.err != nil {
+		return r.src.err
+	}
+	return fault.New(fault.Unknown, "", "layer %s cannot be decompressed: %w", r.diffID, err)
+}
+
+// Close frees the decompressor. It does not close the blob.
+func (r *reader) Close() error {
+	r.stop()
+	return nil
+}

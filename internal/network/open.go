@@ -1,0 +1,181 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/davit-runtime/davit/internal/fault"
+)
+
+// A Network connects pods. Its methods may be called concurrently, but those
+// that name the same pod one at a time.
+type Network struct {
+	config  Config
+	leases  *leases
+	bridge  *bridge
+	rules   *ruleset
+	plugins *plugins
+	choice  atomic.Pointer[choice] // what ConfDir says, as last seen
+	chosen  chan struct{}          // tells keep that it has changed; holds one
+
+	mu     sync.Mutex
+	status error // of asked's plugins, as last asked
+	asked  *choice
+	strays []string // links that Run deletes
+}
+
+// Open reads the leases and the CNI configuration. It changes nothing on the
+// host: bridge and table are made when the first pod needs them.
+func Open(config Config) (*Network, error) {
+	const op = "network.Open"
+	setDefaults(&config)
+	if len(config.Bridge) > 15 || filepath.Base(config.Bridge) != config.Bridge {
+		return nil, fault.New(fault.Invalid, op, "bridge %q: no name of a link", config.Bridge)
+	}
+	if len(config.Subnets) > 2 || len(config.Subnets) == 2 && config.Subnets[0].Addr().Is4() == config.Subnets[1].Addr().Is4() {
+		return nil, fault.New(fault.Invalid, op, "subnets %v: at most one of each family", config.Subnets)
+	}
+	for _, dir := range []string{config.Root, config.State} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fault.New(fault.Internal, op, "%w", err)
+		}
+	}
+	leases, err := loadLeases(config.Root, config.Subnets)
+	if err != nil {
+		return nil, err
+	}
+	n := &Network{
+		config:  config,
+		leases:  leases,
+		bridge:  &bridge{name: config.Bridge, subnets: config.Subnets, mtu: config.MTU},
+		rules:   &ruleset{bridge: config.Bridge, subnets: config.Subnets},
+		chosen:  make(chan struct{}, 1),
+		plugins: &plugins{dirs: config.PluginDirs, cache: filepath.Join(config.Root, "cni")},
+	}
+	n.choice.Store(choose(config.ConfDir, config.PluginDirs))
+	return n, nil
+}
+
+func setDefaults(c *Config) {
+	if c.ConfDir == "" {
+		c.ConfDir = "/etc/cni/net.d"
+	}
+	if len(c.PluginDirs) == 0 {
+		c.PluginDirs = []string{"/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"}
+	}
+	if c.Bridge == "" {
+		c.Bridge = "davit0"
+	}
+	if len(c.Subnets) == 0 {
+		c.Subnets = defaultSubnets(c.Bridge)
+	}
+}
+
+// keepInterval is how often Run looks after what it cannot be told of: bridge
+// and table taken away, plugins not ready.
+const keepInterval = 5 * time.Second
+
+// Run watches ConfDir, asks the plugins for their status, deletes links left
+// behind, and puts bridge and table back where somebody took them away. It
+// returns nil when ctx ends.
+func (n *Network) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	wg.Go(func() { n.watch(ctx) })
+	wg.Go(func() { n.keep(ctx) })
+	wg.Wait()
+	return nil
+}
+
+func (n *Network) keep(ctx context.Context) {
+	n.mu.Lock()
+	strays := n.strays
+	n.strays = nil
+	n.mu.Unlock()
+	for _, name := range strays {
+		if ctx.Err() != nil {
+			return
+		}
+		if err := deleteLink(name); err != nil {
+			slog.WarnContext(ctx, "network: delete a link left behind", "link", name, "error", err)
+		}
+	}
+	tick := time.NewTicker(keepInterval)
+	defer tick.Stop()
+	for {
+		n.askPlugins(ctx)
+		if n.bridge.wanted() {
+			n.bridge.check()
+			if err := n.restore(); err != nil {
+				slog.WarnContext(ctx, "network: restore bridge and rules", "error", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-n.chosen:
+		case <-tick.C:
+		}
+	}
+}
+
+// restore puts bridge and table in place, and pods' links on the bridge.
+func (n *Network) restore() error {
+	return errors.Join(n.bridge.rejoin(n.leases.all()), n.rules.ensure(n.elements))
+}
+
+// elements returns those of all leases.
+func (n *Network) elements() []element {
+	var out []element
+	for _, l := range n.leases.all() {
+		out = append(out, elements(l.Addrs, l.Ports)...)
+	}
+	return out
+}
+
+// Status returns nil if pods can be attached, else the reason why not. It
+// never blocks.
+func (n *Network) Status() error {
+	c := n.choice.Load()
+	if c.err != nil {
+		return c.err
+	}
+	if c.list == nil {
+		if err := n.bridge.state(); err != nil {
+			return fault.New(fault.KindOf(err), "", "built-in network: %w", err)
+		}
+		return nil
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.asked != c {
+		return nil // new: keep is about to ask
+	}
+	return n.status
+}
+
+// Close ends the use of n. Bridge, table and leases stay: pods run on.
+func (n *Network) Close() {
+	n.rules.mu.Lock()
+	defer n.rules.mu.Unlock()
+	n.rules.disconnect()
+}
+
+// Destroy removes bridge and table. Precondition if a pod is attached to them.
+func (n *Network) Destroy(context.Context) error {
+	const op = "network.Destroy"
+	for _, l := range n.leases.all() {
+		if l.Driver == driverBridge {
+			return fault.New(fault.Precondition, op, "pod %s/%s (%s) is attached", l.Namespace, l.Name, l.Pod)
+		}
+	}
+	if err := errors.Join(n.rules.remove(), n.bridge.destroy()); err != nil {
+		return fault.New(fault.Internal, op, "%w", err)
+	}
+	return nil
+}

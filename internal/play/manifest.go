@@ -1,0 +1,274 @@
+package play
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+
+	yamlnode "go.yaml.in/yaml/v3"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	kjson "sigs.k8s.io/json"
+	"sigs.k8s.io/yaml"
+)
+
+// maxManifestBytes bounds a manifest; the API server's own limit is 3 MiB.
+const maxManifestBytes = 3 << 20
+
+// A Problem is one thing in a manifest that stands in the way.
+type Problem struct {
+	Line int    // 1-based, 0 if unknown
+	Path string // such as spec.containers[0].image, empty for the document
+	Text string
+}
+
+// A ManifestError lists everything that is wrong with a manifest.
+type ManifestError struct {
+	File     string
+	Problems []Problem
+}
+
+// Error has one line for each problem: file, line, path and text.
+func (e *ManifestError) Error() string {
+	lines := make([]string, len(e.Problems))
+	for i, p := range e.Problems {
+		where := e.File
+		if p.Line > 0 {
+			where = fmt.Sprintf("%s:%d", e.File, p.Line)
+		}
+		if p.Path != "" {
+			where += ": " + p.Path
+		}
+		lines[i] = where + ": " + p.Text
+	}
+	return strings.Join(lines, "\n")
+}
+
+// Read decodes the Pods in a manifest of YAML or JSON documents, strictly,
+// and fills in the API server's defaults. file is for messages only.
+//
+// Any trouble is a *ManifestError with all problems of all documents: unknown
+// fields, fields that davit play does not support, values that are not valid.
+func Read(file string, data []byte) ([]*corev1.Pod, error) {
+	if len(data) > maxManifestBytes {
+		return nil, &ManifestError{file, []Problem{{Text: fmt.Sprintf("larger than %d bytes", maxManifestBytes)}}}
+	}
+	var pods []*corev1.Pod
+	var problems []Problem
+	for _, doc := range split(data) {
+		pod, found := doc.decode()
+		if pod != nil && len(found) == 0 {
+			setDefaults(pod)
+			found = doc.locate(validate(pod))
+		}
+		problems = append(problems, found...)
+		pods = append(pods, pod)
+	}
+	if len(problems) == 0 && len(pods) == 0 {
+		problems = []Problem{{Text: "holds no Pod: the file is empty"}}
+	}
+	if len(problems) > 0 {
+		slices.SortStableFunc(problems, func(a, b Problem) int { return a.Line - b.Line })
+		return nil, &ManifestError{file, problems}
+	}
+	return pods, nil
+}
+
+type document struct {
+	text  []byte
+	above int            // lines before text
+	lines map[string]int // path → line
+}
+
+// split cuts a manifest at its "---" lines and drops empty documents.
+func split(data []byte) []*document {
+	var docs []*document
+	cur := &document{}
+	used, line := false, 0
+	flush := func() {
+		if used {
+			docs = append(docs, cur)
+		}
+	}
+	for l := range bytes.Lines(data) {
+		line++
+		if rest, ok := bytes.CutPrefix(l, []byte("---")); ok && len(bytes.TrimSpace(rest)) == 0 {
+			flush()
+			cur, used = &document{above: line}, false
+			continue
+		}
+		cur.text = append(cur.text, l...)
+		if t := bytes.TrimSpace(l); len(t) > 0 && t[0] != '#' {
+			used = true
+		}
+	}
+	flush()
+	return docs
+}
+
+// decode returns the Pod, or nil with what is wrong.
+func (d *document) decode() (*corev1.Pod, []Problem) {
+	raw, err := yaml.YAMLToJSONStrict(d.text)
+	if err != nil {
+		return nil, []Problem{{Line: d.above + 1, Text: oneLine(err) + d.lineNote()}}
+	}
+	d.index()
+	var tree any
+	if err := json.Unmarshal(raw, &tree); err != nil {
+		return nil, []Problem{{Line: d.above + 1, Text: oneLine(err)}}
+	}
+	if found := checkKind(tree); len(found) > 0 {
+		return nil, d.locate(found)
+	}
+	if found := badQuantities(tree, ""); len(found) > 0 {
+		return nil, d.locate(found)
+	}
+	pod := &corev1.Pod{}
+	strict, err := kjson.UnmarshalStrict(raw, pod)
+	if err != nil {
+		return nil, []Problem{d.typeProblem(err)}
+	}
+	var found []Problem
+	unknown := map[string]bool{}
+	for _, e := range strict {
+		p := Problem{Text: oneLine(e)}
+		var fe kjson.FieldError
+		if errors.As(e, &fe) {
+			p.Path = fe.FieldPath()
+			p.Text = "no such field in a Pod"
+			unknown[p.Path] = true
+		}
+		found = append(found, p)
+	}
+	for _, p := range unsupported(tree) {
+		if !unknown[p.Path] {
+			found = append(found, p)
+		}
+	}
+	return pod, d.locate(found)
+}
+
+func (d *document) lineNote() string {
+	if d.above == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" (lines counted from line %d)", d.above)
+}
+
+func (d *document) typeProblem(err error) Problem {
+	var te *json.UnmarshalTypeError
+	if !errors.As(err, &te) {
+		return Problem{Line: d.above + 1, Text: oneLine(err)}
+	}
+	return Problem{Line: d.line(te.Field), Path: te.Field, Text: fmt.Sprintf("%s is not a %s", te.Value, te.Type)}
+}
+
+// quantityPath matches the fields of a Pod that are quantities. hugeExponent
+// is what the decoder would compute with for hours.
+var (
+	quantityPath = regexp.MustCompile(`\.(limits|requests|overhead|capacity|allocatedResources)\.|\.(sizeLimit|divisor)$`)
+	hugeExponent = regexp.MustCompile(`[eE][+-]?0*[1-9][0-9]{2,}`)
+)
+
+// badQuantities finds what the decoder's error would not name, or what the
+// decoder must not see.
+func badQuantities(value any, path string) []Problem {
+	var found []Problem
+	switch v := value.(type) {
+	case map[string]any:
+		for _, key := range slices.Sorted(maps.Keys(v)) {
+			found = append(found, badQuantities(v[key], join(path, key))...)
+		}
+	case []any:
+		for i, item := range v {
+			found = append(found, badQuantities(item, fmt.Sprintf("%s[%d]", path, i))...)
+		}
+	case string:
+		if quantityPath.MatchString(path) && !isQuantity(v) {
+			found = append(found, Problem{Path: path, Text: fmt.Sprintf("%q is not a quantity such as 100m, 2, 64Mi", v)})
+		}
+	}
+	return found
+}
+
+func isQuantity(s string) bool {
+	if hugeExponent.MatchString(s) {
+		return false
+	}
+	_, err := resource.ParseQuantity(s)
+	return err == nil
+}
+
+// index notes the line of each field.
+func (d *document) index() {
+	d.lines = map[string]int{}
+	var root yamlnode.Node
+	if yamlnode.Unmarshal(d.text, &root) != nil || len(root.Content) == 0 {
+		return // lines stay unknown; the other decoder took the text
+	}
+	d.indexNode("", root.Content[0])
+}
+
+func (d *document) indexNode(path string, n *yamlnode.Node) {
+	switch n.Kind {
+	case yamlnode.MappingNode:
+		for i := 0; i+1 < len(n.Content); i += 2 {
+			key := n.Content[i]
+			p := join(path, key.Value)
+			d.lines[p] = d.above + key.Line
+			d.indexNode(p, n.Content[i+1])
+		}
+	case yamlnode.SequenceNode:
+		for i, item := range n.Content {
+			p := fmt.Sprintf("%s[%d]", path, i)
+			d.lines[p] = d.above + item.Line
+			d.indexNode(p, item)
+		}
+	}
+}
+
+// line returns the line of path, or of the nearest thing that contains it.
+func (d *document) line(path string) int {
+	for path != "" {
+		if n := d.lines[path]; n > 0 {
+			return n
+		}
+		path = path[:max(strings.LastIndexAny(path, ".["), 0)]
+	}
+	return d.above + 1
+}
+
+func (d *document) locate(found []Problem) []Problem {
+	for i := range found {
+		if found[i].Line == 0 {
+			found[i].Line = d.line(found[i].Path)
+		}
+	}
+	return found
+}
+
+func checkKind(tree any) []Problem {
+	m, ok := tree.(map[string]any)
+	if !ok {
+		return []Problem{{Text: "is not a Kubernetes object"}}
+	}
+	if m["apiVersion"] == "v1" && m["kind"] == "Pod" {
+		return nil
+	}
+	return []Problem{{Path: "kind", Text: fmt.Sprintf(
+		"apiVersion %v, kind %v: davit play takes only v1 Pod; anything else needs a cluster", m["apiVersion"], m["kind"])}}
+}
+
+func join(path, key string) string {
+	if path == "" {
+		return key
+	}
+	return path + "." + key
+}
+
+func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }

@@ -1,0 +1,254 @@
+package pod
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+
+	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/monitor"
+	"github.com/davit-runtime/davit/internal/ocispec"
+	"github.com/davit-runtime/davit/internal/store"
+)
+
+// A recipe is what is known of a container only while it is made.
+type recipe struct {
+	image  imagespec.ImageConfig
+	rootfs string
+	mounts []*runtimeapi.Mount // of the image's volumes
+}
+
+// stepsOfContainers returns what a container holds, in the order acquired. The
+// names are in records: to change one is to change the records' format.
+func (p *Pods) stepsOfContainers() []step[*container] {
+	return []step[*container]{
+		{"rootfs", nil, p.mountRootfs, p.unmountRootfs},
+		{"volumes", func(c *container) bool { return len(c.recipe.image.Volumes) > 0 }, p.makeVolumes, p.removeVolumes},
+		{"spec", nil, p.writeSpec, p.removeBundle},
+		{"process", nil, p.createProcess, p.removeProcess},
+	}
+}
+
+// findImage looks the image up before anything is acquired.
+func (p *Pods) findImage(c *container) error {
+	ref := c.state.Load().Config.GetImage().GetImage()
+	id, image, err := p.opt.Rootfs.Config(ref)
+	if err != nil {
+		return fmt.Errorf("image %s: %w", ref, err)
+	}
+	name, err := stopSignal(c.state.Load().Config.GetStopSignal(), image.StopSignal)
+	if err != nil {
+		return err
+	}
+	c.recipe = &recipe{image: image}
+	return c.amend(func(s *containerState) { s.ImageID, s.StopSignal = id, name })
+}
+
+func (p *Pods) mountRootfs(ctx context.Context, c *container) (err error) {
+	c.recipe.rootfs, err = p.opt.Rootfs.Mount(ctx, c.id, c.state.Load().ImageID)
+	return err
+}
+
+func (p *Pods) unmountRootfs(ctx context.Context, c *container) error {
+	return p.opt.Rootfs.Unmount(ctx, c.id)
+}
+
+func (p *Pods) makeVolumes(_ context.Context, c *container) (err error) {
+	c.recipe.mounts, err = makeVolumes(c.recipe.image.Volumes, c.state.Load().Config.GetMounts(), c.recipe.rootfs, p.volumes(c.id))
+	return err
+}
+
+func (p *Pods) removeVolumes(_ context.Context, c *container) error {
+	return os.RemoveAll(p.volumes(c.id))
+}
+
+func (p *Pods) volumes(id string) string { return filepath.Join(p.containerRoot(id), "volumes") }
+
+// writeSpec finds out who the container runs as and writes its bundle.
+func (p *Pods) writeSpec(_ context.Context, c *container) error {
+	p.mu.RLock()
+	pod := p.pods[c.podID]
+	p.mu.RUnlock()
+	s, ps := c.state.Load(), pod.state.Load()
+	user, err := p.opt.Specs.ResolveUser(c.recipe.rootfs, s.Config.GetLinux().GetSecurityContext(), c.recipe.image.User)
+	if err != nil {
+		return err
+	}
+	in, err := p.specInput(c, s, ps)
+	if err != nil {
+		return err
+	}
+	in.User = user
+	spec, err := p.opt.Specs.Build(in)
+	if err != nil {
+		return err
+	}
+	if err := p.finishSpec(spec, s.Handler); err != nil {
+		return err
+	}
+	data, err := json.Marshal(spec)
+	if err != nil {
+		return err
+	}
+	if s.LogPath != "" {
+		if err := os.MkdirAll(filepath.Dir(s.LogPath), 0o755); err != nil {
+			return err
+		}
+	}
+	if err := os.MkdirAll(p.bundle(c.id), 0o700); err != nil {
+		return err
+	}
+	if err := store.WriteFile(filepath.Join(p.bundle(c.id), "config.json"), data, 0o600); err != nil {
+		return err
+	}
+	return c.amend(func(s *containerState) { s.User = user })
+}
+
+func (p *Pods) specInput(c *container, s *containerState, pod *podState) (ocispec.Input, error) {
+	dir := p.podDir(pod.ID)
+	config := proto.CloneOf(s.Config)
+	// The kubelet's mounts come last: they may lie within a volume of the image.
+	config.Mounts = append(c.recipe.mounts, config.Mounts...)
+	in := ocispec.Input{
+		ID: c.id, Pod: pod.Config, Container: config, Image: c.recipe.image, Rootfs: c.recipe.rootfs,
+		CgroupsPath: s.Place.Path, CgroupV2: p.opt.Host.CgroupV2,
+		Namespaces:     ocispec.Namespaces{Net: pod.Paths["net"], IPC: pod.Paths["ipc"], UTS: pod.Paths["uts"]},
+		Files:          ocispec.Files{ResolvConf: filepath.Join(dir, "resolv.conf"), Hostname: filepath.Join(dir, "hostname"), Shm: "/dev/shm"},
+		Capabilities:   p.opt.Host.Capabilities,
+		MinOOMScoreAdj: p.opt.Host.MinOOMScoreAdj,
+	}
+	if pod.namespaceOption().GetIpc() != runtimeapi.NamespaceMode_NODE {
+		in.Files.Shm = p.shm(pod.ID)
+	}
+	if config.GetLinux().GetSecurityContext().GetPrivileged() && p.opt.Host.Devices != nil {
+		in.Devices = p.opt.Host.Devices()
+	}
+	var err error
+	in.Namespaces.PID, err = p.pidNamespace(config, pod)
+	return in, err
+}
+
+// pidNamespace returns the PID namespace to join, or empty. Where the
+// container leaves it to the pod and that has the host's, config is made to say so.
+func (p *Pods) pidNamespace(config *runtimeapi.ContainerConfig, pod *podState) (string, error) {
+	o := config.GetLinux().GetSecurityContext().GetNamespaceOptions()
+	switch o.GetPid() {
+	case runtimeapi.NamespaceMode_TARGET:
+		target, err := p.findContainer(o.GetTargetId())
+		if err != nil {
+			return "", err
+		}
+		s := target.state.Load()
+		if s.PodID != pod.ID {
+			return "", fault.New(fault.Invalid, "", "target container %s is in another pod", s.ID)
+		}
+		if s.State != Running && s.State != Created {
+			return "", fault.New(fault.Precondition, "", "target container %s is %s", s.ID, s.State)
+		}
+		return fmt.Sprintf("/proc/%d/ns/pid", s.Pid), nil
+	case runtimeapi.NamespaceMode_POD:
+		if pod.namespaceOption().GetPid() == runtimeapi.NamespaceMode_NODE {
+			onHostPID(config)
+			return "", nil
+		}
+		return pod.Paths["pid"], nil
+	}
+	return "", nil
+}
+
+// onHostPID sets the container's PID namespace to the host's.
+func onHostPID(config *runtimeapi.ContainerConfig) {
+	if config.Linux == nil {
+		config.Linux = &runtimeapi.LinuxContainerConfig{}
+	}
+	if config.Linux.SecurityContext == nil {
+		config.Linux.SecurityContext = &runtimeapi.LinuxContainerSecurityContext{}
+	}
+	sc := config.Linux.SecurityContext
+	if sc.NamespaceOptions == nil {
+		sc.NamespaceOptions = &runtimeapi.NamespaceOption{}
+	}
+	sc.NamespaceOptions.Pid = runtimeapi.NamespaceMode_NODE
+}
+
+// finishSpec leaves out the CPU quota, which would throttle the OCI runtime's
+// own start, and adds what spares compiling the seccomp profile.
+func (p *Pods) finishSpec(spec *specs.Spec, handler string) error {
+	if spec.Linux == nil {
+		return nil
+	}
+	if r := spec.Linux.Resources; r != nil && r.CPU != nil {
+		r.CPU.Quota = nil
+	}
+	if spec.Linux.Seccomp == nil {
+		return nil
+	}
+	r, err := p.opt.Runtimes.Runtime(handler)
+	if err != nil {
+		return err
+	}
+	profile, err := json.Marshal(spec.Linux.Seccomp)
+	if err != nil {
+		return err
+	}
+	key := sha256.Sum256(profile)
+	if add := p.opt.Runtimes.Seccomp(r, hex.EncodeToString(key[:])); len(add) > 0 {
+		if spec.Annotations == nil {
+			spec.Annotations = map[string]string{}
+		}
+		maps.Copy(spec.Annotations, add)
+	}
+	return nil
+}
+
+func (p *Pods) removeBundle(_ context.Context, c *container) error {
+	return os.RemoveAll(p.bundle(c.id))
+}
+
+func (p *Pods) createProcess(ctx context.Context, c *container) error {
+	s := c.state.Load()
+	r, err := p.opt.Runtimes.Runtime(s.Handler)
+	if err != nil {
+		return err
+	}
+	pid, err := p.opt.Processes.Create(ctx, monitor.Container{
+		ID: c.id, Runtime: r, Bundle: p.bundle(c.id), LogPath: s.LogPath,
+		TTY: s.Config.GetTty(), Stdin: s.Config.GetStdin(), StdinOnce: s.Config.GetStdinOnce(),
+		OOMEvents: s.Place.OOMEvents,
+	})
+	if err != nil {
+		return err
+	}
+	return c.amend(func(s *containerState) { s.Pid = pid })
+}
+
+func (p *Pods) removeProcess(ctx context.Context, c *container) error {
+	if err := p.opt.Processes.Remove(ctx, c.id); err != nil {
+		return err
+	}
+	return p.opt.Cgroups.Remove(ctx, c.state.Load().Place)
+}
+
+// stopSignal returns the name of the signal that asks a container to end:
+// asked for, else the image's, else SIGTERM. Invalid for an unknown one.
+func stopSignal(asked runtimeapi.Signal, image string) (string, error) {
+	if asked != runtimeapi.Signal_SIGNAL_RUNTIME_DEFAULT {
+		image = strings.TrimPrefix(asked.String(), "SIGNAL_")
+	}
+	if image == "" {
+		return "SIGTERM", nil
+	}
+	name, _, err := parseSignal(image)
+	return name, err
+}

@@ -1,0 +1,309 @@
+package pod
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/store"
+)
+
+// Options are what Open needs. All drivers are required.
+type Options struct {
+	Root  string // records and volumes; outlives a boot
+	State string // what a boot ends: pinned namespaces, bundles; a tmpfs
+	Log   *slog.Logger
+	Host  Host
+	Specs Specs
+
+	Namespaces Namespaces
+	Network    Network
+	Rootfs     Rootfs
+	Cgroups    Cgroups
+	Processes  Processes
+	Sessions   Sessions
+	Runtimes   Runtimes
+
+	mounts mounts                                      // the kernel's if nil
+	save   func(path string, version int, v any) error // store.SaveJSON if nil
+}
+
+// Pods is all pods and containers of one davitd.
+type Pods struct {
+	opt            Options
+	log            *slog.Logger
+	crew           *crew
+	podSteps       []step[*pod]
+	containerSteps []step[*container]
+	leftovers      []func(context.Context) // what recovery leaves to Serve
+
+	mu            sync.RWMutex // for the maps: never held across anything that waits
+	pods          map[string]*pod
+	containers    map[string]*container
+	podKeys       map[podKey]*pod
+	containerKeys map[containerKey]*container
+}
+
+// A podKey is whose an operation on a pod is. CRI: api.proto, PodSandboxMetadata.
+type podKey struct {
+	uid, namespace, name string
+	attempt              uint32
+}
+
+// A containerKey is whose an operation on a container is.
+type containerKey struct {
+	podID, name string
+	attempt     uint32
+}
+
+// Open loads the records below opt.Root, compares them with what the drivers
+// know and says what became of each; what it finds damaged, it moves aside.
+// What has to be released is left to Serve. It returns Unavailable if
+// davit-monitor does not answer.
+func Open(ctx context.Context, opt Options) (*Pods, error) {
+	if opt.mounts == nil {
+		opt.mounts = kernelMounts{}
+	}
+	if opt.save == nil {
+		opt.save = store.SaveJSON
+	}
+	if opt.Host.ResolvConf == "" {
+		opt.Host.ResolvConf = "/etc/resolv.conf"
+	}
+	if opt.Host.BootID == "" {
+		id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+		if err != nil {
+			return nil, err
+		}
+		opt.Host.BootID = strings.TrimSpace(string(id))
+	}
+	p := &Pods{
+		opt: opt, log: opt.Log, crew: &crew{},
+		pods: map[string]*pod{}, containers: map[string]*container{},
+		podKeys: map[podKey]*pod{}, containerKeys: map[containerKey]*container{},
+	}
+	// The crew works for no caller: what ends it is Close.
+	p.crew.ctx, p.crew.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	p.podSteps = p.stepsOfPods()
+	p.containerSteps = p.stepsOfContainers()
+	for _, dir := range []string{opt.Root, opt.State} {
+		for _, kind := range []string{"pods", "containers"} {
+			if err := os.MkdirAll(filepath.Join(dir, kind), 0o711); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if err := p.recover(ctx); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// Serve finishes what recovery found, takes in containers' exits until ctx
+// ends, and then waits for all work in the background, as Close does.
+func (p *Pods) Serve(ctx context.Context) error {
+	defer p.Close()
+	p.finishRecovery()
+	for wait := retryFirst; ; wait = min(2*wait, retryMost) {
+		from := time.Now()
+		err := p.opt.Sessions.Watch(ctx, p.exited)
+		if ctx.Err() != nil {
+			return nil
+		}
+		p.log.Warn("lost sight of the containers' exits", "error", err)
+		if time.Since(from) > retryMost {
+			wait = retryFirst
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
+	}
+}
+
+// finishRecovery begins what recovery left, a few at a time.
+func (p *Pods) finishRecovery() {
+	turn := make(chan struct{}, 8)
+	for _, f := range p.leftovers {
+		p.crew.start(func(ctx context.Context) {
+			select {
+			case turn <- struct{}{}:
+				f(ctx)
+				<-turn
+			case <-ctx.Done():
+			}
+		})
+	}
+	p.leftovers = nil
+}
+
+// Close ends operations under way, as a crash would, and waits for them. What
+// they held is released after the next Open. Idempotent.
+func (p *Pods) Close() { p.crew.dismiss() }
+
+// Pod returns one pod. NotFound if there is none.
+func (p *Pods) Pod(id string) (*Snapshot, error) {
+	pod, err := p.findPod(id)
+	if err != nil {
+		return nil, err
+	}
+	return &pod.state.Load().Snapshot, nil
+}
+
+// List returns all pods, the oldest first.
+func (p *Pods) List() []*Snapshot {
+	p.mu.RLock()
+	all := make([]*Snapshot, 0, len(p.pods))
+	for _, pod := range p.pods {
+		all = append(all, &pod.state.Load().Snapshot)
+	}
+	p.mu.RUnlock()
+	slices.SortFunc(all, func(a, b *Snapshot) int {
+		return cmpAge(a.CreatedAt, b.CreatedAt, a.ID, b.ID)
+	})
+	return all
+}
+
+// Container returns one container. NotFound if there is none, or not yet.
+func (p *Pods) Container(id string) (*ContainerSnapshot, error) {
+	c, err := p.findContainer(id)
+	if err != nil {
+		return nil, err
+	}
+	s := c.state.Load()
+	if s.State == Preparing {
+		return nil, fault.New(fault.NotFound, "", "container %s is not made yet", c.id)
+	}
+	return &s.ContainerSnapshot, nil
+}
+
+// Containers returns all containers that have been made, the oldest first.
+func (p *Pods) Containers() []*ContainerSnapshot {
+	p.mu.RLock()
+	all := make([]*ContainerSnapshot, 0, len(p.containers))
+	for _, c := range p.containers {
+		if s := c.state.Load(); s.State != Preparing {
+			all = append(all, &s.ContainerSnapshot)
+		}
+	}
+	p.mu.RUnlock()
+	slices.SortFunc(all, func(a, b *ContainerSnapshot) int {
+		return cmpAge(a.CreatedAt, b.CreatedAt, a.ID, b.ID)
+	})
+	return all
+}
+
+func cmpAge(a, b time.Time, aID, bID string) int {
+	if c := a.Compare(b); c != 0 {
+		return c
+	}
+	return strings.Compare(aID, bID)
+}
+
+func (p *Pods) findPod(id string) (*pod, error) {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return find(p.pods, id, "pod")
+}
+
+func (p *Pods) findContainer(id string) (*container, error) {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return find(p.containers, id, "container")
+}
+
+// find looks up an ID or a unique prefix of one. It returns NotFound, or
+// Invalid if several begin like it.
+func find[E any](all map[string]E, id, what string) (found E, err error) {
+	if e, ok := all[id]; ok {
+		return e, nil
+	}
+	n := 0
+	if id != "" && len(id) < idDigits {
+		for full, e := range all {
+			if strings.HasPrefix(full, id) {
+				found = e
+				n++
+			}
+		}
+	}
+	var none E
+	switch n {
+	case 0:
+		return none, fault.New(fault.NotFound, "", "no %s %q", what, id)
+	case 1:
+		return found, nil
+	}
+	return none, fault.New(fault.Invalid, "", "%d %ss begin with %q", n, what, id)
+}
+
+// containersOf returns all containers of a pod, also those not made yet.
+func (p *Pods) containersOf(podID string) []*container {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	var all []*container
+	for _, c := range p.containers {
+		if c.podID == podID {
+			all = append(all, c)
+		}
+	}
+	return all
+}
+
+const idDigits = 64
+
+func newID() string {
+	var b [idDigits / 2]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}
+
+// addPod makes a pod known. p.mu must be held, or nobody else have p yet.
+func (p *Pods) addPod(s *podState) *pod {
+	pod := &pod{}
+	pod.id, pod.slot, pod.save = s.ID, newSlot(), p.savePod
+	pod.unsaved = func(err error) { p.log.Error("save a pod's record", "pod", pod.id, "error", err) }
+	pod.state.Store(s)
+	p.pods[s.ID] = pod
+	return pod
+}
+
+// addContainer makes a container known. p.mu must be held, or nobody else have p yet.
+func (p *Pods) addContainer(s *containerState) *container {
+	c := &container{podID: s.PodID, done: make(chan struct{})}
+	c.id, c.slot, c.save = s.ID, newSlot(), p.saveContainer
+	c.unsaved = func(err error) { p.log.Error("save a container's record", "container", c.id, "error", err) }
+	c.state.Store(s)
+	if s.State == Exited {
+		close(c.done)
+	}
+	p.containers[s.ID] = c
+	return c
+}
+
+func keyOfPod(config *runtimeapi.PodSandboxConfig) podKey {
+	m := config.GetMetadata()
+	return podKey{m.GetUid(), m.GetNamespace(), m.GetName(), m.GetAttempt()}
+}
+
+func keyOfContainer(podID string, config *runtimeapi.ContainerConfig) containerKey {
+	m := config.GetMetadata()
+	return containerKey{podID, m.GetName(), m.GetAttempt()}
+}
+
+// Paths of what davit keeps of one pod or container.
+func (p *Pods) podDir(id string) string        { return filepath.Join(p.opt.State, "pods", id) }
+func (p *Pods) bundle(id string) string        { return filepath.Join(p.opt.State, "containers", id) }
+func (p *Pods) podRoot(id string) string       { return filepath.Join(p.opt.Root, "pods", id) }
+func (p *Pods) containerRoot(id string) string { return filepath.Join(p.opt.Root, "containers", id) }

@@ -1,0 +1,256 @@
+package pod
+
+import (
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/davit-runtime/davit/internal/cgroup"
+	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/monitor"
+	"github.com/davit-runtime/davit/internal/store"
+)
+
+// recordVersion is the format of both kinds of record.
+const recordVersion = 1
+
+// errGone says that a pod or container was removed while somebody waited for it.
+var errGone = errors.New("it has been removed")
+
+// A podState is all that is known of a pod at one moment. Immutable once stored.
+type podState struct {
+	Snapshot
+	podMemo
+	config json.RawMessage // Config in protojson
+}
+
+// A podMemo is what a pod's record has beyond the snapshot.
+type podMemo struct {
+	Boot   string       // the boot it was made in
+	Doomed bool         // to be forgotten as soon as it holds nothing
+	Place  cgroup.Place // of the holder
+}
+
+// A containerState is all that is known of a container at one moment. Immutable once stored.
+type containerState struct {
+	ContainerSnapshot
+	containerMemo
+	config json.RawMessage // Config in protojson
+}
+
+// A containerMemo is what a container's record has beyond the snapshot.
+type containerMemo struct {
+	Doomed   bool
+	Starting time.Time // when a start was last begun
+	Killed   bool      // davit itself sent, or is about to send, SIGKILL
+	Place    cgroup.Place
+}
+
+// The records: a snapshot whose CRI messages are in protojson.
+type (
+	podRecord struct {
+		Snapshot
+		Config json.RawMessage // instead of Snapshot's
+		Memo   podMemo
+	}
+	containerRecord struct {
+		ContainerSnapshot
+		Config, Resources json.RawMessage // instead of ContainerSnapshot's
+		Memo              containerMemo
+	}
+)
+
+// A record is one pod or container: an immutable state that is replaced whole.
+type record[S any] struct {
+	id      string
+	slot    slot // one operation at a time; before mu
+	save    func(*S) error
+	unsaved func(error) // told of a fact that could not be saved
+
+	mu    sync.Mutex // held to make, save and swap a state, and for nothing else
+	state atomic.Pointer[S]
+	gone  bool
+}
+
+// commit replaces the state by what change makes of it, once that is saved.
+func (r *record[S]) commit(change func(*S) error) error {
+	return r.replace(change, func(next *S) error { return r.save(next) })
+}
+
+// amend replaces the state; the next commit saves it.
+func (r *record[S]) amend(change func(*S)) error {
+	return r.replace(func(s *S) error { change(s); return nil }, func(*S) error { return nil })
+}
+
+// note replaces the state even where it cannot be saved, since it is a fact
+// that has come about.
+func (r *record[S]) note(change func(*S) error) error {
+	return r.replace(change, func(next *S) error {
+		if err := r.save(next); err != nil {
+			r.unsaved(err)
+		}
+		return nil
+	})
+}
+
+func (r *record[S]) replace(change, save func(*S) error) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.gone {
+		return errGone
+	}
+	next := *r.state.Load()
+	if err := change(&next); err != nil {
+		return err
+	}
+	if err := save(&next); err != nil {
+		return err
+	}
+	r.state.Store(&next)
+	return nil
+}
+
+// forget ends the record: dir, where nothing else is left, goes, and nothing
+// is saved after.
+func (r *record[S]) forget(dir string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	err := os.RemoveAll(dir)
+	r.gone = err == nil
+	return err
+}
+
+type pod struct {
+	record[podState]
+	making   *operation // that makes, or made, it; nil after a restart
+	retrying atomic.Bool
+}
+
+type container struct {
+	record[containerState]
+	podID    string
+	making   *operation // as a pod's
+	recipe   *recipe    // while it is made
+	retrying atomic.Bool
+	done     chan struct{} // closed once it has exited
+
+	// guarded by record.mu
+	early    *monitor.Exit // one that came while it was being made
+	stoppers int           // callers that wait for its end
+	killing  *operation    // under way, or nil
+}
+
+func (c *container) held() []string { return c.state.Load().Held }
+func (p *pod) held() []string       { return p.state.Load().Held }
+
+func (c *container) hold(name string) error {
+	return c.commit(func(s *containerState) error {
+		s.Held = append(slices.Clip(s.Held), name)
+		return nil
+	})
+}
+
+func (p *pod) hold(name string) error {
+	return p.commit(func(s *podState) error {
+		s.Held = append(slices.Clip(s.Held), name)
+		return nil
+	})
+}
+
+// drop takes the last of what is held off the list. A record that cannot be
+// saved only means that it will be released once more.
+func (c *container) drop() {
+	_ = c.note(func(s *containerState) error { s.Held = s.Held[:len(s.Held)-1]; return nil })
+}
+
+func (p *pod) drop() {
+	_ = p.note(func(s *podState) error { s.Held = s.Held[:len(s.Held)-1]; return nil })
+}
+
+// enter changes the state as the table says. It returns Precondition where the
+// table has nothing.
+func (s *podState) enter(e event) error {
+	return enter(podStates, &s.State, e, "pod "+s.ID)
+}
+
+func (s *containerState) enter(e event) error {
+	return enter(containerStates, &s.State, e, "container "+s.ID)
+}
+
+func enter(table map[State]map[event]State, state *State, e event, what string) error {
+	next, ok := table[*state][e]
+	if !ok {
+		return fault.New(fault.Precondition, "", "%s is %s", what, *state)
+	}
+	*state = next
+	return nil
+}
+
+func (p *Pods) savePod(s *podState) error {
+	return p.saveRecord(p.podRoot(s.ID), podRecord{Snapshot: s.Snapshot, Config: s.config, Memo: s.podMemo})
+}
+
+func (p *Pods) saveContainer(s *containerState) error {
+	resources, err := protojson.Marshal(s.Resources)
+	if err != nil {
+		return err
+	}
+	r := containerRecord{ContainerSnapshot: s.ContainerSnapshot, Config: s.config, Resources: resources, Memo: s.containerMemo}
+	return p.saveRecord(p.containerRoot(s.ID), r)
+}
+
+func (p *Pods) saveRecord(dir string, v any) error {
+	path := filepath.Join(dir, "record.json")
+	err := p.opt.save(path, recordVersion, v)
+	if !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	return p.opt.save(path, recordVersion, v)
+}
+
+func loadPod(path string) (*podState, error) {
+	var r podRecord
+	if err := store.LoadJSON(path, recordVersion, &r); err != nil {
+		return nil, err
+	}
+	s := &podState{Snapshot: r.Snapshot, podMemo: r.Memo, config: r.Config}
+	s.Config = &runtimeapi.PodSandboxConfig{}
+	if err := protojson.Unmarshal(r.Config, s.Config); err != nil {
+		return nil, err
+	}
+	if s.ID != filepath.Base(filepath.Dir(path)) {
+		return nil, fault.New(fault.Invalid, "", "%s is the record of %q", path, s.ID)
+	}
+	return s, nil
+}
+
+func loadContainer(path string) (*containerState, error) {
+	var r containerRecord
+	if err := store.LoadJSON(path, recordVersion, &r); err != nil {
+		return nil, err
+	}
+	s := &containerState{ContainerSnapshot: r.ContainerSnapshot, containerMemo: r.Memo, config: r.Config}
+	s.Config = &runtimeapi.ContainerConfig{}
+	if err := protojson.Unmarshal(r.Config, s.Config); err != nil {
+		return nil, err
+	}
+	s.Resources = &runtimeapi.LinuxContainerResources{}
+	if err := protojson.Unmarshal(r.Resources, s.Resources); err != nil {
+		return nil, err
+	}
+	if s.ID != filepath.Base(filepath.Dir(path)) {
+		return nil, fault.New(fault.Invalid, "", "%s is the record of %q", path, s.ID)
+	}
+	return s, nil
+}

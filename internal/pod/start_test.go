@@ -1,0 +1,343 @@
+package pod
+
+import (
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/monitor"
+)
+
+// Every pair of state and event, also of those that the tables leave out.
+func TestTransitions(t *testing.T) {
+	states := []State{Preparing, Ready, NotReady, Created, Running, Exited, Unknown}
+	events := []event{made, stopped, started, startFailed, died, lost}
+	type pair struct {
+		State
+		event
+	}
+	check := func(table map[State]map[event]State, want map[pair]State) {
+		t.Helper()
+		for _, s := range states {
+			for _, e := range events {
+				got := s
+				err := enter(table, &got, e, "it")
+				to, ok := want[pair{s, e}]
+				if ok != (err == nil) || ok && got != to || !ok && got != s {
+					t.Errorf("%s + %s: got %s, %v; want %q", s, e, got, err, to)
+				}
+			}
+		}
+	}
+	check(podStates, map[pair]State{
+		{Preparing, made}:   Ready,
+		{Preparing, lost}:   NotReady,
+		{Ready, stopped}:    NotReady,
+		{Ready, lost}:       NotReady,
+		{NotReady, stopped}: NotReady,
+		{NotReady, lost}:    NotReady,
+	})
+	check(containerStates, map[pair]State{
+		{Preparing, made}:      Created, // no other: an exit waits until it is made
+		{Created, started}:     Running,
+		{Created, startFailed}: Exited,
+		{Created, died}:        Exited,
+		{Created, lost}:        Exited,
+		{Running, died}:        Exited,
+		{Running, lost}:        Exited,
+		{Exited, started}:      Exited, // the exit was heard of first
+		{Exited, startFailed}:  Exited, // not {Exited, died}: a second exit would rewrite history
+		{Unknown, died}:        Exited,
+		{Unknown, lost}:        Exited,
+	})
+}
+
+func TestStartFails(t *testing.T) {
+	n := newNode(t)
+	d := n.open()
+	podID, err := d.Run(t.Context(), podConfig("web", private), "")
+	must(t, err)
+	id, err := d.CreateContainer(t.Context(), podID, containerConfig("main"))
+	must(t, err)
+	n.set(func() { n.fail["Processes.Start"] = fault.New(fault.Unknown, "", "exec: no such file: nope") })
+	err = d.StartContainer(t.Context(), id)
+	wantKind(t, err, fault.Unknown)
+	c, _ := d.Container(id)
+	if c.State != Exited || c.Reason != "StartError" || c.ExitCode != 128 || c.FinishedAt.IsZero() || !strings.Contains(c.Message, "nope") {
+		t.Errorf("%+v", c)
+	}
+	if len(n.procs) != 0 {
+		t.Errorf("process left: %v", n.procs)
+	}
+	wantKind(t, d.StartContainer(t.Context(), id), fault.Precondition)
+	must(t, d.RemoveContainer(t.Context(), id))
+	n.set(func() { delete(n.fail, "Processes.Start") })
+	again, err := d.CreateContainer(t.Context(), podID, containerConfig("main"))
+	must(t, err)
+	must(t, d.StartContainer(t.Context(), again))
+}
+
+// A start that fails, and whose process cannot be removed at first, ends in time.
+func TestStartFailsForLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode(t)
+		d := n.open()
+		podID, err := d.Run(t.Context(), podConfig("web", private), "")
+		must(t, err)
+		id, err := d.CreateContainer(t.Context(), podID, containerConfig("main"))
+		must(t, err)
+		n.set(func() { n.fail["Processes.Start"], n.fail["Processes.Remove"] = errInjected, errors.New("no answer") })
+		if err := d.StartContainer(t.Context(), id); err == nil || !strings.Contains(err.Error(), "no answer") {
+			t.Errorf("%v", err)
+		}
+		if c, _ := d.Container(id); c.State != Created {
+			t.Errorf("%+v", c)
+		}
+		time.Sleep(time.Minute)
+		n.set(func() { clear(n.fail) })
+		time.Sleep(2 * time.Minute)
+		if c, _ := d.Container(id); c.State != Exited || c.Reason != "StartError" {
+			t.Errorf("%+v", c)
+		}
+		must(t, d.Remove(t.Context(), podID))
+		d.stop()
+		n.clean()
+	})
+}
+
+// Creating fails: nothing is left, and the name is free.
+func TestCreateFails(t *testing.T) {
+	n := newNode(t)
+	d := n.open()
+	podID, err := d.Run(t.Context(), podConfig("web", private), "")
+	must(t, err)
+	before := n.left()
+	n.set(func() { n.fail["Processes.Create"] = fault.New(fault.Unknown, "", "executable not found") })
+	_, err = d.CreateContainer(t.Context(), podID, containerConfig("main"))
+	wantKind(t, err, fault.Unknown)
+	absent := containerConfig("main")
+	absent.Image.Image = "absent"
+	_, err = d.CreateContainer(t.Context(), podID, absent)
+	wantKind(t, err, fault.NotFound)
+	odd := containerConfig("main")
+	odd.StopSignal = 9999
+	_, err = d.CreateContainer(t.Context(), podID, odd)
+	wantKind(t, err, fault.Invalid)
+	_, err = d.CreateContainer(t.Context(), "absent", containerConfig("main"))
+	wantKind(t, err, fault.NotFound)
+	_, err = d.Run(t.Context(), podConfig("other", private), "unknown")
+	wantKind(t, err, fault.Invalid)
+	if after := n.left(); strings.Join(before, "\n") != strings.Join(after, "\n") {
+		t.Errorf("had %v\nhave %v", before, after)
+	}
+	if ids := subdirectories(filepath.Join(n.root, "containers")); len(ids) > 0 {
+		t.Errorf("left: %v", ids)
+	}
+}
+
+func TestExitReasons(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		exit   monitor.Exit
+		killed bool
+		reason string
+	}{
+		{"zero", monitor.Exit{Code: 0}, false, "Completed"},
+		{"one", monitor.Exit{Code: 1}, false, "Error"},
+		{"killed by somebody", monitor.Exit{Code: 137, Signal: 9}, false, "Error"},
+		{"out of memory", monitor.Exit{Code: 137, Signal: 9, OOMKilled: true}, false, "OOMKilled"},
+		{"davit's kill", monitor.Exit{Code: 137, Signal: 9, OOMKilled: true}, true, "Error"},
+		{"a child was out of memory", monitor.Exit{Code: 143, Signal: 15, OOMKilled: true}, false, "Error"},
+		{"zero after a child was", monitor.Exit{Code: 0, OOMKilled: true}, false, "Completed"},
+	} {
+		s := &containerState{}
+		s.State, s.Killed = Running, c.killed
+		must(t, s.exit(c.exit))
+		if s.Reason != c.reason || s.ExitCode != c.exit.Code {
+			t.Errorf("%s: %s %d", c.name, s.Reason, s.ExitCode)
+		}
+	}
+}
+
+// The exit comes while the container is made, or before its start is known.
+func TestExitEarly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode(t)
+		d := n.open()
+		podID, err := d.Run(t.Context(), podConfig("web", private), "")
+		must(t, err)
+		create := make(chan struct{})
+		n.set(func() { n.deaf["Processes.Create"] = create })
+		time.AfterFunc(time.Second, func() {
+			d.exited(monitor.Exit{ID: d.containersOf(podID)[0].id, Code: 3, At: time.Now()})
+			close(create)
+		})
+		id, err := d.CreateContainer(t.Context(), podID, containerConfig("main"))
+		must(t, err)
+		c, _ := d.Container(id)
+		if c.State != Exited || c.ExitCode != 3 {
+			t.Errorf("%+v", c)
+		}
+
+		id, err = d.CreateContainer(t.Context(), podID, containerConfig("second"))
+		must(t, err)
+		hang := make(chan struct{})
+		n.set(func() { n.deaf["Processes.Start"] = hang })
+		time.AfterFunc(time.Second, func() {
+			n.set(func() { n.procs[id].Started = true })
+			n.die(id, 0)
+			close(hang)
+		})
+		must(t, d.StartContainer(t.Context(), id))
+		c, _ = d.Container(id)
+		if c.State != Exited || c.ExitCode != 0 || c.Reason != "Completed" || c.StartedAt.IsZero() {
+			t.Errorf("%+v", c)
+		}
+	})
+}
+
+func TestUpdate(t *testing.T) {
+	n := newNode(t)
+	d := n.open()
+	podID, err := d.Run(t.Context(), podConfig("web", private), "")
+	must(t, err)
+	config := containerConfig("main")
+	config.Linux = &runtimeapi.LinuxContainerConfig{Resources: &runtimeapi.LinuxContainerResources{
+		CpuQuota: 1000, CpuPeriod: 100000, MemoryLimitInBytes: 1 << 20,
+		HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 1}},
+	}}
+	id, err := d.CreateContainer(t.Context(), podID, config)
+	must(t, err)
+	if n.spec.Linux.Resources.CPU.Quota != nil {
+		t.Error("the spec has a CPU quota")
+	}
+	must(t, d.StartContainer(t.Context(), id))
+	if len(n.limits) != 1 || n.limits[0].CpuQuota != 1000 {
+		t.Errorf("limits at start: %v", n.limits)
+	}
+	change := &runtimeapi.LinuxContainerResources{
+		CpuQuota: 2000, Unified: map[string]string{"memory.high": "max"},
+		HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 2}, {PageSize: "1GB", Limit: 3}},
+	}
+	must(t, d.UpdateContainer(t.Context(), id, change))
+	want := &runtimeapi.LinuxContainerResources{
+		CpuQuota: 2000, CpuPeriod: 100000, MemoryLimitInBytes: 1 << 20,
+		Unified: change.Unified, HugepageLimits: change.HugepageLimits,
+	}
+	c, _ := d.Container(id)
+	if !proto.Equal(c.Resources, want) {
+		t.Errorf("%v", c.Resources)
+	}
+	n.set(func() { n.fail["Cgroups.Limit"] = errInjected })
+	if d.UpdateContainer(t.Context(), id, &runtimeapi.LinuxContainerResources{CpuQuota: 1}) == nil {
+		t.Error("no error")
+	}
+	d.stop()
+	n.set(func() { delete(n.fail, "Cgroups.Limit") })
+	d = n.open()
+	c, _ = d.Container(id)
+	if !proto.Equal(c.Resources, want) {
+		t.Errorf("after a restart: %v", c.Resources)
+	}
+	must(t, d.StopContainer(t.Context(), id, 0))
+	wantKind(t, d.UpdateContainer(t.Context(), id, change), fault.Precondition)
+}
+
+func TestOnlyRunning(t *testing.T) {
+	n := newNode(t)
+	d := n.open()
+	podID, err := d.Run(t.Context(), podConfig("web", private), "")
+	must(t, err)
+	id, err := d.CreateContainer(t.Context(), podID, containerConfig("main"))
+	must(t, err)
+	_, err = d.Exec(t.Context(), id, nil, 0)
+	wantKind(t, err, fault.Precondition)
+	wantKind(t, d.ReopenLog(t.Context(), id), fault.Precondition)
+	wantKind(t, d.ReopenLog(t.Context(), "absent"), fault.NotFound)
+	wantKind(t, d.StartContainer(t.Context(), "absent"), fault.NotFound)
+	must(t, d.StartContainer(t.Context(), id))
+	_, err = d.Exec(t.Context(), id[:9], []string{"a"}, time.Second)
+	must(t, err)
+	if e := n.exec; e.MaxBytes >= 16<<20 || e.MaxBytes == 0 || e.ContainerID != id || e.Timeout != time.Second {
+		t.Errorf("%+v", e)
+	}
+}
+
+// What the spec is made from, and what is written.
+func TestSpec(t *testing.T) {
+	n := newNode(t)
+	n.image.StopSignal = "SIGQUIT"
+	d := n.open()
+	config := podConfig("web", shared)
+	config.LogDirectory = filepath.Join(t.TempDir(), "logs")
+	podID, err := d.Run(t.Context(), config, "")
+	must(t, err)
+	cc := containerConfig("main")
+	cc.LogPath = "main/0.log"
+	id, err := d.CreateContainer(t.Context(), podID, cc)
+	must(t, err)
+	ns := n.input.Namespaces
+	dir := filepath.Join(n.state, "pods", podID)
+	if ns.Net != dir+"/net" || ns.IPC != dir+"/ipc" || ns.UTS != dir+"/uts" || ns.PID != dir+"/pid" || n.input.Files.Shm != dir+"/shm" {
+		t.Errorf("%+v", n.input)
+	}
+	c, _ := d.Container(id)
+	if c.StopSignal != "SIGQUIT" || c.User.UID != 7 || c.LogPath != config.LogDirectory+"/main/0.log" {
+		t.Errorf("%+v", c)
+	}
+	if resolv, _ := os.ReadFile(n.input.Files.ResolvConf); string(resolv) != "search a.b c\nnameserver 10.0.0.10\noptions ndots:5\n" {
+		t.Errorf("%q", resolv)
+	}
+	if hostname, _ := os.ReadFile(n.input.Files.Hostname); string(hostname) != "web\n" {
+		t.Errorf("%q", hostname)
+	}
+	var spec specs.Spec
+	data, err := os.ReadFile(filepath.Join(n.state, "containers", id, "config.json"))
+	must(t, err)
+	must(t, json.Unmarshal(data, &spec))
+	if spec.Annotations["seccomp"] != "ready" {
+		t.Errorf("%s", data)
+	}
+	cc = containerConfig("escapes")
+	cc.LogPath = "../../etc/passwd"
+	_, err = d.CreateContainer(t.Context(), podID, cc)
+	wantKind(t, err, fault.Invalid)
+
+	// A container that joins another's processes.
+	cc = containerConfig("debug")
+	cc.Linux = &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
+		NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_TARGET, TargetId: id},
+	}}
+	_, err = d.CreateContainer(t.Context(), podID, cc)
+	must(t, err)
+	if n.input.Namespaces.PID != "/proc/102/ns/pid" {
+		t.Errorf("%+v", n.input.Namespaces)
+	}
+
+	// The host's namespaces.
+	host := runtimeapi.NamespaceMode_NODE
+	config = podConfig("host", host)
+	config.Hostname = ""
+	config.Linux.SecurityContext.NamespaceOptions = &runtimeapi.NamespaceOption{Network: host, Ipc: host, Pid: host}
+	podID, err = d.Run(t.Context(), config, "")
+	must(t, err)
+	s, _ := d.Pod(podID)
+	if len(s.Paths) > 0 || strings.Join(s.Held, " ") != "directory" {
+		t.Errorf("%+v", s)
+	}
+	_, err = d.CreateContainer(t.Context(), podID, containerConfig("main"))
+	must(t, err)
+	if got := n.input.Container.GetLinux().GetSecurityContext().GetNamespaceOptions().GetPid(); got != host || n.input.Files.Shm != "/dev/shm" {
+		t.Errorf("%+v", n.input)
+	}
+}

@@ -1,0 +1,85 @@
+package registry
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"unicode"
+
+	"github.com/davit-runtime/davit/internal/fault"
+)
+
+// unavailable is the error whose text the kubelet knows.
+//
+// kubernetes: pkg/kubelet/images/image_manager.go, evalCRIPullErr.
+func unavailable(format string, args ...any) error {
+	return fault.New(fault.Unknown, "", "RegistryUnavailable: "+format, args...)
+}
+
+// transportError classifies an error of http.Client.Do or of reading a body.
+// The URL in it is dropped: redirect targets carry signatures.
+func transportError(ctx context.Context, host string, err error) error {
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
+	}
+	for {
+		var u *url.Error
+		if !errors.As(err, &u) {
+			break
+		}
+		err = u.Err
+	}
+	return unavailable("%s: %w", host, err)
+}
+
+// statusError classifies an answer that is no success. It closes the body.
+func (r *Repository) statusError(e *endpoint, what string, resp *http.Response) error {
+	defer resp.Body.Close()
+	said := r.said(resp)
+	switch resp.StatusCode {
+	case http.StatusUnauthorized, http.StatusForbidden:
+		return fault.New(fault.Denied, "", "%s refuses access to repository %s%s: %s", e.host.address, r.path, said, resp.Status)
+	case http.StatusNotFound:
+		return fault.New(fault.NotFound, "", "%s has no %s of repository %s%s: %s", e.host.address, what, r.path, said, resp.Status)
+	}
+	if resp.StatusCode >= 500 || resp.StatusCode == http.StatusTooManyRequests {
+		return unavailable("%s answers %s to a request for %s of repository %s%s", e.host.address, resp.Status, what, r.path, said)
+	}
+	return fault.New(fault.Unknown, "", "%s answers %s to a request for %s of repository %s%s", e.host.address, resp.Status, what, r.path, said)
+}
+
+// said returns what the registry gave as reason, in brackets, fit for one line
+// of a log, with the caller's secrets blotted out should it repeat them.
+func (r *Repository) said(resp *http.Response) string {
+	body, _ := io.ReadAll(io.LimitReader(resp.Body, 8<<10))
+	var reply struct {
+		Errors []struct{ Code, Message string }
+	}
+	if json.Unmarshal(body, &reply) != nil || len(reply.Errors) == 0 {
+		return ""
+	}
+	text := strings.Map(func(c rune) rune {
+		if unicode.IsPrint(c) {
+			return c
+		}
+		return ' '
+	}, reply.Errors[0].Code+" "+reply.Errors[0].Message)
+	if len(text) > 200 {
+		text = text[:200] + "…"
+	}
+	return fmt.Sprintf(" (%s)", strings.TrimSpace(r.scrub(text)))
+}
+
+func (r *Repository) scrub(text string) string {
+	for _, secret := range []string{r.auth.Password, r.auth.IdentityToken, r.auth.RegistryToken} {
+		if secret != "" {
+			text = strings.ReplaceAll(text, secret, "***")
+		}
+	}
+	return text
+}
