@@ -43,10 +43,8 @@ func Open(config Config) (*Network, error) {
 	if len(config.Subnets) > 2 || len(config.Subnets) == 2 && config.Subnets[0].Addr().Is4() == config.Subnets[1].Addr().Is4() {
 		return nil, fault.New(fault.Invalid, op, "subnets %v: at most one of each family", config.Subnets)
 	}
-	for _, dir := range []string{config.Root, config.State} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return nil, fault.New(fault.Internal, op, "%w", err)
-		}
+	if err := os.MkdirAll(config.Root, 0o700); err != nil {
+		return nil, fault.New(fault.Internal, op, "%w", err)
 	}
 	leases, err := loadLeases(config.Root, config.Subnets)
 	if err != nil {
