@@ -1,6 +1,7 @@
 package image
 
 import (
+	"errors"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -40,9 +41,10 @@ func readLeases(dir string, log *slog.Logger) (map[string]lease, error) {
 	return leases, nil
 }
 
+// makeDir makes a directory unless it is there.
 func makeDir(path string, perm fs.FileMode) error {
 	err := os.Mkdir(path, perm)
-	if os.IsExist(err) {
+	if errors.Is(err, fs.ErrExist) {
 		return nil
 	}
 	return classify(err)

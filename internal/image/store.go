@@ -53,13 +53,8 @@ func Open(config Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, dir := range []string{config.Root, config.writable(""), config.rootfs("")} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return nil, classify(err)
-		}
-	}
-	if err := errors.Join(makeDir(config.empty(), 0o755), os.Chmod(config.empty(), 0o755)); err != nil {
-		return nil, err
+	if err := config.makeDirs(); err != nil {
+		return nil, classify(err)
 	}
 	s := &Store{
 		config:   config,
@@ -81,6 +76,15 @@ func (c Config) rootfs(id string) string   { return filepath.Join(c.State, "root
 
 // empty is what an image without layers has below its writable one.
 func (c Config) empty() string { return filepath.Join(c.Root, "empty") }
+
+func (c Config) makeDirs() error {
+	return errors.Join(
+		os.MkdirAll(c.writable(""), 0o700), // with layers/ it has set-user-ID programs that nobody patches
+		os.MkdirAll(c.rootfs(""), 0o711),   // containers of other users pass through
+		os.MkdirAll(c.empty(), 0o755),
+		os.Chmod(c.empty(), 0o755), // whatever the umask
+	)
+}
 
 func (s *Store) load() (err error) {
 	var content content // first, since it keeps other processes out

@@ -182,7 +182,7 @@ func (c *Client) host(scheme, address string, settings HostConfig) (*host, error
 		ForceAttemptHTTP2:     true,
 	}
 	if settings.SkipVerify || settings.CAFile != "" {
-		t.TLSClientConfig = &tls.Config{InsecureSkipVerify: settings.SkipVerify} //nolint:gosec // by the administrator's choice
+		t.TLSClientConfig = &tls.Config{InsecureSkipVerify: settings.SkipVerify} // by the administrator's choice
 	}
 	if settings.CAFile != "" {
 		pool, err := x509.SystemCertPool()
