@@ -325,8 +325,13 @@ func TestDiskFull(t *testing.T) {
 	if _, err := s.Pull(context.Background(), reg.host()+"/big:1", PullOptions{}); err != nil {
 		t.Errorf("with room: %v", err)
 	}
-	// Not a byte is free: an image can still be removed.
+	// Not a byte is free: the store opens, and an image can be removed.
 	fill(t, filepath.Join(dir, "filler"))
+	closeStore(t, s)
+	s = openStore(t, dir)
+	if len(s.List()) != 1 {
+		t.Errorf("%v", s.List())
+	}
 	if err := s.Remove(context.Background(), reg.host()+"/big:1"); err != nil {
 		t.Errorf("on a full disk: %v", err)
 	}
@@ -441,6 +446,10 @@ func TestLostLayer(t *testing.T) {
 		t.Fatal(err)
 	}
 	s = openStore(t, dir)
+	s.trash.Wait()
+	if left := names(t, filepath.Join(dir, "root/layers")); len(left) != 2 {
+		t.Errorf("layers: %v", left)
+	}
 	if list := s.List(); len(list) != 1 || list[0].RepoTags[0] != reg.host()+"/b:1" {
 		t.Errorf("%+v", list)
 	}
