@@ -34,7 +34,7 @@ func openStore(t testing.TB, dir string) *Store {
 func testConfig(dir string) Config {
 	return Config{
 		Root: filepath.Join(dir, "root"), State: filepath.Join(dir, "state"), Platform: "linux/amd64/v3",
-		Registry: registry.Config{Stall: 2 * time.Second},
+		Registry: registry.Config{Stall: 30 * time.Second},
 		Log:      slog.New(slog.DiscardHandler),
 	}
 }

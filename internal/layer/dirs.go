@@ -101,7 +101,7 @@ func (d *Dirs) Unpack(ctx context.Context, id string, stream io.Reader) (Info, e
 		if err := u.run(ctx, stream); err != nil {
 			return nil, err
 		}
-		return t.implicitDirs()
+		return t.implicitDirs(), nil
 	})
 }
 

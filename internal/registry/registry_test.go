@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -189,7 +190,7 @@ func TestTrouble(t *testing.T) {
 		{"no headers", func(_ http.ResponseWriter, r *http.Request) bool {
 			<-r.Context().Done()
 			return true
-		}, fault.Unknown, []string{"^RegistryUnavailable: "}, tries},
+		}, fault.Unknown, []string{"^RegistryUnavailable: "}, 1},
 		{"always cut off", func(w http.ResponseWriter, _ *http.Request) bool {
 			abort(w, content[:1000], len(content))
 			return true
@@ -252,6 +253,16 @@ func TestTrouble(t *testing.T) {
 		})
 		_, err := repository(t, Config{}, hostOf(s), Auth{}).Manifest(context.Background(), d1)
 		check(t, err, fault.Unknown, d1, digest.FromString(ociIndex).String())
+	})
+	t.Run("trickling manifest", func(t *testing.T) {
+		s := serve(t, func(w http.ResponseWriter, r *http.Request) bool {
+			w.WriteHeader(http.StatusOK)
+			w.(http.Flusher).Flush()
+			<-r.Context().Done()
+			return true
+		})
+		_, err := repository(t, Config{}, hostOf(s), Auth{}).Manifest(context.Background(), "1")
+		check(t, err, fault.Unknown, "^RegistryUnavailable: 127.0.0.1:", "manifest 1")
 	})
 	t.Run("endless manifest", func(t *testing.T) {
 		s := serve(t, func(w http.ResponseWriter, _ *http.Request) bool {
@@ -352,8 +363,9 @@ func TestMirrors(t *testing.T) {
 }
 
 func TestTLS(t *testing.T) {
-	s := httptest.NewTLSServer(handler(nil))
-	s.Config.ErrorLog = nil
+	s := httptest.NewUnstartedServer(handler(nil))
+	s.Config.ErrorLog = log.New(io.Discard, "", 0)
+	s.StartTLS()
 	t.Cleanup(s.Close)
 	ca := filepath.Join(t.TempDir(), "ca.pem")
 	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw}), 0o600); err != nil {
