@@ -111,15 +111,16 @@ func (a *app) showLog(err error) {
 		return
 	}
 	var lines []string
-	readErr := crilog.Read(ce.LogPath, failureLines, func(l crilog.Line) error {
+	// An error here means no more than that there is nothing to show.
+	_ = crilog.Read(ce.LogPath, failureLines, func(l crilog.Line) error {
 		lines = append(lines, string(l.Text))
 		return nil
 	})
 	if message, err := os.ReadFile(ce.MessagePath); err == nil && len(message) > 0 {
 		lines = append(lines, "termination message: "+strings.TrimSpace(string(message)))
 	}
-	if readErr != nil && len(lines) == 0 {
-		return // it did not come so far as to have a log
+	if len(lines) == 0 {
+		return
 	}
 	fmt.Fprintf(a.err, "last lines of container %s:\n", ce.Container)
 	for _, l := range lines {
