@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -60,6 +61,11 @@ func (a *app) play(ctx context.Context, file string, o playOptions) error {
 	node, err := play.ThisNode()
 	if err != nil {
 		return err
+	}
+	for _, dir := range []*string{&o.dir, &o.logDir} { // the runtime takes only absolute paths
+		if *dir, err = filepath.Abs(*dir); err != nil {
+			return err
+		}
 	}
 	out := a.out
 	if a.output == "json" {
