@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -33,6 +32,7 @@ type parts struct {
 	cgroups  *cgroup.Host
 	network  *network.Network
 	images   *image.Store
+	binary   string // of davit-monitor
 	monitor  *monitor.Client
 	runtimes *runtimes
 	pods     *pod.Pods
@@ -66,6 +66,7 @@ func run(ctx context.Context, c *config, log *slog.Logger) error {
 	}
 	work("network", p.network.Run)
 	work("pods", p.pods.Serve)
+	work("monitor", func(ctx context.Context) error { return keepMonitor(ctx, p.binary, c.State, log) })
 	work("seccomp", func(ctx context.Context) error {
 		p.runtimes.compile(ctx, p.monitor, p.host.Capabilities)
 		return nil
@@ -140,11 +141,10 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 	}); err != nil {
 		return p, err
 	}
-	binary, err := findMonitor()
-	if err != nil {
+	if p.binary, err = findMonitor(); err != nil {
 		return p, err
 	}
-	if err := monitor.Ensure(ctx, binary, c.State); err != nil {
+	if err := monitor.Ensure(ctx, p.binary, c.State); err != nil {
 		return p, err
 	}
 	p.monitor = monitor.Connect(c.State)
@@ -178,22 +178,6 @@ func devices(log *slog.Logger) func() []ocispec.Device {
 		}
 		return all
 	}
-}
-
-// findMonitor looks for davit-monitor beside this program, else on PATH.
-func findMonitor() (string, error) {
-	const name = "davit-monitor"
-	if self, err := os.Executable(); err == nil {
-		beside := filepath.Join(filepath.Dir(self), name)
-		if _, err := os.Stat(beside); err == nil {
-			return beside, nil
-		}
-	}
-	path, err := exec.LookPath(name)
-	if err != nil {
-		return "", fmt.Errorf("%s is neither beside davitd nor on PATH", name)
-	}
-	return filepath.Abs(path)
 }
 
 // close takes the parts apart. With no pod left, nothing of davit's network or
