@@ -34,10 +34,11 @@ var drivers = []string{
 var imports = map[string][]string{
 	"cmd/davitd":        {"*"}, // it joins the parts
 	"cmd/davit-monitor": {"internal/monitor", "internal/monitor/server", "internal/keeper"},
-	"cmd/davit":         {"criclient", "internal/play"},
+	"cmd/davit":         {"criclient", "internal/play", "internal/crilog"},
 
-	"criclient":     {},
-	"internal/play": {"criclient"},
+	"criclient":       {},
+	"internal/play":   {"criclient"},
+	"internal/crilog": {},
 	// Of cgroup and monitor, cri uses value types that pod hands through.
 	"internal/cri":     slices.Concat(base, []string{"internal/pod", "internal/image", "internal/stream", "internal/cgroup", "internal/monitor"}),
 	"internal/stream":  base,
@@ -160,10 +161,12 @@ func TestLimits(t *testing.T) {
 	}
 	files := map[string]int{}
 	for _, s := range sources(t) {
-		exceeds(s.path, strings.Count(string(s.text), "\n"), 500, "lines")
+		lines := strings.Count(string(s.text), "\n")
 		if s.test {
+			exceeds(s.path, lines, 700, "lines") // tables take room
 			continue
 		}
+		exceeds(s.path, lines, 500, "lines")
 		files[s.dir]++
 		for _, d := range s.file.Decls {
 			measure(s, d, exceeds)

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"errors"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -42,7 +43,7 @@ func readLeases(dir string, log *slog.Logger) (map[string]lease, error) {
 
 func makeDir(path string, perm fs.FileMode) error {
 	err := os.Mkdir(path, perm)
-	if os.IsExist(err) {
+	if errors.Is(err, fs.ErrExist) {
 		return nil
 	}
 	return classify(err)

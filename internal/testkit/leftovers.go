@@ -148,35 +148,37 @@ func tables() []string {
 	return items
 }
 
-// cgroups lists control groups of every hierarchy, except those in use by
-// processes that are none of ours: other programs make them all the time.
+// cgroups lists control groups, each once however many hierarchies have it,
+// except those in use by processes that are none of ours: other programs make
+// them all the time.
 func cgroups(ours map[int]bool) []string {
 	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup", "cgroup2"))
 	if err != nil {
 		return []string{fmt.Sprintf("cgroups cannot be read: %v", err)}
 	}
-	var items []string
+	found, foreign := map[string]bool{}, map[string]bool{}
 	for _, m := range mounts {
-		foreign := map[string]bool{}
-		var found []string
 		_ = filepath.WalkDir(m.Mountpoint, func(path string, d fs.DirEntry, err error) error {
 			if err != nil || !d.IsDir() || path == m.Mountpoint {
 				return nil
 			}
-			found = append(found, path)
+			group := strings.TrimPrefix(path, m.Mountpoint)
+			found[group] = true
 			if hasForeign(path, ours) {
-				for p := path; p != m.Mountpoint; p = filepath.Dir(p) {
-					foreign[p] = true
+				for ; group != "/"; group = filepath.Dir(group) {
+					foreign[group] = true
 				}
 			}
 			return nil
 		})
-		for _, path := range found {
-			if !foreign[path] {
-				items = append(items, "cgroup "+path)
-			}
+	}
+	var items []string
+	for group := range found {
+		if !foreign[group] {
+			items = append(items, "cgroup "+group)
 		}
 	}
+	slices.Sort(items)
 	return items
 }
 

@@ -77,15 +77,22 @@ func (d *demo) end(context.Context) error {
 // prove compares with what there was before the first step.
 func (d *demo) prove(context.Context) error {
 	left := d.baseline.Left()
-	for _, kind := range []string{"process", "mount", "link", "nft table", "cgroup", "file"} {
+	for _, kind := range []struct{ prefix, plural string }{
+		{"process ", "processes"},
+		{"mount ", "mounts, pinned namespaces among them"},
+		{"link ", "links"},
+		{"nft table ", "nftables tables"},
+		{"cgroup ", "cgroups"},
+		{"file ", "files and directories"},
+	} {
 		n := 0
 		for _, l := range left {
-			if strings.HasPrefix(l, kind+" ") {
+			if strings.HasPrefix(l, kind.prefix) {
 				n++
 				say("%s", l)
 			}
 		}
-		say("%-10s %d left behind", kind, n)
+		say("%d %s", n, kind.plural)
 	}
 	if len(left) > 0 {
 		return fmt.Errorf("%d things stayed behind", len(left))

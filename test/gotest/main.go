@@ -11,6 +11,7 @@ package main
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -53,7 +54,7 @@ func run(args []string, out io.Writer) error {
 		args = args[2:]
 	}
 	if len(args) == 0 || args[0] != "--" {
-		return fmt.Errorf("usage: gotest [-skips FILE] -- ARGUMENTS [-- ARGUMENTS]...")
+		return errors.New("usage: gotest [-skips FILE] -- ARGUMENTS [-- ARGUMENTS]")
 	}
 	start := time.Now()
 	for len(args) > 0 {

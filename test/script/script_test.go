@@ -60,7 +60,6 @@ func (s serially) Verbose() bool { return testing.Verbose() }
 
 // A session is what belongs to one script.
 type session struct {
-	t        *testing.T
 	daemon   *testkit.Daemon
 	registry *testkit.Registry
 	dir      string
