@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"github.com/davit-runtime/davit/internal/monitor"
@@ -29,9 +30,24 @@ func findMonitor() (string, error) {
 	return filepath.Abs(path)
 }
 
-// keepMonitor starts the keeper again should it die, until ctx ends. The keeper
-// itself sees to davit-monitor, and holds its socket meanwhile.
-func keepMonitor(ctx context.Context, binary, state string, log *slog.Logger) error {
+// A keeperWatch starts the keeper again should it die. The keeper itself sees
+// to davit-monitor, and holds its socket meanwhile.
+type keeperWatch struct {
+	binary, state string
+	log           *slog.Logger
+	trouble       atomic.Pointer[error] // why there is none now
+}
+
+// err returns why there is no keeper; nil if there is one.
+func (k *keeperWatch) err() error {
+	if err := k.trouble.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// run looks once a second until ctx ends.
+func (k *keeperWatch) run(ctx context.Context) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
@@ -41,17 +57,19 @@ func keepMonitor(ctx context.Context, binary, state string, log *slog.Logger) er
 		case <-tick.C:
 		}
 		var d net.Dialer
-		conn, err := d.DialContext(ctx, "unix", monitor.SocketPath(state))
+		conn, err := d.DialContext(ctx, "unix", monitor.SocketPath(k.state))
 		if err == nil {
 			_ = conn.Close()
+			k.trouble.Store(nil)
 			continue
 		}
 		if ctx.Err() != nil {
 			return nil
 		}
-		log.Warn("the keeper is gone and is started again", "error", err)
-		if err := monitor.Ensure(ctx, binary, state); err != nil {
-			log.Error("the keeper does not start", "error", err)
+		k.log.Warn("the keeper is gone and is started again", "error", err)
+		if err = monitor.Ensure(ctx, k.binary, k.state); err != nil {
+			k.log.Error("the keeper does not start", "error", err)
+			k.trouble.Store(&err)
 		}
 	}
 }

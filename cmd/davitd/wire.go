@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,7 +33,7 @@ type parts struct {
 	cgroups  *cgroup.Host
 	network  *network.Network
 	images   *image.Store
-	binary   string // of davit-monitor
+	keeper   *keeperWatch
 	monitor  *monitor.Client
 	runtimes *runtimes
 	pods     *pod.Pods
@@ -66,7 +67,7 @@ func run(ctx context.Context, c *config, log *slog.Logger) error {
 	}
 	work("network", p.network.Run)
 	work("pods", p.pods.Serve)
-	work("monitor", func(ctx context.Context) error { return keepMonitor(ctx, p.binary, c.State, log) })
+	work("keeper", p.keeper.run)
 	work("seccomp", func(ctx context.Context) error {
 		p.runtimes.compile(ctx, p.monitor, p.host.Capabilities)
 		return nil
@@ -141,10 +142,12 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 	}); err != nil {
 		return p, err
 	}
-	if p.binary, err = findMonitor(); err != nil {
+	binary, err := findMonitor()
+	if err != nil {
 		return p, err
 	}
-	if err := monitor.Ensure(ctx, p.binary, c.State); err != nil {
+	p.keeper = &keeperWatch{binary: binary, state: c.State, log: log}
+	if err := monitor.Ensure(ctx, binary, c.State); err != nil {
 		return p, err
 	}
 	p.monitor = monitor.Connect(c.State)
@@ -217,7 +220,7 @@ func (p *parts) server(c *config, log *slog.Logger) *grpc.Server {
 			SystemdCgroup: p.cgroups.Driver() == cgroup.Systemd,
 			Handlers:      p.runtimes.handlers,
 			AppArmor:      appArmor(),
-			RuntimeReady:  p.runtimes.ready,
+			RuntimeReady:  func() error { return cmp.Or(p.runtimes.ready(), p.keeper.err()) },
 			NetworkReady:  p.network.Status,
 			Spec: func(id string) ([]byte, error) {
 				return os.ReadFile(filepath.Join(c.State, "containers", id, "config.json"))
