@@ -14,8 +14,11 @@ import (
 	"github.com/davit-runtime/davit/internal/play"
 )
 
-// rpcPrefix is what gRPC puts before the runtime's own words.
-var rpcPrefix = regexp.MustCompile(`rpc error: code = \w+ desc = `)
+// What gRPC puts around the runtime's own words, and the system's.
+var (
+	rpcPrefix  = regexp.MustCompile(`rpc error: code = \w+ desc = `)
+	dialPrefix = regexp.MustCompile(`connection error: desc = "transport: Error while dialing: ([^"]*)"`)
+)
 
 // explain says in one line what went wrong, why and what to do. A manifest's
 // problems have a line each.
@@ -24,8 +27,9 @@ func (a *app) explain(err error) string {
 	if errors.As(err, &bad) {
 		return bad.Error()
 	}
-	text := strings.Join(strings.Split(strings.TrimSpace(rpcPrefix.ReplaceAllString(err.Error(), "")), "\n"), "; ")
-	return "davit: " + text + a.advice(err)
+	text := rpcPrefix.ReplaceAllString(err.Error(), "")
+	text = dialPrefix.ReplaceAllString(text, "$1")
+	return "davit: " + strings.ReplaceAll(strings.TrimSpace(text), "\n", "; ") + a.advice(err)
 }
 
 // advice is what to do about err, beginning with "; ", or nothing.

@@ -34,6 +34,7 @@ func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
 func run(args []string, in io.Reader, out, errOut io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
+	defer context.AfterFunc(ctx, stop)() // a second signal ends the program at once
 	a := &app{in: in, out: out, err: errOut}
 	defer a.close()
 	root := a.root()
@@ -97,7 +98,23 @@ func (a *app) root() *cobra.Command {
 		a.imagesCommand(), a.pullCommand(), a.rmiCommand(),
 		a.statusCommand(), a.versionCommand(),
 	)
+	for _, c := range root.Commands() {
+		c.Args = explainUsage(c.Args)
+	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())
+	})
 	return root
+}
+
+// explainUsage says how a command is used instead of counting its arguments.
+func explainUsage(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if check(cmd, args) != nil {
+			return fmt.Errorf("wrong arguments; use: %s", cmd.UseLine())
+		}
+		return nil
+	}
 }
 
 func (a *app) dial() (err error) {

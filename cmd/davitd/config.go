@@ -106,7 +106,7 @@ func (c *config) parse(path string, data []byte) error {
 func (c *config) check() error {
 	var errs []error
 	bad := func(key, format string, args ...any) {
-		errs = append(errs, fmt.Errorf(key+": "+format, args...))
+		errs = append(errs, fmt.Errorf("%s: "+format, append([]any{key}, args...)...))
 	}
 	absolute := func(key, path string) {
 		if path != "" && !filepath.IsAbs(path) {

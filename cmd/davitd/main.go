@@ -5,6 +5,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -13,8 +14,6 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"runtime/pprof"
-	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -41,13 +40,7 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	defer stop()
-	dumps := make(chan os.Signal, 1)
-	signal.Notify(dumps, unix.SIGUSR1)
-	go func() {
-		for range dumps {
-			_ = pprof.Lookup("goroutine").WriteTo(os.Stderr, 2)
-		}
-	}()
+	go answer(log)
 	log.Info("davitd starts", "version", version, "pid", os.Getpid(), "root", c.Root, "state", c.State)
 	if err := run(ctx, c, log); err != nil {
 		log.Error("davitd ends", "error", err)
@@ -56,11 +49,24 @@ func main() {
 	log.Info("davitd ends; containers run on")
 }
 
+// answer handles the signals that do not end davitd, as long as it lives.
+func answer(log *slog.Logger) {
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, unix.SIGUSR1, unix.SIGHUP)
+	for s := range signals {
+		if s == unix.SIGHUP {
+			log.Info("nothing is reloaded: davitd reads its configuration when it starts, and containers outlive a restart")
+			continue
+		}
+		_ = pprof.Lookup("goroutine").WriteTo(os.Stderr, 2)
+	}
+}
+
 // arguments reads flags and the configuration file; flags win. It returns nil
 // if there is nothing more to do.
 func arguments(args []string, out io.Writer) (*config, error) {
 	f := flag.NewFlagSet("davitd", flag.ContinueOnError)
-	f.SetOutput(out)
+	f.SetOutput(io.Discard) // main tells errors
 	var flags config
 	path := f.String("config", configFile, "configuration `file`")
 	f.StringVar(&flags.Root, "root", "", "`directory` of what outlives a boot (default /var/lib/davit)")
@@ -69,7 +75,9 @@ func arguments(args []string, out io.Writer) (*config, error) {
 	level := f.String("log-level", "", "debug, info, warn or error (default info)")
 	f.StringVar(&flags.Log.Format, "log-format", "", "text or json (default text)")
 	show := f.Bool("version", false, "print the version and exit")
-	if err := f.Parse(args); err == flag.ErrHelp {
+	if err := f.Parse(args); errors.Is(err, flag.ErrHelp) {
+		f.SetOutput(out)
+		f.PrintDefaults()
 		return nil, nil
 	} else if err != nil {
 		return nil, err
@@ -81,7 +89,8 @@ func arguments(args []string, out io.Writer) (*config, error) {
 		fmt.Fprintln(out, "davitd", version)
 		return nil, nil
 	}
-	given := slices.ContainsFunc(args, func(a string) bool { return strings.HasPrefix(strings.TrimLeft(a, "-"), "config") })
+	given := false
+	f.Visit(func(f *flag.Flag) { given = given || f.Name == "config" })
 	c, err := readConfig(*path, given)
 	if err != nil {
 		return nil, err

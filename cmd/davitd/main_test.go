@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -66,6 +67,24 @@ func TestPodLife(t *testing.T) {
 		t.Fatal(err)
 	}
 	awaitPage(t, "http://"+pod.Status.Network.Ip+"/index.html", "page\n")
+	for _, sig := range []unix.Signal{unix.SIGHUP, unix.SIGUSR1} {
+		if err := unix.Kill(d.Pids()["davitd"][0], sig); err != nil {
+			t.Error(err)
+		}
+	}
+	for log := ""; !strings.Contains(log, "goroutine 1 [") || !strings.Contains(log, "nothing is reloaded"); log = d.Log() {
+		if ctx.Err() != nil {
+			t.Fatal("no answer to SIGUSR1 or SIGHUP")
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if err := d.Stop(); err != nil {
+		t.Error(err)
+	}
+	if err := d.Start(); err != nil {
+		t.Fatal(err)
+	}
+	awaitPage(t, "http://"+pod.Status.Network.Ip+"/index.html", "page\n")
 	ctr, err := c.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: id, Verbose: true})
 	if err != nil {
 		t.Fatal(err)
@@ -117,6 +136,50 @@ func awaitPage(t *testing.T, url, want string) {
 		return
 	}
 	t.Errorf("%s: %v", url, last)
+}
+
+// Containers get the filter that was compiled ahead, and it is in force.
+func TestSeccompAhead(t *testing.T) {
+	testkit.Root(t)
+	ctx := soon(t)
+	image := testkit.NewRegistry(t).PushBusybox(t, "busybox:1")
+	d := testkit.NewDaemon(t, "default_runtime = \"crun\"\n")
+	c := d.Client(t)
+	ref, err := c.Pull(ctx, image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		programs, _ := filepath.Glob(filepath.Join(d.Root, "seccomp", "crun-*", "*.bpf"))
+		if len(programs) == 2 {
+			break
+		}
+		if ctx.Err() != nil {
+			t.Fatalf("compiled: %v\n%s", programs, d.Log())
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	config := testkit.PodConfig("web", d.Logs)
+	podID, err := c.RunPod(ctx, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, caps := range map[string]*runtimeapi.Capability{"usual": nil, "none": {DropCapabilities: []string{"ALL"}}} {
+		ctr := testkit.ContainerConfig(name, ref, "sleep", "1000")
+		ctr.Linux.SecurityContext = &runtimeapi.LinuxContainerSecurityContext{Capabilities: caps, Seccomp: &runtimeapi.SecurityProfile{}}
+		id, err := c.RunContainer(ctx, podID, config, ctr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := c.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: id, Verbose: true})
+		if err != nil || !strings.Contains(s.Info["info"], `"run.oci.seccomp_bpf_data":"`) {
+			t.Errorf("%s: no filter compiled ahead: %v, %v", name, s, err)
+		}
+		exec, err := c.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"grep", "Seccomp:", "/proc/1/status"}})
+		if err != nil || string(exec.Stdout) != "Seccomp:\t2\n" {
+			t.Errorf("%s: %v, %v", name, exec, err)
+		}
+	}
 }
 
 // Without an OCI runtime davitd serves and says what is missing.

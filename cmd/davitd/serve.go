@@ -90,16 +90,12 @@ func notify(log *slog.Logger, state string) {
 	}
 }
 
-// raiseLimits allows as many files as containers may need: the kernel permitting.
-func raiseLimits(log *slog.Logger) {
-	const files = 1 << 20
+// checkLimits says so once if davit could not hold many containers. The limit
+// is not raised here: containers inherit what davitd was started with.
+func checkLimits(log *slog.Logger) {
+	const enough = 1 << 16
 	var limit unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil || limit.Cur >= files {
-		return
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err == nil && limit.Max < enough {
+		log.Info("few open files are allowed, which limits the number of containers", "limit", limit.Max, "enough", enough)
 	}
-	if unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: files, Max: max(files, limit.Max)}) == nil {
-		return
-	}
-	err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: limit.Max, Max: limit.Max})
-	log.Info("fewer open files than wanted: no CAP_SYS_RESOURCE", "wanted", files, "limit", limit.Max, "error", err)
 }

@@ -12,9 +12,8 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/grpc"
-
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/grpc"
 
 	"github.com/davit-runtime/davit/internal/cgroup"
 	"github.com/davit-runtime/davit/internal/cri"
@@ -42,7 +41,7 @@ type parts struct {
 // run builds the parts, recovers, serves until ctx ends, and takes them apart.
 func run(ctx context.Context, c *config, log *slog.Logger) error {
 	begun := time.Now()
-	raiseLimits(log)
+	checkLimits(log)
 	unlock, err := lock(c)
 	if err != nil {
 		return err

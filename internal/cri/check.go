@@ -15,7 +15,8 @@ type check struct{ err error }
 
 func (c *check) fail(kind fault.Kind, field, format string, args ...any) {
 	if c.err == nil {
-		c.err = fault.New(kind, "", field+": "+format, args...)
+		// The field may hold a key of the caller's, which is no format.
+		c.err = fault.New(kind, "", "%s: "+format, append([]any{field}, args...)...)
 	}
 }
 

@@ -105,6 +105,7 @@ func TestPodChecks(t *testing.T) {
 		{`linux { sysctls { key: "net.ipv4.ip_forward" value: "1" } sysctls { key: "kernel/shm_rmid_forced" value: "1" } }`, want{}},
 		{`linux { sysctls { key: "net/ipv4/conf/eth0.1/forwarding" value: "1" } sysctls { key: "fs.mqueue.msg_max" value: "9" } }`, want{}},
 		{`linux { sysctls { key: "kernel.panic" value: "1" } }`, want{invalid, `config.linux.sysctls["kernel.panic"]: does not belong`}},
+		{`linux { sysctls { key: "%d" value: "1" } }`, want{invalid, `config.linux.sysctls["%d"]: does not`}},
 		{`linux { sysctls { key: "net" value: "1" } }`, want{invalid, `config.linux.sysctls["net"]: `}},
 		{`linux { sysctls { key: "" value: "1" } }`, want{invalid, `config.linux.sysctls[""]: `}},
 		{`linux { sysctls { key: "net/../kernel/panic" value: "1" } }`, want{invalid, `config.linux.sysctls["net/../kernel/panic"]: is not`}},

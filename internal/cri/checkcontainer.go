@@ -190,11 +190,14 @@ func (c *check) containerSecurity(field string, sc *runtimeapi.LinuxContainerSec
 	c.apparmor(field, sc.GetApparmor(), sc.GetApparmorProfile(), apparmor)
 }
 
-// checkMounts refuses recursive read-only mounts where the handler cannot make
-// them. The text is the kubelet's.
-func (c *check) checkMounts(config *runtimeapi.ContainerConfig, h Handler) {
+// recursive refuses recursive read-only mounts where the pod's handler cannot
+// make them. The text is the kubelet's.
+func (c *check) recursive(config *runtimeapi.ContainerConfig, handler func() Handler) {
 	for i, m := range config.GetMounts() {
-		if m.GetRecursiveReadOnly() && !h.RecursiveReadOnly {
+		if !m.GetRecursiveReadOnly() {
+			continue
+		}
+		if h := handler(); !h.RecursiveReadOnly {
 			c.fail(fault.Unimplemented, "RROUnsupported", "config.mounts[%d].recursive_read_only: handler %q cannot do it", i, h.Name)
 		}
 	}

@@ -23,7 +23,7 @@ func (s *service) CreateContainer(ctx context.Context, r *runtimeapi.CreateConta
 		return nil, err
 	}
 	c.checkContainer(r.GetConfig(), p.Config, &s.config)
-	c.checkMounts(r.GetConfig(), s.handlerOf(p))
+	c.recursive(r.GetConfig(), func() Handler { return s.handlerOf(p) })
 	s.checkTarget(&c, r.GetConfig(), p)
 	if c.err != nil {
 		return nil, c.err

@@ -117,7 +117,7 @@ func (s *Store) fly(ctx context.Context, f *flight, w wanted) {
 	s.mu.Unlock()
 	close(f.done)
 	if err := s.unpin([]string{w.id}); err != nil {
-		s.log.Warn("removing a layer that nobody waited for", "layer", w.id, "error", err)
+		s.config.Log.Warn("removing a layer that nobody waited for", "layer", w.id, "error", err)
 	}
 }
 

@@ -106,7 +106,7 @@ func (p Phase) String() string {
 type layers interface {
 	Unpack(ctx context.Context, id string, tar io.Reader) (layer.Info, error)
 	Mend(ctx context.Context, id string, stack []layer.Part) (layer.Info, bool, error)
-	Sync() error
+	Sync(ids []string) error
 	Lower(id string) (string, error)
 	Remove(id string) error
 }

@@ -154,7 +154,7 @@ func (p *pull) run(ctx context.Context) (Image, error) {
 		err = p.commit(ctx, id, &r, list, infos)
 	}
 	if err := s.unpin(pinned); err != nil {
-		s.log.Warn("removing layers after a pull", "image", id, "error", err)
+		s.config.Log.Warn("removing layers after a pull", "image", id, "error", err)
 	}
 	if err != nil {
 		return Image{}, err
@@ -263,8 +263,9 @@ func (p *pull) commit(ctx context.Context, id string, r *record, list []wanted, 
 		infos[mend] = info
 	}
 	known := s.view.Load().layers
-	if slices.ContainsFunc(r.Layers, func(id string) bool { _, ok := known[id]; return !ok }) {
-		if err := s.layers.Sync(); err != nil {
+	isKnown := func(id string) bool { _, ok := known[id]; return ok }
+	if fresh := slices.DeleteFunc(slices.Clone(r.Layers), isKnown); len(fresh) > 0 {
+		if err := s.layers.Sync(fresh); err != nil {
 			return err
 		}
 	}

@@ -22,7 +22,6 @@ import (
 type Store struct {
 	config   Config
 	platform imagespec.Platform
-	log      *slog.Logger
 	registry *registry.Client
 	layers   layers
 	trash    *layer.Trash
@@ -35,9 +34,10 @@ type Store struct {
 	mu  sync.Mutex
 	use use
 
-	ctx    context.Context // ends with Close
-	cancel context.CancelFunc
-	wg     sync.WaitGroup // flights
+	ctx     context.Context // ends with Close
+	cancel  context.CancelFunc
+	wg      sync.WaitGroup // flights
+	closers []func() error
 }
 
 // Open opens the store and clears away what an earlier process left undone. A
@@ -64,7 +64,6 @@ func Open(config Config) (*Store, error) {
 	s := &Store{
 		config:   config,
 		platform: platform,
-		log:      config.Log,
 		registry: registry.New(config.Registry),
 		cpu:      make(chan struct{}, runtime.GOMAXPROCS(0)),
 		commit:   make(chan struct{}, 1),
@@ -84,14 +83,15 @@ func (c Config) rootfs(id string) string   { return filepath.Join(c.State, "root
 func (c Config) empty() string { return filepath.Join(c.Root, "empty") }
 
 func (s *Store) load() (err error) {
-	if s.trash, err = layer.OpenTrash(filepath.Join(s.config.Root, "trash"), s.log); err != nil {
+	var content content // first, since it keeps other processes out
+	if s.db, content, err = openDatabase(filepath.Join(s.config.Root, "images.db"), s.config.Log); err != nil {
 		return err
 	}
-	var content content
-	if s.db, content, err = openDatabase(filepath.Join(s.config.Root, "images.db"), s.log); err != nil {
+	s.closers = append(s.closers, s.db.close)
+	if s.trash, err = layer.OpenTrash(filepath.Join(s.config.Root, "trash"), s.config.Log); err != nil {
 		return err
 	}
-	if s.use.leases, err = readLeases(s.config.writable(""), s.log); err != nil {
+	if s.use.leases, err = readLeases(s.config.writable(""), s.config.Log); err != nil {
 		return err
 	}
 	needed := content.needed()
@@ -105,7 +105,7 @@ func (s *Store) load() (err error) {
 	if err != nil {
 		return err
 	}
-	s.layers = dirs
+	s.layers, s.closers = dirs, append(s.closers, dirs.Close)
 	if err := s.forgetMissing(&content, needed); err != nil {
 		return err
 	}
@@ -127,7 +127,7 @@ func (s *Store) forgetMissing(c *content, needed map[string]bool) error {
 	for id, r := range c.images {
 		for _, l := range r.Layers {
 			if _, ok := c.layers[l]; !ok {
-				s.log.Warn("an image has lost a layer and is given up", "image", id, "names", r.Names, "layer", l)
+				s.config.Log.Warn("an image has lost a layer and is given up", "image", id, "names", r.Names, "layer", l)
 				delete(c.images, id)
 				dropped.dropImages = append(dropped.dropImages, id)
 				break
@@ -148,10 +148,11 @@ func (s *Store) Close() error {
 	if s.trash != nil {
 		s.trash.Close()
 	}
-	if s.db != nil {
-		return s.db.close()
+	var errs []error
+	for _, c := range s.closers {
+		errs = append(errs, c())
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // List returns all images, sorted by ID. The caller must not change them.

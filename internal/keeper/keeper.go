@@ -59,6 +59,10 @@ func Run(dir, binary string, log *slog.Logger) error {
 		return err
 	}
 	defer lock.Close()
+	unix.Umask(0o022)
+	for _, name := range ofServiceManager {
+		_ = os.Unsetenv(name)
+	}
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("become subreaper: %w", err)
 	}
@@ -86,6 +90,12 @@ func Run(dir, binary string, log *slog.Logger) error {
 	}
 	go k.reapLoop(children)
 	return k.runMonitors(ctx)
+}
+
+// ofServiceManager are variables that are meant for davitd. An OCI runtime
+// would pass some on: crun makes `start` wait for a container's READY=1.
+var ofServiceManager = []string{
+	"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "INVOCATION_ID",
 }
 
 // lockState takes the keeper's lock. It tries for a moment, since those who

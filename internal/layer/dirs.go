@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -26,6 +27,11 @@ type Dirs struct {
 	staging string
 	trash   *Trash
 	limit   int64
+	fd      *os.File // of root, on which the kernel reports what it could not write
+
+	mu    sync.Mutex
+	lost  int            // how often Sync had such an error
+	since map[string]int // lost when Unpack or Mend of a layer began, until Sync
 }
 
 // OpenDirs opens the store in root. Layers of which known returns false, and
@@ -33,9 +39,9 @@ type Dirs struct {
 // must be on the same file system. Unpack refuses layers with files of more
 // than limit bytes in all.
 func OpenDirs(root string, trash *Trash, limit int64, known func(id string) bool) (*Dirs, error) {
-	d := &Dirs{root: root, staging: filepath.Join(root, "staging"), trash: trash, limit: limit}
+	d := &Dirs{root: root, staging: filepath.Join(root, "staging"), trash: trash, limit: limit, since: map[string]int{}}
 	if err := os.MkdirAll(root, 0o700); err != nil {
-		return nil, err
+		return nil, classify(err)
 	}
 	entries, err := os.ReadDir(root)
 	if err != nil {
@@ -48,8 +54,15 @@ func OpenDirs(root string, trash *Trash, limit int64, known func(id string) bool
 			}
 		}
 	}
-	return d, os.MkdirAll(d.staging, 0o700)
+	if err := os.MkdirAll(d.staging, 0o700); err != nil {
+		return nil, classify(err)
+	}
+	d.fd, err = os.Open(root)
+	return d, err
 }
+
+// Close lets go of the directory. The trash is its owner's to close.
+func (d *Dirs) Close() error { return d.fd.Close() }
 
 func (d *Dirs) dir(id string) string {
 	return filepath.Join(d.root, strings.Replace(id, ":", "-", 1))
@@ -84,6 +97,9 @@ func (d *Dirs) Unpack(ctx context.Context, id string, stream io.Reader) (Info, e
 
 // build lets fill make a layer's content and puts it in its place.
 func (d *Dirs) build(id string, fill func(fs string) (implicit []string, err error)) (Info, error) {
+	d.mu.Lock()
+	d.since[id] = d.lost
+	d.mu.Unlock()
 	stage, err := os.MkdirTemp(d.staging, "")
 	if err != nil {
 		return Info{}, classify(err)
@@ -117,23 +133,37 @@ func (d *Dirs) fill(id, stage string, fill func(string) ([]string, error)) (info
 	return info, nil
 }
 
-// Sync makes all layers durable that are complete. It waits for other dirty
-// data of the file system, too: the price of a layer being many files.
-func (d *Dirs) Sync() error {
-	f, err := os.Open(d.root)
+// Sync makes layers durable. It waits for other dirty data of the file system,
+// too: the price of a layer being many files. After an error the layers must
+// be removed: the kernel reports data that it lost only once, to whoever asks
+// first, which is why all layers of that time count as damaged.
+func (d *Dirs) Sync(ids []string) error {
+	err := unix.Syncfs(int(d.fd.Fd()))
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	if err != nil {
-		return err
+		d.lost++
+		return classify(fmt.Errorf("write image layers to the disk: %w", err))
 	}
-	defer f.Close()
-	if err := unix.Syncfs(int(f.Fd())); err != nil {
-		return classify(fmt.Errorf("sync %s: %w", d.root, err))
+	for _, id := range ids {
+		if since, ok := d.since[id]; ok && since != d.lost {
+			return fmt.Errorf("write image layers to the disk: some of it was lost while layer %s was written", id)
+		}
+	}
+	for _, id := range ids {
+		delete(d.since, id)
 	}
 	return nil
 }
 
 // Remove takes a layer out of the store at once; its files go later. It
 // succeeds if there is none.
-func (d *Dirs) Remove(id string) error { return d.trash.Put(d.dir(id)) }
+func (d *Dirs) Remove(id string) error {
+	d.mu.Lock()
+	delete(d.since, id)
+	d.mu.Unlock()
+	return d.trash.Put(d.dir(id))
+}
 
 // measure returns what a tree takes on disk.
 func measure(root string) (bytes, inodes uint64, err error) {

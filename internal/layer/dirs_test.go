@@ -27,6 +27,13 @@ func TestDirs(t *testing.T) {
 	})
 }
 
+// Before Linux 5.6 names have to be resolved step by step.
+func TestDirsWithoutOpenat2(t *testing.T) {
+	layer.NoOpenat2.Store(true)
+	defer layer.NoOpenat2.Store(false)
+	TestDirs(t)
+}
+
 func open(t testing.TB, dir string, limit int64) (*layer.Dirs, *layer.Trash, func() []string) {
 	t.Helper()
 	root := filepath.Join(dir, "layers")
@@ -39,6 +46,11 @@ func open(t testing.TB, dir string, limit int64) (*layer.Dirs, *layer.Trash, fun
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	return d, trash, func() []string {
 		var left []string
 		for _, sub := range []string{filepath.Join(root, "staging"), filepath.Join(dir, "trash")} {
@@ -70,6 +82,11 @@ func TestOpenDirsClearsAway(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer func() {
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
 	trash.Wait()
 	if _, err := d.Lower("sha256:2"); err != nil {
 		t.Error(err)

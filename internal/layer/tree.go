@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	securejoin "github.com/cyphar/filepath-securejoin"
 	"golang.org/x/sys/unix"
@@ -52,7 +53,7 @@ func (t *tree) forget() {
 
 // open opens a directory by its name, with O_PATH.
 func (t *tree) open(name string) (int, error) {
-	for {
+	for !noOpenat2.Load() {
 		fd, err := unix.Openat2(t.root, name, &unix.OpenHow{
 			Flags:   unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC,
 			Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_XDEV,
@@ -60,16 +61,21 @@ func (t *tree) open(name string) (int, error) {
 		switch {
 		case errors.Is(err, unix.EAGAIN): // a rename somewhere on the host at that moment
 			continue
-		case errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM): // before Linux 5.6, or hidden by seccomp
-			full, err := securejoin.SecureJoin(t.path, name)
-			if err != nil {
-				return -1, err
-			}
-			return unix.Open(full, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		case errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM):
+			noOpenat2.Store(true)
+			continue
 		}
 		return fd, err
 	}
+	full, err := securejoin.SecureJoin(t.path, name)
+	if err != nil {
+		return -1, err
+	}
+	return unix.Open(full, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 }
+
+// noOpenat2 is set where the kernel is older than Linux 5.6, or hides it.
+var noOpenat2 atomic.Bool
 
 // parent returns the directory that name is in, made if it does not exist, and
 // name's last element. The descriptor is good until the next call.

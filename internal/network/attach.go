@@ -84,33 +84,27 @@ func (n *Network) openPorts(l *lease) error {
 	if err := n.rules.open(elements(l.Addrs, l.Ports), n.elements); err != nil {
 		return err
 	}
-	return forgetFlows(l.Ports)
+	forgetFlows(l.Ports)
+	return nil
 }
 
 // forgetFlows makes the kernel forget UDP flows to the host ports: a client
-// that never pauses would keep one alive that goes to where the port led before.
-func forgetFlows(ports []Port) error {
+// that never pauses would keep one alive that goes to where the port led
+// before. A kernel that cannot be asked to keeps them until a pause of 30 s.
+func forgetFlows(ports []Port) {
 	var filters []netlink.CustomConntrackFilter
 	for _, p := range ports {
-		if p.Protocol != "udp" {
-			continue
-		}
 		f := &netlink.ConntrackFilter{}
-		if err := errors.Join(f.AddProtocol(unix.IPPROTO_UDP), f.AddPort(netlink.ConntrackOrigDstPort, p.HostPort)); err != nil {
-			return err
+		if p.Protocol == "udp" && f.AddProtocol(unix.IPPROTO_UDP) == nil && f.AddPort(netlink.ConntrackOrigDstPort, p.HostPort) == nil {
+			filters = append(filters, f)
 		}
-		filters = append(filters, f)
 	}
 	if len(filters) == 0 {
-		return nil
+		return
 	}
 	for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
-		_, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, filters...)
-		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return err
-		}
+		_, _ = netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, filters...)
 	}
-	return nil
 }
 
 // bridgeResult says what a lease arranged, in the form of a CNI result.
@@ -161,13 +155,11 @@ func (n *Network) release(ctx context.Context, l *lease) error {
 		return n.leases.drop(l)
 	}
 	n.leases.leave(l.Pod)
-	err := n.rules.close(elements(l.Addrs, l.Ports))
-	if err == nil {
-		err = forgetFlows(l.Ports)
-	}
-	if err := errors.Join(err, disconnect(l.Pod)); err != nil {
+	err := errors.Join(n.rules.close(elements(l.Addrs, l.Ports)), disconnect(l.Pod))
+	if err != nil {
 		return fault.New(fault.Internal, op, "%w", err)
 	}
+	forgetFlows(l.Ports)
 	return n.leases.drop(l)
 }
 

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -21,6 +22,7 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/version"
 	"golang.org/x/sys/unix"
+	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/span"
@@ -39,10 +41,14 @@ func (p *plugins) cni() *libcni.CNIConfig {
 // attachPlugins is Attach by CNI.
 func (n *Network) attachPlugins(ctx context.Context, p Pod, c *choice) (Result, error) {
 	const op = "network.Attach"
+	told, err := capabilities(p)
+	if err != nil {
+		return Result{}, fault.New(fault.Invalid, op, "%w", err)
+	}
 	l := newLease(p, driverCNI)
-	l.List, l.Capabilities = c.raw, capabilities(p)
+	l.List, l.Capabilities = c.raw, told
 	end := span.Step(ctx, "lease")
-	l, err := n.leases.take(l)
+	l, err = n.leases.take(l)
 	end()
 	if err != nil {
 		return Result{}, err
@@ -67,7 +73,7 @@ func (n *Network) attachPlugins(ctx context.Context, p Pod, c *choice) (Result, 
 // capabilities returns what plugins that ask for it are told of the pod.
 //
 // CNI: CONVENTIONS.md, "Dynamic plugin specific fields".
-func capabilities(p Pod) map[string]any {
+func capabilities(p Pod) (map[string]any, error) {
 	out := map[string]any{}
 	var mappings []map[string]any
 	for _, port := range p.Ports {
@@ -83,7 +89,22 @@ func capabilities(p Pod) map[string]any {
 	if p.CgroupParent != "" {
 		out["cgroupPath"] = p.CgroupParent
 	}
-	return out
+	limits := map[string]any{}
+	for _, way := range []string{"ingress", "egress"} {
+		text, ok := p.Annotations["kubernetes.io/"+way+"-bandwidth"]
+		if !ok {
+			continue
+		}
+		q, err := resource.ParseQuantity(text)
+		if err != nil || q.Sign() <= 0 {
+			return nil, fmt.Errorf("annotation kubernetes.io/%s-bandwidth: %q is no bandwidth", way, text)
+		}
+		limits[way+"Rate"], limits[way+"Burst"] = q.Value(), math.MaxInt32 // bits a second, bits
+	}
+	if len(limits) > 0 {
+		out["bandwidth"] = limits
+	}
+	return out, nil
 }
 
 // runtimeConf is the same for ADD, CHECK and DEL, but for the namespace, which

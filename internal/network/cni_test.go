@@ -69,7 +69,8 @@ func (f fake) calls(command string) []string {
 	return out
 }
 
-const fakeList = `{"cniVersion": "1.1.0", "name": "fakenet", "plugins": [{"type": "fake", "capabilities": {"portMappings": true}}]}`
+const fakeList = `{"cniVersion": "1.1.0", "name": "fakenet", "plugins": [
+	{"type": "fake", "capabilities": {"portMappings": true, "bandwidth": true}}]}`
 
 func openFake(t *testing.T, list string) (fake, Config, *Network) {
 	t.Helper()
@@ -87,7 +88,8 @@ func TestPluginsAreCalled(t *testing.T) {
 	f, c, n := openFake(t, fakeList)
 	ctx := context.Background()
 	p := Pod{ID: "id1", Name: "web", Namespace: "ns1", UID: "u1", NetNS: "/proc/self/ns/net",
-		Ports: []Port{{Protocol: "udp", HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: 53, ContainerPort: 5353}}}
+		Annotations: map[string]string{"kubernetes.io/egress-bandwidth": "10M"},
+		Ports:       []Port{{Protocol: "udp", HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: 53, ContainerPort: 5353}}}
 	r, err := n.Attach(ctx, p)
 	if err != nil {
 		t.Fatal(err)
@@ -97,13 +99,18 @@ func TestPluginsAreCalled(t *testing.T) {
 	}
 	add := f.calls("ADD")
 	for _, want := range []string{"id1 ns=/proc/self/ns/net eth0", "IgnoreUnknown=1", "K8S_POD_NAMESPACE=ns1", "K8S_POD_NAME=web",
-		"K8S_POD_INFRA_CONTAINER_ID=id1", "K8S_POD_UID=u1", `"containerPort":5353`, `"hostIP":"127.0.0.1"`} {
+		"K8S_POD_INFRA_CONTAINER_ID=id1", "K8S_POD_UID=u1", `"containerPort":5353`, `"hostIP":"127.0.0.1"`, `"egressRate":10000000`} {
 		if len(add) != 1 || !strings.Contains(add[0], want) {
 			t.Errorf("ADD lacks %q: %v", want, add)
 		}
 	}
 	if err := n.Check(ctx, p); err != nil || len(f.calls("CHECK")) != 1 {
 		t.Errorf("check: %v, %v", err, f.calls("CHECK"))
+	}
+
+	p.ID, p.Annotations = "id2", map[string]string{"kubernetes.io/ingress-bandwidth": "much"}
+	if _, err := n.Attach(ctx, p); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), `"much"`) {
+		t.Errorf("a bandwidth that is none: %v", err)
 	}
 
 	// The program restarts; the configuration is another one, the namespace gone.

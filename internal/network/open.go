@@ -124,10 +124,9 @@ func (n *Network) keep(ctx context.Context) {
 	}
 }
 
-// restore puts bridge and table in place.
+// restore puts bridge and table in place, and pods' links on the bridge.
 func (n *Network) restore() error {
-	_, err := n.bridge.ensure()
-	return errors.Join(err, n.rules.ensure(n.elements))
+	return errors.Join(n.bridge.rejoin(n.leases.all()), n.rules.ensure(n.elements))
 }
 
 // elements returns those of all leases.
@@ -161,7 +160,11 @@ func (n *Network) Status() error {
 }
 
 // Close ends the use of n. Bridge, table and leases stay: pods run on.
-func (n *Network) Close() {}
+func (n *Network) Close() {
+	n.rules.mu.Lock()
+	defer n.rules.mu.Unlock()
+	n.rules.disconnect()
+}
 
 // Destroy removes bridge and table. Precondition if a pod is attached to them.
 func (n *Network) Destroy(context.Context) error {

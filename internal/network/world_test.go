@@ -57,6 +57,7 @@ func newWorld(t testing.TB) *world {
 		if err := w.Destroy(w.ctx); err != nil {
 			t.Errorf("destroy: %v", err)
 		}
+		w.Close()
 		if left := w.leaseFiles(); len(left) > 0 {
 			t.Errorf("leases left: %v", left)
 		}
@@ -67,6 +68,9 @@ func newWorld(t testing.TB) *world {
 // reopen is what a restart of the program does.
 func (w *world) reopen() {
 	w.Helper()
+	if w.Network != nil {
+		w.Close()
+	}
 	n, err := Open(w.config)
 	if err != nil {
 		w.Fatal(err)

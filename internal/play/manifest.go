@@ -5,11 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"regexp"
 	"slices"
 	"strings"
 
 	yamlnode "go.yaml.in/yaml/v3"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	kjson "sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
 )
@@ -122,6 +125,9 @@ func (d *document) decode() (*corev1.Pod, []Problem) {
 	if found := checkKind(tree); len(found) > 0 {
 		return nil, d.locate(found)
 	}
+	if found := badQuantities(tree, ""); len(found) > 0 {
+		return nil, d.locate(found)
+	}
 	pod := &corev1.Pod{}
 	strict, err := kjson.UnmarshalStrict(raw, pod)
 	if err != nil {
@@ -160,6 +166,42 @@ func (d *document) typeProblem(err error) Problem {
 		return Problem{Line: d.above + 1, Text: oneLine(err)}
 	}
 	return Problem{Line: d.line(te.Field), Path: te.Field, Text: fmt.Sprintf("%s is not a %s", te.Value, te.Type)}
+}
+
+// quantityPath matches the fields of a Pod that are quantities. hugeExponent
+// is what the decoder would compute with for hours.
+var (
+	quantityPath = regexp.MustCompile(`\.(limits|requests|overhead|capacity|allocatedResources)\.|\.(sizeLimit|divisor)$`)
+	hugeExponent = regexp.MustCompile(`[eE][+-]?0*[1-9][0-9]{2,}`)
+)
+
+// badQuantities finds what the decoder's error would not name, or what the
+// decoder must not see.
+func badQuantities(value any, path string) []Problem {
+	var found []Problem
+	switch v := value.(type) {
+	case map[string]any:
+		for _, key := range slices.Sorted(maps.Keys(v)) {
+			found = append(found, badQuantities(v[key], join(path, key))...)
+		}
+	case []any:
+		for i, item := range v {
+			found = append(found, badQuantities(item, fmt.Sprintf("%s[%d]", path, i))...)
+		}
+	case string:
+		if quantityPath.MatchString(path) && !isQuantity(v) {
+			found = append(found, Problem{Path: path, Text: fmt.Sprintf("%q is not a quantity such as 100m, 2, 64Mi", v)})
+		}
+	}
+	return found
+}
+
+func isQuantity(s string) bool {
+	if hugeExponent.MatchString(s) {
+		return false
+	}
+	_, err := resource.ParseQuantity(s)
+	return err == nil
 }
 
 // index notes the line of each field.

@@ -34,7 +34,7 @@ type recipe struct {
 func (p *Pods) stepsOfContainers() []step[*container] {
 	return []step[*container]{
 		{"rootfs", nil, p.mountRootfs, p.unmountRootfs},
-		{"volumes", nil, p.makeVolumes, p.removeVolumes},
+		{"volumes", func(c *container) bool { return len(c.recipe.image.Volumes) > 0 }, p.makeVolumes, p.removeVolumes},
 		{"spec", nil, p.writeSpec, p.removeBundle},
 		{"process", nil, p.createProcess, p.removeProcess},
 	}

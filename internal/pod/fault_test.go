@@ -86,6 +86,7 @@ func TestCrashAtEachSave(t *testing.T) {
 				next := then.open()
 				time.Sleep(time.Minute)
 				// A container that had exited has its code; one that lives runs on.
+				then.mu.Lock()
 				for _, c := range next.Containers() {
 					p := then.procs[c.ID]
 					switch {
@@ -97,6 +98,7 @@ func TestCrashAtEachSave(t *testing.T) {
 						t.Errorf("container is %s, started=%v", c.State, p.Started)
 					}
 				}
+				then.mu.Unlock()
 				for _, pod := range next.List() {
 					if pod.State == Preparing {
 						t.Errorf("half a pod is listed still: %+v", pod)

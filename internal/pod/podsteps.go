@@ -24,9 +24,8 @@ import (
 func (p *Pods) stepsOfPods() []step[*pod] {
 	return []step[*pod]{
 		{"directory", nil, p.makePodDir, p.removePodDir},
-		{"cgroup", nil, p.preparePodCgroup, p.removePodCgroup},
+		{"cgroup", needsCgroup, p.makePodCgroup, p.removePodCgroup},
 		{"namespaces", ownsNamespaces, p.createNamespaces, p.releaseNamespaces},
-		{"files", nil, p.writePodFiles, func(context.Context, *pod) error { return nil }},
 		{"shm", ownsIPC, p.mountShm, p.unmountShm},
 		{"network", ownsNet, p.attachNetwork, p.detachNetwork},
 		{"holder", sharesPID, p.startHolder, p.endHolder},
@@ -50,15 +49,41 @@ func ownsNamespaces(p *pod) bool { return ownsNet(p) || ownsIPC(p) }
 // CRI: api.proto, NamespaceOption, "The CRI default is POD".
 func sharesPID(p *pod) bool { return p.namespaceOption().GetPid() == runtimeapi.NamespaceMode_POD }
 
+// A pod needs nothing of control groups where the kubelet made the parent and
+// no holder is to be put anywhere.
+func needsCgroup(p *pod) bool {
+	return p.state.Load().Config.GetLinux().GetCgroupParent() == "" || sharesPID(p)
+}
+
+// makePodDir makes the pod's directory, with what containers see as
+// /etc/resolv.conf and /etc/hostname.
 func (p *Pods) makePodDir(_ context.Context, pod *pod) error {
-	return os.MkdirAll(p.podDir(pod.id), 0o711)
+	config := pod.state.Load().Config
+	resolv, err := resolvConf(config.GetDnsConfig(), p.opt.Host.ResolvConf)
+	if err != nil {
+		return err
+	}
+	hostname := config.GetHostname()
+	if hostname == "" {
+		if hostname, err = os.Hostname(); err != nil {
+			return err
+		}
+	}
+	dir := p.podDir(pod.id)
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return err
+	}
+	if err := store.WriteFile(filepath.Join(dir, "resolv.conf"), resolv, 0o644); err != nil {
+		return err
+	}
+	return store.WriteFile(filepath.Join(dir, "hostname"), []byte(hostname+"\n"), 0o644)
 }
 
 func (p *Pods) removePodDir(_ context.Context, pod *pod) error {
 	return os.RemoveAll(p.podDir(pod.id))
 }
 
-func (p *Pods) preparePodCgroup(ctx context.Context, pod *pod) error {
+func (p *Pods) makePodCgroup(ctx context.Context, pod *pod) error {
 	parent := pod.state.Load().Config.GetLinux().GetCgroupParent()
 	if parent == "" { // else it is the kubelet's
 		if err := p.opt.Cgroups.Prepare(ctx, parent); err != nil {
@@ -100,26 +125,6 @@ func (p *Pods) createNamespaces(ctx context.Context, pod *pod) error {
 
 func (p *Pods) releaseNamespaces(ctx context.Context, pod *pod) error {
 	return p.opt.Namespaces.Release(ctx, p.podDir(pod.id))
-}
-
-// writePodFiles makes what containers see as /etc/resolv.conf and /etc/hostname.
-// They go with the directory.
-func (p *Pods) writePodFiles(_ context.Context, pod *pod) error {
-	config := pod.state.Load().Config
-	resolv, err := resolvConf(config.GetDnsConfig(), p.opt.Host.ResolvConf)
-	if err != nil {
-		return err
-	}
-	hostname := config.GetHostname()
-	if hostname == "" {
-		if hostname, err = os.Hostname(); err != nil {
-			return err
-		}
-	}
-	dir := p.podDir(pod.id)
-	return errors.Join(
-		store.WriteFile(filepath.Join(dir, "resolv.conf"), resolv, 0o644),
-		store.WriteFile(filepath.Join(dir, "hostname"), []byte(hostname+"\n"), 0o644))
 }
 
 // resolvConf returns a resolver configuration: config's, or without one a copy of the host's.

@@ -29,6 +29,7 @@ var errGone = errors.New("it has been removed")
 type podState struct {
 	Snapshot
 	podMemo
+	config json.RawMessage // Config in protojson
 }
 
 // A podMemo is what a pod's record has beyond the snapshot.
@@ -42,6 +43,7 @@ type podMemo struct {
 type containerState struct {
 	ContainerSnapshot
 	containerMemo
+	config json.RawMessage // Config in protojson
 }
 
 // A containerMemo is what a container's record has beyond the snapshot.
@@ -193,25 +195,16 @@ func enter(table map[State]map[event]State, state *State, e event, what string) 
 }
 
 func (p *Pods) savePod(s *podState) error {
-	config, err := protojson.Marshal(s.Config)
-	if err != nil {
-		return err
-	}
-	dir := filepath.Join(p.opt.Root, "pods", s.ID)
-	return p.saveRecord(dir, podRecord{Snapshot: s.Snapshot, Config: config, Memo: s.podMemo})
+	return p.saveRecord(p.podRoot(s.ID), podRecord{Snapshot: s.Snapshot, Config: s.config, Memo: s.podMemo})
 }
 
 func (p *Pods) saveContainer(s *containerState) error {
-	config, err := protojson.Marshal(s.Config)
-	if err != nil {
-		return err
-	}
 	resources, err := protojson.Marshal(s.Resources)
 	if err != nil {
 		return err
 	}
-	dir := filepath.Join(p.opt.Root, "containers", s.ID)
-	return p.saveRecord(dir, containerRecord{ContainerSnapshot: s.ContainerSnapshot, Config: config, Resources: resources, Memo: s.containerMemo})
+	r := containerRecord{ContainerSnapshot: s.ContainerSnapshot, Config: s.config, Resources: resources, Memo: s.containerMemo}
+	return p.saveRecord(p.containerRoot(s.ID), r)
 }
 
 func (p *Pods) saveRecord(dir string, v any) error {
@@ -231,7 +224,7 @@ func loadPod(path string) (*podState, error) {
 	if err := store.LoadJSON(path, recordVersion, &r); err != nil {
 		return nil, err
 	}
-	s := &podState{Snapshot: r.Snapshot, podMemo: r.Memo}
+	s := &podState{Snapshot: r.Snapshot, podMemo: r.Memo, config: r.Config}
 	s.Config = &runtimeapi.PodSandboxConfig{}
 	if err := protojson.Unmarshal(r.Config, s.Config); err != nil {
 		return nil, err
@@ -247,7 +240,7 @@ func loadContainer(path string) (*containerState, error) {
 	if err := store.LoadJSON(path, recordVersion, &r); err != nil {
 		return nil, err
 	}
-	s := &containerState{ContainerSnapshot: r.ContainerSnapshot, containerMemo: r.Memo}
+	s := &containerState{ContainerSnapshot: r.ContainerSnapshot, containerMemo: r.Memo, config: r.Config}
 	s.Config = &runtimeapi.ContainerConfig{}
 	if err := protojson.Unmarshal(r.Config, s.Config); err != nil {
 		return nil, err

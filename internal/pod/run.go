@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -37,6 +38,10 @@ func (p *Pods) Run(ctx context.Context, config *runtimeapi.PodSandboxConfig, han
 // beginRun returns the pod that config names and the operation that makes it,
 // both new unless there are any.
 func (p *Pods) beginRun(ctx context.Context, config *runtimeapi.PodSandboxConfig, handler string) (*pod, error) {
+	encoded, err := protojson.Marshal(config)
+	if err != nil {
+		return nil, fault.New(fault.Invalid, "", "pod configuration: %w", err)
+	}
 	key := keyOfPod(config)
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -55,6 +60,7 @@ func (p *Pods) beginRun(ctx context.Context, config *runtimeapi.PodSandboxConfig
 			Boot:  p.opt.Host.BootID,
 			Place: p.opt.Cgroups.Place(config.GetLinux().GetCgroupParent(), id),
 		},
+		config: encoded,
 	})
 	pod.slot.token <- struct{}{} // nobody else knows it yet
 	pod.making = p.crew.occupy(ctx, &pod.slot, "pod "+pod.id+": run", makeBudget, func(ctx context.Context) error {
@@ -133,13 +139,17 @@ func (p *Pods) beginCreate(ctx context.Context, podID string, config *runtimeapi
 	return c, nil
 }
 
-// newContainer returns a container's first state. Invalid if its log would
-// leave the pod's log directory.
+// newContainer returns a container's first state. Invalid if it cannot be
+// written down, or its log would leave the pod's log directory.
 func (p *Pods) newContainer(pod *podState, config *runtimeapi.ContainerConfig) (*containerState, error) {
 	s := &containerState{}
 	s.ID, s.PodID, s.Handler = newID(), pod.ID, pod.Handler
 	s.State, s.CreatedAt = Preparing, time.Now()
 	s.Config = proto.CloneOf(config)
+	var err error
+	if s.config, err = protojson.Marshal(config); err != nil {
+		return nil, fault.New(fault.Invalid, "", "container configuration: %w", err)
+	}
 	s.Resources = &runtimeapi.LinuxContainerResources{}
 	if r := config.GetLinux().GetResources(); r != nil {
 		s.Resources = proto.CloneOf(r)

@@ -2,9 +2,9 @@ package pod
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -63,29 +63,44 @@ func (p *Pods) start(ctx context.Context, c *container) error {
 	})
 }
 
-// startFailed makes an end of a container that could not be started. Its
-// process may be in any state, so it stays created unless the process is gone.
+// startFailed makes an end of a container that could not be started, and
+// returns why. Its process may be in any state, so the container stays created
+// until the process is gone.
 func (p *Pods) startFailed(ctx context.Context, c *container, cause error) error {
-	gone := p.releaseNow(ctx, func(ctx context.Context) error {
-		// A process that lived long enough to exit has its exit heard of before
-		// the monitor forgets it.
-		return p.removeProcess(ctx, c)
+	err := p.releaseNow(ctx, func(ctx context.Context) error { return p.endUnstarted(ctx, c, cause) })
+	if err == nil {
+		return cause
+	}
+	p.retry("remove the process of a container that could not be started", c.id, func(ctx context.Context) error {
+		err := p.crew.with(ctx, &c.slot, "container "+c.id+": start", releaseBudget, func(ctx context.Context) error {
+			if c.state.Load().State != Created {
+				return nil // stopped, or started after all
+			}
+			return p.endUnstarted(ctx, c, cause)
+		})
+		return unlessGone(err)
 	})
-	if gone != nil {
-		return fmt.Errorf("%w; then its process could not be removed: %w", cause, gone)
+	return fmt.Errorf("%w; then, remove its process: %w", cause, err)
+}
+
+// endUnstarted removes a container's process and notes why it never ran. The
+// container's slot must be held.
+func (p *Pods) endUnstarted(ctx context.Context, c *container, cause error) error {
+	if err := p.removeProcess(ctx, c); err != nil {
+		return err
 	}
 	if last := c.held(); len(last) > 0 && last[len(last)-1] == "process" {
 		c.drop()
 	}
 	err := c.note(func(s *containerState) error {
-		s.ExitCode, s.Reason, s.Message, s.FinishedAt = 128, "StartError", cause.Error(), time.Now()
+		s.ExitCode, s.Reason, s.FinishedAt = 128, "StartError", time.Now()
+		s.Message = strings.ToValidUTF8(cause.Error(), "?")
 		return s.enter(startFailed)
 	})
-	if err != nil {
-		return errors.Join(cause, err)
+	if err == nil {
+		c.end()
 	}
-	c.end()
-	return cause
+	return err
 }
 
 // UpdateContainer changes the limits of a created or running container. Zero

@@ -2,6 +2,7 @@ package pod
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -86,6 +87,34 @@ func TestStartFails(t *testing.T) {
 	must(t, d.StartContainer(t.Context(), again))
 }
 
+// A start that fails, and whose process cannot be removed at first, ends in time.
+func TestStartFailsForLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode(t)
+		d := n.open()
+		podID, err := d.Run(t.Context(), podConfig("web", private), "")
+		must(t, err)
+		id, err := d.CreateContainer(t.Context(), podID, containerConfig("main"))
+		must(t, err)
+		n.set(func() { n.fail["Processes.Start"], n.fail["Processes.Remove"] = errInjected, errors.New("no answer") })
+		if err := d.StartContainer(t.Context(), id); err == nil || !strings.Contains(err.Error(), "no answer") {
+			t.Errorf("%v", err)
+		}
+		if c, _ := d.Container(id); c.State != Created {
+			t.Errorf("%+v", c)
+		}
+		time.Sleep(time.Minute)
+		n.set(func() { clear(n.fail) })
+		time.Sleep(2 * time.Minute)
+		if c, _ := d.Container(id); c.State != Exited || c.Reason != "StartError" {
+			t.Errorf("%+v", c)
+		}
+		must(t, d.Remove(t.Context(), podID))
+		d.stop()
+		n.clean()
+	})
+}
+
 // Creating fails: nothing is left, and the name is free.
 func TestCreateFails(t *testing.T) {
 	n := newNode(t)
@@ -147,32 +176,28 @@ func TestExitEarly(t *testing.T) {
 		d := n.open()
 		podID, err := d.Run(t.Context(), podConfig("web", private), "")
 		must(t, err)
-		// At the save that follows the process's creation.
-		n.atSave = func() {
-			for id, p := range n.procs {
-				if p.Exit == nil {
-					go n.die(id, 3)
-				}
-			}
-		}
+		create := make(chan struct{})
+		n.set(func() { n.deaf["Processes.Create"] = create })
+		time.AfterFunc(time.Second, func() {
+			d.exited(monitor.Exit{ID: d.containersOf(podID)[0].id, Code: 3, At: time.Now()})
+			close(create)
+		})
 		id, err := d.CreateContainer(t.Context(), podID, containerConfig("main"))
 		must(t, err)
-		synctest.Wait()
 		c, _ := d.Container(id)
 		if c.State != Exited || c.ExitCode != 3 {
 			t.Errorf("%+v", c)
 		}
-		n.set(func() { n.atSave = nil })
 
 		id, err = d.CreateContainer(t.Context(), podID, containerConfig("second"))
 		must(t, err)
-		n.set(func() { n.deaf["Processes.Start"] = make(chan struct{}) })
-		go func() {
-			synctestWait()
+		hang := make(chan struct{})
+		n.set(func() { n.deaf["Processes.Start"] = hang })
+		time.AfterFunc(time.Second, func() {
 			n.set(func() { n.procs[id].Started = true })
 			n.die(id, 0)
-			close(n.deaf["Processes.Start"])
-		}()
+			close(hang)
+		})
 		must(t, d.StartContainer(t.Context(), id))
 		c, _ = d.Container(id)
 		if c.State != Exited || c.ExitCode != 0 || c.Reason != "Completed" || c.StartedAt.IsZero() {
@@ -180,8 +205,6 @@ func TestExitEarly(t *testing.T) {
 		}
 	})
 }
-
-func synctestWait() { time.Sleep(time.Second) }
 
 func TestUpdate(t *testing.T) {
 	n := newNode(t)
@@ -309,7 +332,7 @@ func TestSpec(t *testing.T) {
 	podID, err = d.Run(t.Context(), config, "")
 	must(t, err)
 	s, _ := d.Pod(podID)
-	if len(s.Paths) > 0 || strings.Join(s.Held, " ") != "directory cgroup files" {
+	if len(s.Paths) > 0 || strings.Join(s.Held, " ") != "directory" {
 		t.Errorf("%+v", s)
 	}
 	_, err = d.CreateContainer(t.Context(), podID, containerConfig("main"))

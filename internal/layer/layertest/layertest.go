@@ -33,7 +33,7 @@ import (
 type Store interface {
 	Unpack(ctx context.Context, id string, tar io.Reader) (layer.Info, error)
 	Mend(ctx context.Context, id string, stack []layer.Part) (layer.Info, bool, error)
-	Sync() error
+	Sync(ids []string) error
 	Lower(id string) (string, error)
 	Remove(id string) error
 }
@@ -160,7 +160,7 @@ func unpack(t *testing.T, s Store, layers [][]byte) []string {
 	for _, part := range stack {
 		ids = append(ids, part.ID)
 	}
-	if err := s.Sync(); err != nil {
+	if err := s.Sync(ids); err != nil {
 		t.Fatal(err)
 	}
 	return ids

@@ -1,7 +1,9 @@
 package server
 
 import (
+	"fmt"
 	"os"
+	"runtime/debug"
 	"sync/atomic"
 	"unsafe"
 
@@ -35,7 +37,7 @@ type slot struct {
 	total    uint32 // bytes in its staging pipe when committed
 	stale    uint32 // of these, how many are in the log: to be drained; atomic
 	carried  [2]uint32
-	_        uint32
+	areas    uint32 // bit n: which of its two areas has stream n's unfinished line
 }
 
 // Layout: index, then both slots in the first page; then the unfinished lines,
@@ -55,6 +57,10 @@ func openCommit(path string) (*commitFile, error) {
 	defer f.Close()
 	if err := f.Truncate(commitBytes); err != nil {
 		return nil, err
+	}
+	// What is allocated now cannot fault later for want of space.
+	if err := unix.Fallocate(int(f.Fd()), 0, 0, firstCarry); err != nil {
+		return nil, &os.PathError{Op: "allocate", Path: path, Err: err}
 	}
 	data, err := unix.Mmap(int(f.Fd()), 0, commitBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
@@ -76,8 +82,9 @@ func (c *commitFile) slot(i uint32) *slot {
 	return (*slot)(unsafe.Pointer(&c.data[firstSlot+int(i)*slotSize]))
 }
 
-func (c *commitFile) carryArea(i uint32, stream int) []byte {
-	from := firstCarry + (int(i)*2+stream)*maxLine
+// area is one of a stream's two places for an unfinished line.
+func (c *commitFile) area(stream int, areas uint32) []byte {
+	from := firstCarry + (stream*2+int(areas>>stream&1))*maxLine
 	return c.data[from : from+maxLine : from+maxLine]
 }
 
@@ -86,27 +93,45 @@ func (c *commitFile) read() slot { return *c.slot(c.active()) }
 
 // carry returns a stream's unfinished line; it is valid until the next commit.
 func (c *commitFile) carry(stream int) []byte {
-	i := c.active()
-	n := min(c.slot(i).carried[stream], maxLine)
+	s := c.read()
+	n := min(s.carried[stream], maxLine)
 	if n == 0 {
 		return nil
 	}
-	return c.carryArea(i, stream)[:n]
+	return c.area(stream, s.areas)[:n]
 }
 
-// commit replaces the active slot, the other stream's unfinished line taken
-// over. carry may be the one that carry returned.
-func (c *commitFile) commit(s slot, carry []byte) {
-	stream := int(s.stream)
-	other := c.carry(1 - stream)
-	next := 1 - c.active()
-	s.carried[stream] = uint32(copy(c.carryArea(next, stream), carry))
-	s.carried[1-stream] = 0
-	if len(other) > 0 {
-		s.carried[1-stream] = uint32(copy(c.carryArea(next, 1-stream), other))
+// commit replaces the active slot; the other stream's unfinished line stays.
+// carry may be the one that the method carry returned. It returns an error,
+// and commits nothing, if the file system has no room for carry; there is
+// always room for an empty one.
+func (c *commitFile) commit(s slot, carry []byte) error {
+	old, stream := c.read(), int(s.stream)
+	s.carried, s.areas = old.carried, old.areas^1<<stream
+	s.carried[stream] = uint32(len(carry))
+	if err := store(c.area(stream, s.areas), carry); err != nil {
+		return err
 	}
+	next := 1 - c.active()
 	*c.slot(next) = s
 	atomic.StoreUint32(c.index(), next)
+	return nil
+}
+
+// store copies into the mapping. The kernel answers a page that it cannot
+// allocate with SIGBUS.
+func store(to, from []byte) (err error) {
+	if len(from) == 0 {
+		return nil
+	}
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("unfinished line not stored: %v", r)
+		}
+	}()
+	copy(to, from)
+	return nil
 }
 
 // drained says that the stale bytes are gone.
@@ -115,6 +140,6 @@ func (c *commitFile) drained() { atomic.StoreUint32(&c.slot(c.active()).stale, 0
 // toDrain is how many bytes a successor must still drain from the staging pipe
 // of s.stream, which holds inPipe bytes now.
 func (s slot) toDrain(inPipe int) int {
-	gone := int(s.total) - inPipe
+	gone := max(0, int(s.total)-inPipe)
 	return min(inPipe, max(0, int(s.stale)-gone))
 }

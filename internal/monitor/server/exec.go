@@ -25,7 +25,7 @@ const (
 	maxExecBytes = 15 << 20
 	// execIdle is how long the output of a command that has ended must be
 	// silent to count as complete, if a child still holds it open.
-	execIdle = 50 * time.Millisecond
+	execIdle = 100 * time.Millisecond
 	// execKillWait is how long a command killed at its time limit may take to go.
 	execKillWait = 500 * time.Millisecond
 )

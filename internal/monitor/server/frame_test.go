@@ -100,9 +100,21 @@ func TestCommit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.commit(slot{ino: 7, length: 100, stream: 0, total: 50, stale: 40}, []byte("half a li"))
-	c.commit(slot{ino: 7, length: 200, stream: 1, total: 5, stale: 5}, []byte("other"))
-	c.commit(slot{ino: 7, length: 300, stream: 1, total: 9, stale: 9}, c.carry(1)) // aliases
+	for _, step := range []struct {
+		slot
+		carry string
+	}{
+		{slot{ino: 7, length: 100, stream: 0, total: 50, stale: 40}, "half a li"},
+		{slot{ino: 7, length: 200, stream: 1, total: 5, stale: 5}, "other"},
+		{slot{ino: 7, length: 300, stream: 1, total: 9, stale: 9}, "another"},
+	} {
+		if err := c.commit(step.slot, []byte(step.carry)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.commit(c.read(), c.carry(1)); err != nil { // aliases
+		t.Fatal(err)
+	}
 	c.close()
 	if c, err = openCommit(path); err != nil {
 		t.Fatal(err)
@@ -111,7 +123,7 @@ func TestCommit(t *testing.T) {
 	if s := c.read(); s.length != 300 || s.stale != 9 || s.stream != 1 {
 		t.Errorf("%+v", s)
 	}
-	if string(c.carry(0)) != "half a li" || string(c.carry(1)) != "other" {
+	if string(c.carry(0)) != "half a li" || string(c.carry(1)) != "another" {
 		t.Errorf("%q %q", c.carry(0), c.carry(1))
 	}
 	c.drained()

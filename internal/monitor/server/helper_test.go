@@ -41,8 +41,12 @@ func newNode(t testing.TB) *node {
 	testkit.Leftovers(t)
 	dir := t.TempDir()
 	n := &node{t: t, dir: dir, state: filepath.Join(dir, "state"), rootfs: filepath.Join(dir, "rootfs"), binary: filepath.Join(dir, "davit-monitor")}
-	build := exec.Command("go", "build", "-o", n.binary, "github.com/davit-runtime/davit/cmd/davit-monitor")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	args, cgo := []string{"build"}, "CGO_ENABLED=0"
+	if os.Getenv("DAVIT_RACE") != "" {
+		args, cgo = append(args, "-race"), "CGO_ENABLED=1"
+	}
+	build := exec.Command("go", append(args, "-o", n.binary, "github.com/davit-runtime/davit/cmd/davit-monitor")...)
+	build.Env = append(os.Environ(), cgo)
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}

@@ -124,15 +124,27 @@ func (o *stdio) round(s *stream, src int) (int, error) {
 	}
 	defer w.free()
 	tail := o.write(w, s)
-	o.commits.commit(slot{
-		dev: o.log.dev, ino: o.log.ino, length: o.log.length,
-		stream: uint32(s.index), total: uint32(total), stale: uint32(n),
-	}, tail)
+	o.commit(s, tail, total, n)
 	if err := drain(s.stage, n); err != nil {
 		return 0, err
 	}
 	o.commits.drained()
 	return max(moved, n), nil
+}
+
+// commit notes what is in the log, and that n of total bytes in the staging
+// pipe are of no more use.
+func (o *stdio) commit(s *stream, tail []byte, total, n int) {
+	next := slot{stream: uint32(s.index), total: uint32(total), stale: uint32(n)}
+	next.dev, next.ino, next.length = o.log.dev, o.log.ino, o.log.length
+	err := o.commits.commit(next, tail)
+	if err == nil {
+		return
+	}
+	// No room to keep an unfinished line: better a piece than none.
+	o.report(errors.Join(err, o.log.append(appendLine(nil, appendHeader(nil, time.Now(), s.name), tail, false))))
+	next.dev, next.ino, next.length = o.log.dev, o.log.ino, o.log.length
+	_ = o.commits.commit(next, nil)
 }
 
 // fill moves bytes from the source to the staging pipe.

@@ -54,21 +54,23 @@ func (s *server) recover(have inventory) {
 
 func (s *server) recoverOne(c *container, have inventory) error {
 	claim, claimed := have.claims[c.id]
-	loadErr := c.load()
+	if err := c.load(); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err // and leave it: it may run
+	}
 	s.mu.Lock()
 	s.containers[c.id] = c
 	s.mu.Unlock()
 	c.op.Lock()
 	defer c.op.Unlock()
 	switch {
-	case loadErr != nil, c.rec.Phase == creating, c.rec.Throwaway:
+	case c.rec.Phase == creating, c.rec.Throwaway:
 		console := take(have.fds, c.id+"/console")
 		closeIf(console)
 		closeIf(take(have.fds, c.id+"/log"))
 		if claimed && claim.Ended != nil {
 			close(c.ended)
 		}
-		return errors.Join(loadErr, s.abandon(c))
+		return s.abandon(c)
 	case c.rec.Phase == complete:
 		close(c.made)
 		close(c.ended)
@@ -84,14 +86,15 @@ func (s *server) recoverOne(c *container, have inventory) error {
 	if err := s.recoverStdio(c, have); err != nil {
 		s.log.Error("output not taken over", "id", c.id, "error", err)
 	}
-	close(c.made)
+	if ended == nil {
+		s.oom.add(c)
+		if o := c.output(); o != nil {
+			o.run()
+		}
+	}
+	close(c.made) // an exit event may have come already and wait for this
 	if ended != nil {
 		c.end(*ended)
-		return nil
-	}
-	s.oom.add(c)
-	if o := c.output(); o != nil {
-		o.run()
 	}
 	return nil
 }

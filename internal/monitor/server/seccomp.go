@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
@@ -8,7 +9,9 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -30,22 +33,21 @@ func (s *server) seccomp(q monitor.SeccompRequest) (monitor.SeccompReply, error)
 	if err := json.Unmarshal(q.Profile, &profile); err != nil {
 		return monitor.SeccompReply{}, fault.New(fault.Invalid, op, "%w", err)
 	}
-	bundle, err := os.MkdirTemp(filepath.Dir(s.dir), "seccomp-")
-	if err != nil {
-		return monitor.SeccompReply{}, err
-	}
-	defer os.RemoveAll(bundle)
+	id := "seccomp-" + strings.ToLower(rand.Text())
+	bundle := filepath.Join(s.dir, id, "bundle") // goes with the container, whatever happens
 	if err := writeThrowaway(bundle, &profile); err != nil {
-		return monitor.SeccompReply{}, err
+		return monitor.SeccompReply{}, errors.Join(err, os.RemoveAll(filepath.Dir(bundle)))
 	}
 	r := q.Runtime
 	r.NoCgroup, r.SystemdCgroup = true, false
-	id := "seccomp-" + strings.ToLower(rand.Text())
 	pid, err := s.create(monitor.Container{ID: id, Runtime: r, Bundle: bundle}, true)
 	if err != nil {
 		return monitor.SeccompReply{}, err
 	}
 	err = s.start(id)
+	if err == nil {
+		err = awaitFilter(pid)
+	}
 	var program []byte
 	if err == nil {
 		program, err = readFilter(pid)
@@ -90,6 +92,20 @@ const (
 	filterInstruction      = 8      // bytes
 	maxFilter              = 4096   // instructions, BPF_MAXINSNS
 )
+
+// awaitFilter waits until a process has a seccomp filter.
+func awaitFilter(pid int) error {
+	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		status, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
+		if err != nil {
+			return err
+		}
+		if bytes.Contains(status, []byte("\nSeccomp:\t2\n")) {
+			return nil
+		}
+	}
+	return errors.New("the throwaway container has no filter")
+}
 
 // readFilter reads the one seccomp filter of a process.
 func readFilter(pid int) (program []byte, err error) {

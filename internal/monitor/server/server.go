@@ -83,8 +83,8 @@ func (s *server) quiesce() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, c := range s.containers {
-		if io := c.output(); io != nil {
-			io.mu.Lock() //nolint:staticcheck // for good: the process ends
+		if o := c.output(); o != nil {
+			o.mu.Lock() //nolint:staticcheck // for good: the process ends
 		}
 	}
 }

@@ -132,7 +132,7 @@ func (o *stdio) keepLog() error {
 
 // commitLog notes which file the log is. No round may be under way.
 func (o *stdio) commitLog() {
-	o.commits.commit(slot{dev: o.log.dev, ino: o.log.ino, length: o.log.length}, o.commits.carry(0))
+	o.commit(o.streams[0], o.commits.carry(0), 0, 0)
 }
 
 // openPipe makes a FIFO where missing and opens both its ends, so that it
@@ -228,7 +228,7 @@ func (o *stdio) flushTail(s *stream) {
 	if err := o.log.append(appendLine(nil, header, tail, false)); err != nil {
 		o.report(err)
 	}
-	o.commits.commit(slot{dev: o.log.dev, ino: o.log.ino, length: o.log.length, stream: uint32(s.index)}, nil)
+	o.commit(s, nil, 0, 0)
 }
 
 func (o *stdio) close() {

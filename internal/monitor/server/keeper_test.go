@@ -1,0 +1,77 @@
+package server_test
+
+import (
+	"strconv"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/davit-runtime/davit/internal/monitor"
+)
+
+// The keeper is killed; the next one follows what lives by pidfd.
+func TestKeeperIsKilled(t *testing.T) {
+	n := newNode(t)
+	killKeeper := func() {
+		must(t, unix.Kill(n.process("keep"), unix.SIGKILL))
+		await(t, "end of the monitor", func() bool { return n.process("serve") == 0 })
+	}
+	c := n.container("crun", "sh", "-c", "i=0; while [ $i -lt 100000 ]; do echo $i; i=$((i+1)); done; sleep 1; exit 9")
+	brief := n.container("crun", "sh", "-c", "sleep 0.5; exit 4")
+	before := n.container("crun", "sh", "-c", "exit 2")
+	pid := n.run(c)
+	n.run(brief)
+	n.run(before)
+	n.exit(before.ID)
+	for range 5 {
+		time.Sleep(10 * time.Millisecond)
+		killKeeper()
+		must(t, monitor.Ensure(n.ctx(), n.binary, n.state))
+	}
+	list, err := n.List(n.ctx())
+	must(t, err)
+	for _, s := range list {
+		if s.ID == c.ID && s.Pid != pid && s.Exit == nil {
+			t.Errorf("status %+v, want pid %d", s, pid)
+		}
+	}
+	if exit := n.exit(before.ID); exit.Code != 2 {
+		t.Errorf("exit from before: %+v", exit)
+	}
+	if exit := n.exit(brief.ID); exit.Code != 4 {
+		t.Errorf("exit %+v", exit)
+	}
+	killKeeper() // while nobody looks, the other one may end
+	time.Sleep(1500 * time.Millisecond)
+	must(t, monitor.Ensure(n.ctx(), n.binary, n.state))
+	// Nobody saw it end: its process is gone for good.
+	if exit := n.exit(c.ID); exit.Code != 9 && exit.Code != 255 {
+		t.Errorf("exit %+v", exit)
+	}
+	got := lines(t, c.LogPath)["stdout"]
+	want := make([]string, 100000)
+	for i := range want {
+		want[i] = strconv.Itoa(i)
+	}
+	compare(t, "stdout", got, want)
+}
+
+// A second Ensure changes nothing, many at once start one keeper.
+func TestEnsure(t *testing.T) {
+	n := newNode(t)
+	keeper, serve := n.process("keep"), n.process("serve")
+	must(t, monitor.Ensure(n.ctx(), n.binary, n.state))
+	if n.process("keep") != keeper || n.process("serve") != serve {
+		t.Error("Ensure started another")
+	}
+	must(t, unix.Kill(keeper, unix.SIGKILL))
+	done := make(chan error)
+	for range 8 {
+		go func() { done <- monitor.Ensure(n.ctx(), n.binary, n.state) }()
+	}
+	for range 8 {
+		must(t, <-done)
+	}
+	must(t, monitor.Ensure(n.ctx(), n.binary, n.state))
+}
