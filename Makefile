@@ -42,7 +42,7 @@ test-root: build ## the tests that need root, scripts included, without the long
 	DAVIT_BIN=$(CURDIR)/bin $(GOTEST) -- -timeout 10m -p 1 -short ./internal/... ./test/...
 
 test-crash: build ## 100 pod life cycles under kill -9 of davitd and of the monitor, and 200 pods
-	DAVIT_BIN=$(CURDIR)/bin DAVIT_CRASH_PODS=100 DAVIT_SCALE_PODS=200 $(GOTEST) -- -timeout 20m -v ./test/crash ./test/scale
+	DAVIT_BIN=$(CURDIR)/bin DAVIT_CRASH_PODS=100 DAVIT_SCALE_PODS=200 $(GOTEST) -- -timeout 20m -p 1 -v ./test/crash ./test/scale
 
 test-race: ## the core's tests under the race detector (needs gcc)
 	$(GOTEST) -- -timeout 10m -p 1 -race $(addprefix ./,$(CORE))

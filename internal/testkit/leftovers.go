@@ -149,8 +149,8 @@ func tables() []string {
 }
 
 // cgroups lists control groups, each once however many hierarchies have it,
-// except those in use by processes that are none of ours: other programs make
-// them all the time.
+// except those in use by processes that are none of ours, and a kubelet's:
+// other programs make them all the time.
 func cgroups(ours map[int]bool) []string {
 	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup", "cgroup2"))
 	if err != nil {
@@ -163,6 +163,9 @@ func cgroups(ours map[int]bool) []string {
 				return nil
 			}
 			group := strings.TrimPrefix(path, m.Mountpoint)
+			if strings.HasPrefix(group, "/kubepods") {
+				return filepath.SkipDir
+			}
 			found[group] = true
 			if hasForeign(path, ours) {
 				for ; group != "/"; group = filepath.Dir(group) {

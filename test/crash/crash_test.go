@@ -87,7 +87,7 @@ func TestKillAnyMoment(t *testing.T) {
 	if err := group.Wait(); err != nil {
 		t.Error(err)
 	}
-	t.Logf("killed %s", attack.stop())
+	t.Logf("figure: in %d pod life cycles killed %s (seed %d)", pods, attack.stop(), seed)
 	witness.check(ctx, w)
 	if err := w.c.RemoveAll(ctx); err != nil {
 		t.Error(err)

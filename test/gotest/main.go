@@ -3,7 +3,8 @@
 //
 //	gotest [-skips FILE] -- ARGUMENTS [-- ARGUMENTS]...
 //
-// Each group of ARGUMENTS is one run of `go test`. A skipped test is a
+// Each group of ARGUMENTS is one run of `go test`. What tests that pass log as
+// "figure: …" is shown. A skipped test is a
 // failure, unless FILE has a line "PATTERN  reason" whose pattern matches
 // "package.Test": a test that silently stops running protects nothing.
 package main
@@ -175,6 +176,11 @@ func (t *totals) event(e event, output map[string]*strings.Builder, out io.Write
 	switch e.Action {
 	case "pass":
 		t.passed++
+		for line := range strings.Lines(text) {
+			if _, figure, found := strings.Cut(line, ": figure: "); found {
+				fmt.Fprintf(out, "      %s: %s", key, figure)
+			}
+		}
 	case "fail":
 		t.failed++
 		t.failures = append(t.failures, key)

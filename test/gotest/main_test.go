@@ -22,6 +22,7 @@ func TestEvents(t *testing.T) {
 	for _, e := range []event{
 		{Action: "run", Package: pkg, Test: "TestA"},
 		{Action: "output", Package: pkg, Test: "TestA", Output: "quiet\n"},
+		{Action: "output", Package: pkg, Test: "TestA", Output: "    a_test.go:7: figure: 3 ms\n"},
 		{Action: "pass", Package: pkg, Test: "TestA"},
 		{Action: "output", Package: pkg, Test: "TestB/sub", Output: "loud\n"},
 		{Action: "fail", Package: pkg, Test: "TestB/sub"},
@@ -37,7 +38,7 @@ func TestEvents(t *testing.T) {
 		t.Error("failures, but no error")
 	}
 	for _, want := range []string{
-		"loud\n", "no idea why\n", "skip  internal/x.RootC: needs root\n", "FAIL  internal/x  ",
+		"      internal/x.TestA: 3 ms\n", "loud\n", "no idea why\n", "skip  internal/x.RootC: needs root\n", "FAIL  internal/x  ",
 		"FAILED internal/x.TestD was skipped and is not on the list\n", "FAILED internal/xbroken\n",
 		"\n1 passed, 3 failed, 1 skipped\n",
 	} {

@@ -48,13 +48,13 @@ func TestManyPods(t *testing.T) {
 
 	start := time.Now()
 	ids, took := startPods(ctx, t, d, c, image, pods)
-	t.Logf("%d pods started in %s, 8 at a time; each %s at the median, %s at most",
+	t.Logf("figure: %d pods started in %s, 8 at a time; each %s at the median, %s at most",
 		pods, time.Since(start).Round(time.Millisecond), took[len(took)/2], took[len(took)-1])
 	checkAllRun(ctx, t, c, pods)
 
 	start = time.Now()
 	removePods(ctx, t, c, ids)
-	t.Logf("%d pods removed in %s", pods, time.Since(start).Round(time.Millisecond))
+	t.Logf("figure: %d pods removed in %s", pods, time.Since(start).Round(time.Millisecond))
 	list, err := c.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
 	if err != nil || len(list.Items) != 0 {
 		t.Errorf("after removing all: %v, %v", list, err)
@@ -96,7 +96,7 @@ func checkMemory(t *testing.T, d *testkit.Daemon) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("memory of all davit processes with 100 pods: %.1f MB PSS (aim: at most 100)", float64(bytes)/1e6)
+	t.Logf("figure: memory of all davit processes with 100 pods: %.1f MB PSS (aim: at most 100)", float64(bytes)/1e6)
 	if bytes > memoryBound {
 		for mode, pids := range d.Pids() {
 			for _, pid := range pids {
