@@ -12,7 +12,6 @@ import (
 	"sync"
 	"time"
 
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/grpc"
 
 	"github.com/davit-runtime/davit/internal/cgroup"
@@ -157,20 +156,11 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 			CgroupV2: p.host.CgroupV2, Capabilities: p.host.Capabilities,
 			MinOOMScoreAdj: p.host.MinOOMScoreAdj, Devices: devices(log),
 		},
-		Specs:      pod.Specs{Build: buildSpec, ResolveUser: ocispec.ResolveUser},
+		Specs:      pod.Specs{Build: ocispec.Make, ResolveUser: ocispec.ResolveUser},
 		Namespaces: namespace.New(), Network: p.network, Rootfs: p.images, Cgroups: p.cgroups,
 		Processes: p.monitor, Sessions: p.monitor, Runtimes: p.runtimes,
 	})
 	return p, err
-}
-
-// buildSpec looks at the host and builds.
-func buildSpec(in ocispec.Input) (*specs.Spec, error) {
-	var err error
-	if in.Found, err = ocispec.Inspect(in.Container); err != nil {
-		return nil, err
-	}
-	return ocispec.Build(in)
 }
 
 func devices(log *slog.Logger) func() []ocispec.Device {
