@@ -64,8 +64,10 @@ func (s *server) spawn(c *container) error {
 	if err := s.keeper.claim(c.id, pid, true); err != nil {
 		return err
 	}
-	if err := s.resetOOMScore(pid, want.Bundle); err != nil {
-		return err
+	if s.protected {
+		if err := s.resetOOMScore(pid, want.Bundle); err != nil {
+			return err
+		}
 	}
 	if want.TTY {
 		if err := s.openStdio(c, console, -1); err != nil {
