@@ -25,6 +25,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -84,7 +85,9 @@ func Run(state string, controlFD, listenFD int, log *slog.Logger) error {
 	}
 	keeperGone := make(chan error, 1)
 	go func() { keeperGone <- s.keeper.run(s.exited) }()
-	s.recover(have)
+	if err := s.recover(have); err != nil {
+		return err
+	}
 	go s.accept(listener)
 	err = <-keeperGone
 	s.quiesce()
@@ -128,6 +131,7 @@ func (s *server) accept(l net.Listener) {
 		conn, err := l.Accept()
 		if err != nil {
 			s.log.Error("accept", "error", err)
+			time.Sleep(100 * time.Millisecond) // out of descriptors, most likely
 			continue
 		}
 		go s.serve(conn)
