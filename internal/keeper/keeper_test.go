@@ -100,6 +100,9 @@ func TestUnexpected(t *testing.T) {
 	if err := k.handle(monitor.KeeperRequest{Op: "claim", ID: "a", Pid: pid}, nil); err == nil {
 		t.Error("claimed a process that is not there")
 	}
+	if err := k.handle(monitor.KeeperRequest{Op: "claim", ID: "a", Pid: os.Getppid()}, nil); err == nil {
+		t.Error("claimed a process that is nobody's child here")
+	}
 }
 
 func TestKill(t *testing.T) {

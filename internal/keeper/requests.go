@@ -86,12 +86,10 @@ func (k *Keeper) claim(r monitor.KeeperRequest) error {
 	if err != nil {
 		return fmt.Errorf("no process %d: %w", r.Pid, err)
 	}
-	c.start = p.start
 	if p.parent != os.Getpid() {
-		if err := k.follow(r.ID, c); err != nil {
-			return err
-		}
+		return fmt.Errorf("process %d is not the keeper's child", r.Pid) // but another with a used pid
 	}
+	c.start = p.start
 	k.claims[r.ID] = c
 	k.unexpect(r.ID)
 	return writeJSON(k.claimPath(r.ID), claimFile{Pid: c.pid, Start: c.start, Record: c.record})

@@ -155,6 +155,7 @@ func (c *Client) call(ctx context.Context, method string, body, into any, idempo
 			err = receive(conn, into)
 			stop()
 			_ = conn.Close()
+			wait = retryMin // it listens: the next dial waits for the next monitor
 			if lost(err) && !idempotent && ctx.Err() == nil {
 				return fault.New(fault.Unavailable, "monitor."+method, "davit-monitor was restarted meanwhile: %w", err)
 			}

@@ -22,18 +22,26 @@ func Ensure(ctx context.Context, binary, state string) error {
 	if err := os.MkdirAll(state, 0o711); err != nil {
 		return err
 	}
-	if !alive(state) {
-		if err := spawn(binary, state); err != nil {
-			return err
-		}
-	}
-	// A keeper that lost the race for the lock has gone again; the winner answers.
 	limited, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	if _, err := Connect(state).List(limited); err != nil {
-		return fault.New(fault.Unavailable, "monitor.Ensure", "davit-monitor does not come up (see %s): %w", logPath(state), err)
+	for {
+		// One that is dying still has the lock: look again if it does not answer.
+		if !alive(state) {
+			if err := spawn(binary, state); err != nil {
+				return err
+			}
+		}
+		// A keeper that lost the race for the lock has gone again; the winner answers.
+		try, done := context.WithTimeout(limited, time.Second)
+		_, err := Connect(state).List(try)
+		done()
+		if err == nil {
+			return nil
+		}
+		if limited.Err() != nil {
+			return fault.New(fault.Unavailable, "monitor.Ensure", "davit-monitor does not come up (see %s): %w", logPath(state), err)
+		}
 	}
-	return nil
 }
 
 func logPath(state string) string { return filepath.Join(state, "monitor.log") }

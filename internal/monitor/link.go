@@ -132,16 +132,16 @@ func (l *Link) Receive(message any) (fds []int, err error) {
 	switch {
 	case n == 0:
 		err = io.EOF
-	case flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0:
+	case flags&unix.MSG_TRUNC != 0:
 		err = errors.New("control message was cut short")
 	default:
 		err = json.Unmarshal(l.buf[:n], message)
 	}
-	if err != nil {
+	if err != nil || flags&unix.MSG_CTRUNC != 0 {
 		CloseAll(fds)
-		return nil, err
+		fds = nil // at the limit of open files: the request fails, not the link
 	}
-	return fds, nil
+	return fds, err
 }
 
 func rights(oob []byte) (fds []int, err error) {

@@ -43,8 +43,9 @@ type container struct {
 	dir string
 
 	// op is held by one of create, start, remove; gone is guarded by it.
-	op   sync.Mutex
-	gone bool
+	op        sync.Mutex
+	gone      bool
+	inherited bool // from the monitor before
 
 	mu       sync.Mutex // guards what follows; taken after op and server.mu
 	rec      record

@@ -9,7 +9,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -34,7 +33,7 @@ func (s *server) start(id string) error {
 		return fault.New(fault.Precondition, "monitor.Start", "container %s is not created", id)
 	case rec.Phase == starting:
 		// The monitor before was killed here; the command lived on.
-		if err := awaitStrays(c.dir, id, false); err != nil {
+		if err := awaitCommands(c.dir + "/start.log"); err != nil {
 			return err
 		}
 		if s.hasStarted(c) {
@@ -44,7 +43,7 @@ func (s *server) start(id string) error {
 	if err := c.save(func(r *record) { r.Phase = max(r.Phase, starting) }); err != nil {
 		return err
 	}
-	err = s.runtime(context.Background(), rec.Container.Runtime, "start", c.path("runtime.log"), [3]*os.File{}, func(errorLog string) []string {
+	err = s.runtime(context.Background(), rec.Container.Runtime, "start", c.path("start.log"), [3]*os.File{}, func(errorLog string) []string {
 		return rec.Container.Runtime.Start(errorLog, id)
 	})
 	if err != nil {
@@ -185,9 +184,14 @@ func (s *server) remove(id string) error {
 // delete makes the OCI runtime forget a dead container.
 func (s *server) delete(c *container) error {
 	r := c.get().Container.Runtime
+	if c.inherited {
+		if err := awaitCommands(c.dir + "/"); err != nil {
+			return err
+		}
+	}
 	var err error
 	for _, force := range []bool{false, true} {
-		err = s.runtime(context.Background(), r, "delete", c.path("runtime.log"), [3]*os.File{}, func(errorLog string) []string {
+		err = s.runtime(context.Background(), r, "delete", c.path("delete.log"), [3]*os.File{}, func(errorLog string) []string {
 			return r.Delete(errorLog, c.id, force)
 		})
 		if err == nil || fault.Is(err, fault.NotFound) {
@@ -203,8 +207,9 @@ const commandLimit = 2 * time.Minute
 // maxErrorText bounds what is read of an OCI runtime's error output.
 const maxErrorText = 64 << 10
 
-// runtime runs one command of an OCI runtime, which dies with this process
-// unless it is start, and makes a classified error of its failure. args gets the path of the error
+// runtime runs one command of an OCI runtime, which lives on if this process
+// dies (cut short, create leaves mounts, and start takes the container along: a
+// successor awaits the command, see awaitCommands), and makes a classified error of its failure. args gets the path of the error
 // log, which is removed afterwards. Absent stdio is /dev/null, but standard
 // error, which then goes into the error's text.
 func (s *server) runtime(ctx context.Context, r ociruntime.Runtime, command, errorLog string, stdio [3]*os.File, args func(errorLog string) []string) error {
@@ -227,12 +232,6 @@ func (s *server) runtimeOutput(ctx context.Context, r ociruntime.Runtime, comman
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = stdio[0], stdio[1], stdio[2]
 	} else if cmd.Stdout == nil {
 		cmd.Stderr = nil
-	}
-	if command != "start" { // which, cut short, takes the container with it
-		// Bound to the thread that forks: it must stay until the command has ended.
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: sigkill}
 	}
 	cmd.Env = append(os.Environ(), marker+errorLog) // names container and command
 	err := cmd.Run()

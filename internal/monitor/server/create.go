@@ -53,8 +53,7 @@ func (s *server) spawn(c *container) error {
 	if err := s.keeper.expect(c.id); err != nil {
 		return err
 	}
-	console, err := s.runCreate(c, want)
-	if err != nil {
+	if err := s.runCreate(c, want); err != nil {
 		return err
 	}
 	pid, err := readPid(c.path("pid"))
@@ -64,11 +63,8 @@ func (s *server) spawn(c *container) error {
 	if err := s.keeper.claim(c.id, pid, true); err != nil {
 		return err
 	}
-	if err := s.resetOOMScore(pid, want.Bundle); err != nil {
-		return err
-	}
-	if want.TTY {
-		if err := s.openStdio(c, console, -1); err != nil {
+	if s.protected {
+		if err := s.resetOOMScore(pid, want.Bundle); err != nil {
 			return err
 		}
 	}
@@ -80,59 +76,58 @@ func (s *server) spawn(c *container) error {
 	return nil
 }
 
-// runCreate makes the pipes and runs `create`. With a terminal it returns its
-// master, which the keeper has too, else -1.
-func (s *server) runCreate(c *container, want monitor.Container) (console int, err error) {
+// runCreate makes the pipes and runs `create`.
+func (s *server) runCreate(c *container, want monitor.Container) error {
 	if want.TTY {
 		return s.createWithConsole(c, want)
 	}
 	if err := s.openStdio(c, -1, -1); err != nil {
-		return -1, err
+		return err
 	}
 	stdin, err := c.stdin()
 	if err != nil {
-		return -1, err
+		return err
 	}
 	defer stdin.Close()
 	stdout, err := c.output().containerEnd("stdout")
 	if err != nil {
-		return -1, err
+		return err
 	}
 	defer stdout.Close()
 	stderr, err := c.output().containerEnd("stderr")
 	if err != nil {
-		return -1, err
+		return err
 	}
 	defer stderr.Close()
-	return -1, s.runtime(context.Background(), want.Runtime, "create", c.path("runtime.log"), [3]*os.File{stdin, stdout, stderr},
+	return s.runtime(context.Background(), want.Runtime, "create", c.path("create.log"), [3]*os.File{stdin, stdout, stderr},
 		func(errorLog string) []string {
 			return want.Runtime.Create(errorLog, c.id, want.Bundle, c.path("pid"), "")
 		})
 }
 
 // createWithConsole runs `create` and takes the terminal that it makes.
-func (s *server) createWithConsole(c *container, want monitor.Container) (int, error) {
+func (s *server) createWithConsole(c *container, want monitor.Container) error {
 	socket, err := listenConsole(c.dir)
 	if err != nil {
-		return -1, err
+		return err
 	}
 	defer socket.close()
-	err = s.runtime(context.Background(), want.Runtime, "create", c.path("runtime.log"), [3]*os.File{}, func(errorLog string) []string {
+	err = s.runtime(context.Background(), want.Runtime, "create", c.path("create.log"), [3]*os.File{}, func(errorLog string) []string {
 		return want.Runtime.Create(errorLog, c.id, want.Bundle, c.path("pid"), ociruntime.Console(socket.path))
 	})
 	if err != nil {
-		return -1, err
+		return err
 	}
 	master, err := socket.receive()
 	if err != nil {
-		return -1, err
+		return err
 	}
 	// From here on it outlives us: its close would hang up the container.
 	if err := s.keeper.hold(false, []string{c.id + "/console"}, []int{master}); err != nil {
 		closeFD(master)
-		return -1, err
+		return err
 	}
-	return master, nil
+	return s.openStdio(c, master, -1)
 }
 
 func (s *server) openStdio(c *container, console, logFD int) error {
@@ -197,13 +192,18 @@ func (s *server) resetOOMScore(pid int, bundle string) error {
 // container. c.op must be held.
 func (s *server) abandon(c *container) error {
 	rec := c.get()
+	if c.inherited {
+		if err := awaitCommands(c.dir + "/"); err != nil {
+			c.s.log.Warn("create of the monitor before", "id", c.id, "error", err) // killed below
+		}
+	}
 	if pid, err := readPid(c.path("pid")); err == nil && !c.hasEnded() {
 		// Of use only if the process is the keeper's child, which claim checks.
 		if s.keeper.claim(c.id, pid, false) == nil && s.keeper.kill(c.id, sigkill) == nil {
 			_ = c.awaitEnd()
 		}
 	}
-	if err := awaitStrays(c.dir, c.id, true); err != nil {
+	if err := killStrays(c.dir, c.id); err != nil {
 		return err
 	}
 	if _, err := os.Stat(filepath.Join(rec.Container.Runtime.Root, c.id)); err == nil {

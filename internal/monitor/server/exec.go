@@ -21,6 +21,7 @@ import (
 )
 
 const (
+	execPrefix = "exec-" // of the keeper's names for commands; container IDs are hexadecimal
 	// maxExecBytes keeps an ExecResult below the kubelet's 16 MiB for a message.
 	maxExecBytes = 15 << 20
 	// execIdle is how long the output of a command that has ended must be
@@ -44,7 +45,7 @@ func (s *server) exec(ctx context.Context, e monitor.Exec) (monitor.ExecResult, 
 		ctx, cancel = context.WithTimeoutCause(ctx, e.Timeout, errExecTimeout)
 		defer cancel()
 	}
-	x := &execution{s: s, c: c, id: "exec-" + rand.Text(), ended: make(chan monitor.Ended, 1)}
+	x := &execution{s: s, c: c, id: execPrefix + rand.Text(), ended: make(chan monitor.Ended, 1)}
 	x.out.left = maxExecBytes
 	if e.MaxBytes > 0 && e.MaxBytes < maxExecBytes {
 		x.out.left = e.MaxBytes
@@ -126,13 +127,26 @@ func (x *execution) spawn(ctx context.Context, args []string) error {
 	}
 	if err != nil {
 		x.kill()
-		return err
+		return x.explain(err)
 	}
 	for i, reader := range x.readers {
 		x.out.open.Add(1)
 		go x.out.read(reader, i)
 	}
 	return nil
+}
+
+// explain gives the reason that OCI runtimes do not name: the container ended.
+func (x *execution) explain(err error) error {
+	if fault.KindOf(err) != fault.Internal {
+		return err
+	}
+	select {
+	case <-x.c.ended:
+		return fault.New(fault.Unavailable, "monitor.Exec", "container %s has ended: %w", x.c.id, err)
+	case <-time.After(execIdle):
+		return err
+	}
 }
 
 // writeProcess writes the process of a container's spec with other arguments.
@@ -372,20 +386,52 @@ func strays(dir, id string) (found []process) {
 	return found
 }
 
-// awaitStrays waits until no stray is left, which kill makes sooner.
-func awaitStrays(dir, id string, kill bool) error {
-	for end := time.Now().Add(endWait); ; time.Sleep(2 * time.Millisecond) {
+// killStrays kills strays until none is left.
+func killStrays(dir, id string) error {
+	return awaitNone("strays of "+id, func() []process {
 		left := strays(dir, id)
+		for _, p := range left {
+			p.kill()
+		}
+		return left
+	})
+}
+
+// awaitCommands waits until the commands of OCI runtimes that the monitor
+// before ran with an error log of that prefix have ended. What they leave for
+// a container has their environment, but a mount namespace of its own.
+func awaitCommands(logPrefix string) error {
+	own, err := os.Readlink("/proc/self/ns/mnt")
+	if err != nil {
+		return err
+	}
+	keeper := os.Getppid()
+	return awaitNone("commands of the OCI runtime", func() (left []process) {
+		for _, p := range processes() {
+			if p.parent != keeper {
+				continue
+			}
+			dir := "/proc/" + strconv.Itoa(p.pid)
+			env, err := os.ReadFile(dir + "/environ")
+			if err != nil || !bytes.Contains(env, []byte(marker+logPrefix)) {
+				continue
+			}
+			if mnt, err := os.Readlink(dir + "/ns/mnt"); err == nil && mnt == own {
+				left = append(left, p)
+			}
+		}
+		return left
+	})
+}
+
+func awaitNone(what string, find func() []process) error {
+	for end := time.Now().Add(endWait); ; time.Sleep(2 * time.Millisecond) {
+		left := find()
 		if len(left) == 0 {
 			return nil
 		}
-		for _, p := range left {
-			if kill {
-				p.kill()
-			}
-		}
 		if time.Now().After(end) {
-			return fault.New(fault.Unavailable, "monitor", "%d processes of the OCI runtime for %s do not end", len(left), id)
+			return fault.New(fault.Unavailable, "monitor", "%d %s do not end, one is %d", len(left), what, left[0].pid)
 		}
 	}
 }

@@ -13,7 +13,7 @@ const maxLine = 16 << 10
 
 const stampLayout = "2006-01-02T15:04:05.000000000Z"
 
-// A header is what stands before the tag of each line: time and stream.
+// appendHeader appends what stands before the tag of each line: time and stream.
 func appendHeader(dst []byte, at time.Time, stream string) []byte {
 	dst = at.UTC().AppendFormat(dst, stampLayout)
 	dst = append(dst, ' ')

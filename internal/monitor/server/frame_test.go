@@ -46,12 +46,15 @@ func TestHeader(t *testing.T) {
 // However the input is cut into reads, lines are the same, and joined pieces
 // give the input back.
 func FuzzLines(f *testing.F) {
-	f.Add([]byte("a\nb\r\n"+strings.Repeat("z", maxLine+5)+"\n\ntail"), uint16(3), false)
-	f.Add([]byte(strings.Repeat("z", 3*maxLine)), uint16(5000), true)
+	f.Add([]byte("a\nb\r\nLzzzzz\n\ntail"), uint16(3), false)
+	f.Add([]byte("LLL\r\n"), uint16(5000), true)
 	f.Fuzz(func(t *testing.T, data []byte, step uint16, crlf bool) {
+		// An L stands for as much as fits a line, so that inputs stay small.
+		data = bytes.Replace(data, []byte("L"), bytes.Repeat([]byte("x"), maxLine), 4)
 		var carry, out []byte
+		size := max(int(step), len(data)/64) + 1 // bytewise only what is short: it is quadratic
 		for from := 0; from < len(data); {
-			to := min(len(data), from+int(step)+1)
+			to := min(len(data), from+size)
 			in := append(append([]byte(nil), carry...), data[from:to]...)
 			var more bool
 			for more = true; more; {

@@ -1,7 +1,9 @@
 package server_test
 
 import (
+	"os"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -42,7 +44,11 @@ func TestKeeperIsKilled(t *testing.T) {
 	if exit := n.exit(brief.ID); exit.Code != 4 {
 		t.Errorf("exit %+v", exit)
 	}
-	killKeeper() // while nobody looks, the other one may end
+	await(t, "last line", func() bool {
+		data, _ := os.ReadFile(c.LogPath)
+		return strings.HasSuffix(string(data), " 99999\n")
+	})
+	killKeeper() // while nobody looks, the other one ends
 	time.Sleep(1500 * time.Millisecond)
 	must(t, monitor.Ensure(n.ctx(), n.binary, n.state))
 	// Nobody saw it end: its process is gone for good.

@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"context"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -174,4 +175,64 @@ func TestKillDuringAbandonedCreate(t *testing.T) {
 			}
 		}
 	})
+}
+
+// Eight lives at a time, with execs, while the monitor is killed.
+func TestKillsUnderLoad(t *testing.T) {
+	n := newNode(t)
+	life := func(i int) error {
+		c := n.container([]string{"crun", "runc"}[i%2], "sh", "-c", "seq 1 5000; sleep 0.1; seq 5001 10000; exit "+strconv.Itoa(i))
+		ctx := n.ctx()
+		if _, err := n.Create(ctx, c); err != nil {
+			return err
+		}
+		if err := n.Start(ctx, c.ID); err != nil {
+			return err
+		}
+		_, err := n.Exec(ctx, monitor.Exec{ContainerID: c.ID, Args: []string{"true"}})
+		if err != nil && !fault.Is(err, fault.Unavailable) && !fault.Is(err, fault.Precondition) && i%2 == 0 {
+			return err // it may end meanwhile; what runc says then is not classified
+		}
+		for {
+			list, err := n.List(ctx)
+			if err != nil {
+				return err
+			}
+			at := slices.IndexFunc(list, func(s monitor.Status) bool { return s.ID == c.ID })
+			if at < 0 {
+				return fmt.Errorf("%d is not listed", i)
+			}
+			if exit := list[at].Exit; exit != nil {
+				if exit.Code != i {
+					return fmt.Errorf("%d: exit %+v", i, exit)
+				}
+				break
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		data, err := os.ReadFile(c.LogPath)
+		if count := strings.Count(string(data), "\n"); err != nil || count != 10000 {
+			return fmt.Errorf("%d: %d lines, %w", i, count, err)
+		}
+		return n.Remove(ctx, c.ID)
+	}
+	done := make(chan error)
+	for worker := range 8 {
+		go func() {
+			for i := range 5 {
+				done <- life(worker*5 + i)
+			}
+		}()
+	}
+	for left := 40; left > 0; {
+		select {
+		case err := <-done:
+			left--
+			if err != nil {
+				t.Error(err)
+			}
+		case <-time.After(time.Duration(50+rand.IntN(100)) * time.Millisecond):
+			n.killMonitor()
+		}
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -13,15 +14,16 @@ import (
 
 // recover takes over what the monitor before left, with what the keeper has.
 // When it returns all containers are known and their streams are read again.
-func (s *server) recover(have inventory) {
+func (s *server) recover(have inventory) error {
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
-		s.log.Error("containers not found again", "error", err)
+		return err // rather try again than take containers for strays
 	}
 	known := map[string]bool{}
 	for _, e := range entries {
 		known[e.Name()] = true
 		c := s.newContainer(e.Name())
+		c.inherited = true
 		if err := s.recoverOne(c, have); err != nil {
 			s.log.Error("container not taken over", "id", c.id, "error", err)
 		}
@@ -32,7 +34,7 @@ func (s *server) recover(have inventory) {
 		_ = s.keeper.drop(name)
 	}
 	for id, claim := range have.claims {
-		if !known[id] {
+		if !known[id] && strings.HasPrefix(id, execPrefix) {
 			s.endStray(id, claim)
 		}
 	}
@@ -50,6 +52,7 @@ func (s *server) recover(have inventory) {
 		}
 	}
 	s.early = nil
+	return nil
 }
 
 func (s *server) recoverOne(c *container, have inventory) error {
@@ -127,12 +130,22 @@ func (s *server) endStray(id string, claim monitor.KeeperEvent) {
 func (s *server) endHalfMade(id string) {
 	files, _ := filepath.Glob(filepath.Join(s.dir, "*", id+".*"))
 	for _, file := range files {
-		if pid, err := readPid(file); err == nil && filepath.Ext(file) == ".pid" {
+		if filepath.Ext(file) == ".json" {
+			dir := filepath.Dir(file)
+			if err := awaitCommands(filepath.Join(dir, id+".log")); err != nil {
+				s.log.Warn("exec of the monitor before", "id", id, "error", err)
+			}
+		}
+	}
+	for _, name := range files {
+		file := strings.TrimSuffix(name, filepath.Ext(name)) + ".pid" // which may be new
+		if pid, err := readPid(file); err == nil {
 			if s.keeper.claim(id, pid, false) == nil {
 				s.endStray(id, monitor.KeeperEvent{Pid: pid})
 			}
 		}
 		_ = os.Remove(file)
+		_ = os.Remove(name)
 	}
 	_ = s.keeper.cancel(id)
 }

@@ -22,7 +22,12 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/monitor"
@@ -33,8 +38,10 @@ type server struct {
 	dir     string // of the containers: <state>/monitor
 	keeper  *keeperLink
 	log     *slog.Logger
-	baseOOM int
-	oom     *oomWatch
+	baseOOM int // oom_score_adj that the keeper was started with
+	// protected is whether this process has a lower one, which its children inherit.
+	protected bool
+	oom       *oomWatch
 
 	mu         sync.Mutex
 	containers map[string]*container
@@ -52,6 +59,11 @@ func Run(state string, controlFD, listenFD int, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	lock, err := awaitLock(state)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
 	f := os.NewFile(uintptr(listenFD), "monitor.sock")
 	listener, err := net.FileListener(f)
 	if err = errors.Join(err, f.Close()); err != nil {
@@ -68,22 +80,47 @@ func Run(state string, controlFD, listenFD int, log *slog.Logger) error {
 		return err
 	}
 	s.baseOOM = have.baseOOM
+	if own, err := os.ReadFile("/proc/self/oom_score_adj"); err == nil {
+		s.protected = strings.TrimSpace(string(own)) != strconv.Itoa(have.baseOOM)
+	}
 	keeperGone := make(chan error, 1)
 	go func() { keeperGone <- s.keeper.run(s.exited) }()
-	s.recover(have)
+	if err := s.recover(have); err != nil {
+		return err
+	}
 	go s.accept(listener)
 	err = <-keeperGone
 	s.quiesce()
 	return err
 }
 
-// quiesce waits for each round under way and lets no other begin, so that
-// nothing is left in staging pipes that nobody holds any more.
+// awaitLock waits until no other monitor is at work: one whose keeper was
+// killed may still be in its last round.
+func awaitLock(state string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(state, "monitor.lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX)
+		if err == nil {
+			return f, nil
+		}
+		if !errors.Is(err, unix.EINTR) {
+			return nil, errors.Join(err, f.Close())
+		}
+	}
+}
+
+// quiesce takes what the pipes hold to the logs and lets no further round
+// begin: nobody holds the pipes of a container that has ended any more, nor
+// any staging pipe.
 func (s *server) quiesce() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, c := range s.containers {
 		if o := c.output(); o != nil {
+			o.drainAll()
 			o.mu.Lock() //nolint:staticcheck // for good: the process ends
 		}
 	}
@@ -94,6 +131,7 @@ func (s *server) accept(l net.Listener) {
 		conn, err := l.Accept()
 		if err != nil {
 			s.log.Error("accept", "error", err)
+			time.Sleep(100 * time.Millisecond) // out of descriptors, most likely
 			continue
 		}
 		go s.serve(conn)

@@ -200,7 +200,18 @@ func (o *stdio) finish() {
 			_ = s.src.SetReadDeadline(time.Unix(1, 0))
 			<-s.ended
 		}
-		// All that the container wrote before its end fits in the pipe.
+	}
+	o.drainAll()
+	for _, s := range o.streams {
+		o.flushTail(s)
+	}
+	o.close()
+}
+
+// drainAll takes what the pipes hold now, which is all that a container wrote
+// that has ended.
+func (o *stdio) drainAll() {
+	for _, s := range o.streams {
 		for taken := 0; taken < pipeBytes; {
 			n, err := o.round(s, fdOf(s.src))
 			if n == 0 || err != nil {
@@ -208,9 +219,7 @@ func (o *stdio) finish() {
 			}
 			taken += n
 		}
-		o.flushTail(s)
 	}
-	o.close()
 }
 
 // flushTail writes a stream's unfinished line as a piece.

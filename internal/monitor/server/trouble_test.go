@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -17,7 +18,7 @@ func TestLogDiskFull(t *testing.T) {
 	must(t, os.Mkdir(logs, 0o755))
 	must(t, unix.Mount("tmpfs", logs, "tmpfs", 0, "size=64k"))
 	t.Cleanup(func() { must(t, unix.Unmount(logs, 0)) })
-	c := n.container("crun", "sh", "-c", "seq 1 100000; echo full; while [ ! -e /tmp/go ]; do usleep 1000; done; echo room; exit 3")
+	c := n.container("crun", "sh", "-c", "seq 1 100000; : >/tmp/reached; while [ ! -e /tmp/go ]; do usleep 1000; done; echo room; exit 3")
 	c.LogPath = filepath.Join(logs, "0.log")
 	n.run(c)
 	monitor := n.process("serve")
@@ -25,6 +26,8 @@ func TestLogDiskFull(t *testing.T) {
 		log, _ := os.ReadFile(filepath.Join(n.state, "monitor.log"))
 		return strings.Contains(string(log), "no space left")
 	})
+	await(t, "end of the lines", func() bool { _, err := os.Stat(filepath.Join(n.rootfs, "tmp/reached")); return err == nil })
+	time.Sleep(500 * time.Millisecond)            // for what the pipe holds still
 	must(t, os.Rename(c.LogPath, c.LogPath+".1")) // as the kubelet rotates
 	must(t, n.ReopenLog(n.ctx(), c.ID))
 	lines(t, c.LogPath+".1")
