@@ -139,6 +139,7 @@ func (p *pull) run(ctx context.Context) (Image, error) {
 	if err != nil {
 		return Image{}, err
 	}
+	r.parsed = &config
 	list, err := p.wanted(config)
 	if err != nil {
 		return Image{}, err

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/distribution/reference"
+	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/layer"
@@ -19,6 +20,8 @@ type record struct {
 	Config   []byte
 	Manifest []byte
 	PulledAt time.Time
+
+	parsed *imagespec.Image // Config; set before the record is in a view
 }
 
 // content is all that the database holds, by ID. Records are immutable.
@@ -57,8 +60,12 @@ func newView(c content) *view {
 		for _, l := range r.Layers {
 			e.SizeBytes += c.layers[l].Bytes
 		}
-		// Checked when it was pulled; an unreadable one shows as empty.
-		e.Image.Config, _ = parseConfig(r.Config)
+		if r.parsed == nil {
+			// Checked when it was pulled; an unreadable one shows as empty.
+			config, _ := parseConfig(r.Config)
+			r.parsed = &config
+		}
+		e.Image.Config = *r.parsed
 		for _, name := range slices.Sorted(slices.Values(r.Names)) {
 			v.byName[name] = e
 			if strings.Contains(name, "@") {

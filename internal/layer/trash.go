@@ -44,17 +44,17 @@ func OpenTrash(dir string, log *slog.Logger) (*Trash, error) {
 // Put takes path, which must be on the trash's file system, away. It succeeds
 // if there is nothing.
 func (t *Trash) Put(path string) error {
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	into, err := os.MkdirTemp(t.dir, "")
 	if err != nil {
-		if err := os.RemoveAll(path); err != nil { // a full disk must not stop a deletion
-			return err
-		}
-		return nil
+		return os.RemoveAll(path) // a full disk must not stop a deletion
 	}
 	err = os.Rename(path, filepath.Join(into, filepath.Base(path)))
 	t.remove(into)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return nil // somebody else was faster
 	}
 	return err
 }
