@@ -37,7 +37,7 @@ var imports = map[string][]string{
 	"cmd/davit":         {"criclient", "internal/play", "internal/crilog"},
 
 	"criclient":       {},
-	"internal/play":   {"criclient"},
+	"internal/play":   {"internal/store", "internal/fault"},
 	"internal/crilog": {},
 	// Of cgroup and monitor, cri uses value types that pod hands through.
 	"internal/cri":     slices.Concat(base, []string{"internal/pod", "internal/image", "internal/stream", "internal/cgroup", "internal/monitor"}),

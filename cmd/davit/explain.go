@@ -27,6 +27,9 @@ func (a *app) explain(err error) string {
 	if errors.As(err, &bad) {
 		return bad.Error()
 	}
+	if errors.Is(err, context.Canceled) || status.Code(err) == codes.Canceled {
+		return "davit: interrupted"
+	}
 	text := rpcPrefix.ReplaceAllString(err.Error(), "")
 	text = dialPrefix.ReplaceAllString(text, "$1")
 	return "davit: " + strings.ReplaceAll(strings.TrimSpace(text), "\n", "; ") + a.advice(err)

@@ -8,7 +8,9 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -91,6 +93,8 @@ func TestLifeOfAPod(t *testing.T) {
 
 	s.davit(0, "", "pods")
 	s.has(s.out, `(?m)^ID +NAMESPACE +NAME +STATE +ADDRESS +AGE +HANDLER\naa0{10} +shop +web +ready +10.1.2.3 +0s +-\n$`)
+	s.davit(0, "", "pods", "-o", "json")
+	s.has(s.out, `"state": "SANDBOX_READY"`)
 	s.davit(0, "", "ps")
 	s.has(s.out, `cc0{9}3 +shop/web +server +running +0 +0s +reg/a:1`)
 	if strings.Contains(s.out, "setup") {
@@ -190,6 +194,29 @@ func TestPlayFailuresLeaveNothing(t *testing.T) {
 			s.clean()
 		})
 	}
+}
+
+// TestInterrupt sends this process the signal of Ctrl-C while an init
+// container runs that never ends.
+func TestInterrupt(t *testing.T) {
+	s := newShell(t)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for len(s.cri.called("ContainerStatus")) == 0 {
+			time.Sleep(5 * time.Millisecond)
+		}
+		if err := syscall.Kill(os.Getpid(), syscall.SIGINT); err != nil {
+			t.Error(err)
+		}
+	}()
+	s.play(1, "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec:\n"+
+		"  initContainers: [{name: setup, image: a}]\n  containers: [{name: c, image: a}]")
+	<-done
+	if s.errOut != "davit: interrupted\n" {
+		t.Errorf("said %q", s.errOut)
+	}
+	s.clean()
 }
 
 func TestPlayKeep(t *testing.T) {

@@ -13,9 +13,12 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
+// toJSON writes zero values too: a ready pod's state is one.
+var toJSON = protojson.MarshalOptions{EmitDefaultValues: true}
+
 // printJSON writes a CRI message as JSON, indented the same way every time.
 func (a *app) printJSON(m proto.Message) error {
-	raw, err := protojson.Marshal(m)
+	raw, err := toJSON.Marshal(m)
 	if err != nil {
 		return err
 	}
@@ -35,7 +38,7 @@ func writeJSON(w io.Writer, raw []byte) error {
 // statusJSON is a status with the runtime's verbose information, which is
 // JSON itself where the runtime wrote JSON.
 func statusJSON(status proto.Message, info map[string]string) ([]byte, error) {
-	raw, err := protojson.Marshal(status)
+	raw, err := toJSON.Marshal(status)
 	if err != nil {
 		return nil, err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -61,6 +62,11 @@ func (a *app) play(ctx context.Context, file string, o playOptions) error {
 	if err != nil {
 		return err
 	}
+	for _, dir := range []*string{&o.dir, &o.logDir} { // the runtime takes only absolute paths
+		if *dir, err = filepath.Abs(*dir); err != nil {
+			return err
+		}
+	}
 	out := a.out
 	if a.output == "json" {
 		out = a.err
@@ -111,15 +117,16 @@ func (a *app) showLog(err error) {
 		return
 	}
 	var lines []string
-	readErr := crilog.Read(ce.LogPath, failureLines, func(l crilog.Line) error {
+	// An error here means no more than that there is nothing to show.
+	_ = crilog.Read(ce.LogPath, failureLines, func(l crilog.Line) error {
 		lines = append(lines, string(l.Text))
 		return nil
 	})
 	if message, err := os.ReadFile(ce.MessagePath); err == nil && len(message) > 0 {
 		lines = append(lines, "termination message: "+strings.TrimSpace(string(message)))
 	}
-	if readErr != nil && len(lines) == 0 {
-		return // it did not come so far as to have a log
+	if len(lines) == 0 {
+		return
 	}
 	fmt.Fprintf(a.err, "last lines of container %s:\n", ce.Container)
 	for _, l := range lines {

@@ -138,6 +138,52 @@ func awaitPage(t *testing.T, url, want string) {
 	t.Errorf("%s: %v", url, last)
 }
 
+// The keeper is killed: the container runs on, davit comes back, and the exit
+// is known.
+func TestKeeperDies(t *testing.T) {
+	testkit.Root(t)
+	ctx := soon(t)
+	testkit.Leftovers(t)
+	image := testkit.NewRegistry(t).PushBusybox(t, "busybox:1")
+	d := testkit.NewDaemon(t, "")
+	c := d.Client(t)
+	ref, err := c.Pull(ctx, image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := testkit.PodConfig("web", d.Logs)
+	podID, err := c.RunPod(ctx, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := c.RunContainer(ctx, podID, config, testkit.ContainerConfig("web", ref, "sleep", "1000"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Kill(d.Pids()["keep"][0], unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	var exec *runtimeapi.ExecSyncResponse
+	for { // a call under way when davit-monitor goes is Unavailable
+		exec, err = c.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"hostname"}})
+		if status.Code(err) != codes.Unavailable {
+			break
+		}
+	}
+	if err != nil || string(exec.Stdout) != "web\n" {
+		t.Errorf("exec: %v, %v", exec, err)
+	}
+	if _, err := c.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: id}); err != nil {
+		t.Error(err)
+	}
+	if s, err := c.AwaitExit(ctx, id); err != nil || s.ExitCode != 137 {
+		t.Errorf("%v, %v", s, err)
+	}
+	if err := c.RemovePod(ctx, podID); err != nil {
+		t.Error(err)
+	}
+}
+
 // Containers get the filter that was compiled ahead, and it is in force.
 func TestSeccompAhead(t *testing.T) {
 	testkit.Root(t)

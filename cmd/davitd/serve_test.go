@@ -70,3 +70,20 @@ func TestSocketPathTooLong(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+func TestKeeperThatDoesNotStart(t *testing.T) {
+	k := &keeperWatch{binary: "/nowhere/davit-monitor", state: t.TempDir(), log: quiet}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ended := make(chan error, 1)
+	go func() { ended <- k.run(ctx) }()
+	for k.err() == nil && ctx.Err() == nil {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if err := k.err(); err == nil || !strings.Contains(err.Error(), "/nowhere/davit-monitor") {
+		t.Errorf("%v", err)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}

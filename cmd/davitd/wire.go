@@ -1,18 +1,17 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
 	"time"
 
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/grpc"
 
 	"github.com/davit-runtime/davit/internal/cgroup"
@@ -33,6 +32,7 @@ type parts struct {
 	cgroups  *cgroup.Host
 	network  *network.Network
 	images   *image.Store
+	keeper   *keeperWatch
 	monitor  *monitor.Client
 	runtimes *runtimes
 	pods     *pod.Pods
@@ -66,6 +66,7 @@ func run(ctx context.Context, c *config, log *slog.Logger) error {
 	}
 	work("network", p.network.Run)
 	work("pods", p.pods.Serve)
+	work("keeper", p.keeper.run)
 	work("seccomp", func(ctx context.Context) error {
 		p.runtimes.compile(ctx, p.monitor, p.host.Capabilities)
 		return nil
@@ -144,6 +145,7 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 	if err != nil {
 		return p, err
 	}
+	p.keeper = &keeperWatch{binary: binary, state: c.State, log: log}
 	if err := monitor.Ensure(ctx, binary, c.State); err != nil {
 		return p, err
 	}
@@ -154,20 +156,11 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 			CgroupV2: p.host.CgroupV2, Capabilities: p.host.Capabilities,
 			MinOOMScoreAdj: p.host.MinOOMScoreAdj, Devices: devices(log),
 		},
-		Specs:      pod.Specs{Build: buildSpec, ResolveUser: ocispec.ResolveUser},
+		Specs:      pod.Specs{Build: ocispec.Make, ResolveUser: ocispec.ResolveUser},
 		Namespaces: namespace.New(), Network: p.network, Rootfs: p.images, Cgroups: p.cgroups,
 		Processes: p.monitor, Sessions: p.monitor, Runtimes: p.runtimes,
 	})
 	return p, err
-}
-
-// buildSpec looks at the host and builds.
-func buildSpec(in ocispec.Input) (*specs.Spec, error) {
-	var err error
-	if in.Found, err = ocispec.Inspect(in.Container); err != nil {
-		return nil, err
-	}
-	return ocispec.Build(in)
 }
 
 func devices(log *slog.Logger) func() []ocispec.Device {
@@ -178,22 +171,6 @@ func devices(log *slog.Logger) func() []ocispec.Device {
 		}
 		return all
 	}
-}
-
-// findMonitor looks for davit-monitor beside this program, else on PATH.
-func findMonitor() (string, error) {
-	const name = "davit-monitor"
-	if self, err := os.Executable(); err == nil {
-		beside := filepath.Join(filepath.Dir(self), name)
-		if _, err := os.Stat(beside); err == nil {
-			return beside, nil
-		}
-	}
-	path, err := exec.LookPath(name)
-	if err != nil {
-		return "", fmt.Errorf("%s is neither beside davitd nor on PATH", name)
-	}
-	return filepath.Abs(path)
 }
 
 // close takes the parts apart. With no pod left, nothing of davit's network or
@@ -233,7 +210,7 @@ func (p *parts) server(c *config, log *slog.Logger) *grpc.Server {
 			SystemdCgroup: p.cgroups.Driver() == cgroup.Systemd,
 			Handlers:      p.runtimes.handlers,
 			AppArmor:      appArmor(),
-			RuntimeReady:  p.runtimes.ready,
+			RuntimeReady:  func() error { return cmp.Or(p.runtimes.ready(), p.keeper.err()) },
 			NetworkReady:  p.network.Status,
 			Spec: func(id string) ([]byte, error) {
 				return os.ReadFile(filepath.Join(c.State, "containers", id, "config.json"))

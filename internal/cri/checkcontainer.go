@@ -186,7 +186,9 @@ func (c *check) containerSecurity(field string, sc *runtimeapi.LinuxContainerSec
 	if sc.GetPrivileged() {
 		return // CRI: seccomp and AppArmor have no effect
 	}
+	//lint:ignore SA1019 old kubelets send only these strings
 	c.seccomp(field, sc.GetSeccomp(), sc.GetSeccompProfilePath())
+	//lint:ignore SA1019 as above
 	c.apparmor(field, sc.GetApparmor(), sc.GetApparmorProfile(), apparmor)
 }
 

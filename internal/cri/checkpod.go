@@ -125,6 +125,7 @@ func (c *check) linuxPod(field string, l *runtimeapi.LinuxPodSandboxConfig, appa
 		c.bad(f+".run_as_group", "is set without run_as_user")
 	}
 	c.groups(f, sc.GetSupplementalGroups(), sc.GetSupplementalGroupsPolicy())
+	//lint:ignore SA1019 old kubelets send only this string
 	c.seccomp(f, sc.GetSeccomp(), sc.GetSeccompProfilePath())
 	c.apparmor(f, sc.GetApparmor(), "", apparmor)
 	c.resources(field+".overhead", l.GetOverhead())

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/davit-runtime/davit/internal/testkit"
 )
 
 // pullUntilKilled is the child of TestKill: it pulls and removes images in dir
@@ -45,7 +47,7 @@ func pullUntilKilled(dir string) int {
 // Whenever the process is killed, what the store shows afterwards is whole, and
 // what it does not show is not on the disk.
 func TestKill(t *testing.T) {
-	needRoot(t)
+	testkit.Root(t)
 	reg := newFakeRegistry(t)
 	var refs []string
 	for i := range 3 {

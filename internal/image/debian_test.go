@@ -19,12 +19,14 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"github.com/davit-runtime/davit/internal/testkit"
 )
 
 // TestDockerRegistry pulls from a real registry, Debian's docker-registry, what
 // somebody else's client pushed there.
 func TestDockerRegistry(t *testing.T) {
-	needRoot(t)
+	testkit.Root(t)
 	host := startDockerRegistry(t)
 	img, err := random.Image(200_000, 3)
 	if err != nil {

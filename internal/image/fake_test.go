@@ -41,7 +41,10 @@ func newFakeRegistry(t testing.TB) *fakeRegistry {
 func (f *fakeRegistry) host() string { return strings.TrimPrefix(f.URL, "http://") }
 
 func (f *fakeRegistry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if f.before != nil && f.before(w, r) {
+	f.mu.Lock()
+	before := f.before
+	f.mu.Unlock()
+	if before != nil && before(w, r) {
 		return
 	}
 	path := strings.TrimPrefix(r.URL.Path, "/v2/")

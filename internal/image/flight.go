@@ -40,9 +40,12 @@ func (s *Store) obtain(ctx context.Context, w wanted, report func(Phase, int64))
 	report(Waiting, 0)
 	for {
 		info, ok, err := s.present(ctx, w.id)
-		if ok || err != nil {
+		if err != nil {
+			return layer.Info{}, err
+		}
+		if ok {
 			report(Done, w.Size)
-			return info, err
+			return info, nil
 		}
 		f, mine := s.board(w)
 		if f == nil {

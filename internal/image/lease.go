@@ -41,6 +41,7 @@ func readLeases(dir string, log *slog.Logger) (map[string]lease, error) {
 	return leases, nil
 }
 
+// makeDir makes a directory unless it is there.
 func makeDir(path string, perm fs.FileMode) error {
 	err := os.Mkdir(path, perm)
 	if errors.Is(err, fs.ErrExist) {

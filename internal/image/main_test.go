@@ -1,46 +1,18 @@
 package image
 
 import (
-	"fmt"
 	"os"
-	"os/exec"
-	"syscall"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/davit-runtime/davit/internal/testkit"
 )
 
 var zeroTime time.Time
 
-// TestMain runs the tests as a child in a mount namespace of its own, so that
-// no mount of theirs is seen by, or left to, the machine.
 func TestMain(m *testing.M) {
 	if dir := os.Getenv("DAVIT_TEST_PULLER"); dir != "" {
 		os.Exit(pullUntilKilled(dir))
 	}
-	if os.Getuid() != 0 || os.Getenv("DAVIT_TEST_CHILD") != "" {
-		if os.Getuid() == 0 {
-			if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-				fmt.Fprintln(os.Stderr, "make / private:", err)
-				os.Exit(1)
-			}
-		}
-		os.Exit(m.Run())
-	}
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), "DAVIT_TEST_CHILD=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Run(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-}
-
-func needRoot(t testing.TB) {
-	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("needs root")
-	}
+	testkit.Main(m)
 }

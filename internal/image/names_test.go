@@ -13,12 +13,13 @@ import (
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/testkit"
 )
 
 // One image under several names, also of two registries, is one image; removing
 // it by any name removes all of them.
 func TestNames(t *testing.T) {
-	needRoot(t)
+	testkit.Root(t)
 	one, two := newFakeRegistry(t), newFakeRegistry(t)
 	l := tarOf("f", "1")
 	m, id := one.image("x/a", "1", imagespec.Image{}, l)
@@ -179,7 +180,7 @@ func TestChoose(t *testing.T) {
 }
 
 func TestIndex(t *testing.T) {
-	needRoot(t)
+	testkit.Root(t)
 	reg := newFakeRegistry(t)
 	amd, amdID := reg.image("i", "amd", imagespec.Image{}, tarOf("arch", "amd64"))
 	arm, armID := reg.image("i", "arm", imagespec.Image{Author: "arm"}, tarOf("arch", "arm64"))

@@ -16,11 +16,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/testkit"
 )
 
 // Hundreds of layers stack, and long paths do, with the mount API of any kernel.
 func TestManyLayers(t *testing.T) {
-	needRoot(t)
+	testkit.Root(t)
 	reg := newFakeRegistry(t)
 	const n = 200
 	var tars [][]byte
@@ -54,7 +55,7 @@ func TestManyLayers(t *testing.T) {
 }
 
 func TestRootOfContainer(t *testing.T) {
-	needRoot(t)
+	testkit.Root(t)
 	reg := newFakeRegistry(t)
 	_, id := reg.image("r", "1", imagespec.Image{}, tarOf("./", "0511", "tmp/", "1777"), tarOf("tmp/x", "1"))
 	_, none := reg.image("none", "1", imagespec.Image{Author: "no layers"})
@@ -88,7 +89,7 @@ func TestRootOfContainer(t *testing.T) {
 // A mount that a crash of the machine took away can be made again, and what
 // Mount did not finish Unmount releases.
 func TestMountAgain(t *testing.T) {
-	needRoot(t)
+	testkit.Root(t)
 	reg := newFakeRegistry(t)
 	_, id := reg.image("a", "1", imagespec.Image{}, tarOf("f", "1"))
 	dir := t.TempDir()
@@ -151,7 +152,7 @@ func TestMountAgain(t *testing.T) {
 }
 
 func BenchmarkMount(b *testing.B) {
-	needRoot(b)
+	testkit.Root(b)
 	reg := newFakeRegistry(b)
 	var tars [][]byte
 	for i := range 8 {

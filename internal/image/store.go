@@ -53,13 +53,8 @@ func Open(config Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, dir := range []string{config.Root, config.writable(""), config.rootfs("")} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return nil, classify(err)
-		}
-	}
-	if err := errors.Join(makeDir(config.empty(), 0o755), os.Chmod(config.empty(), 0o755)); err != nil {
-		return nil, err
+	if err := config.makeDirs(); err != nil {
+		return nil, classify(err)
 	}
 	s := &Store{
 		config:   config,
@@ -82,6 +77,15 @@ func (c Config) rootfs(id string) string   { return filepath.Join(c.State, "root
 // empty is what an image without layers has below its writable one.
 func (c Config) empty() string { return filepath.Join(c.Root, "empty") }
 
+func (c Config) makeDirs() error {
+	return errors.Join(
+		os.MkdirAll(c.writable(""), 0o700), // with layers/ it has set-user-ID programs that nobody patches
+		os.MkdirAll(c.rootfs(""), 0o711),   // containers of other users pass through
+		os.MkdirAll(c.empty(), 0o755),
+		os.Chmod(c.empty(), 0o755), // whatever the umask
+	)
+}
+
 func (s *Store) load() (err error) {
 	var content content // first, since it keeps other processes out
 	if s.db, content, err = openDatabase(filepath.Join(s.config.Root, "images.db"), s.config.Log); err != nil {
@@ -94,39 +98,27 @@ func (s *Store) load() (err error) {
 	if s.use.leases, err = readLeases(s.config.writable(""), s.config.Log); err != nil {
 		return err
 	}
-	needed := content.needed()
-	for _, l := range s.use.leases {
-		for _, id := range l.Layers {
-			needed[id] = true
-		}
-	}
+	needed := s.use.needed(&content)
 	dirs, err := layer.OpenDirs(filepath.Join(s.config.Root, "layers"), s.trash, s.config.MaxLayerBytes,
 		func(id string) bool { return needed[id] })
 	if err != nil {
 		return err
 	}
 	s.layers, s.closers = dirs, append(s.closers, dirs.Close)
-	if err := s.forgetMissing(&content, needed); err != nil {
-		return err
-	}
+	s.forgetMissing(&content)
 	s.view.Store(newView(content))
 	return nil
 }
 
-// forgetMissing drops layers that nobody needs or that are not there, and the
-// images that cannot be whole without them.
-func (s *Store) forgetMissing(c *content, needed map[string]bool) error {
+// forgetMissing drops images that cannot be whole, for want of a layer, and
+// layers that nobody needs. A disk too full to write that down is no reason not
+// to start: what is dropped in memory only is dropped again the next time.
+func (s *Store) forgetMissing(c *content) {
 	var dropped changes
-	for id := range c.layers {
-		if _, err := s.layers.Lower(id); err == nil && needed[id] {
-			continue
-		}
-		delete(c.layers, id)
-		dropped.dropLayers = append(dropped.dropLayers, id)
-	}
 	for id, r := range c.images {
 		for _, l := range r.Layers {
-			if _, ok := c.layers[l]; !ok {
+			_, err := s.layers.Lower(l)
+			if _, ok := c.layers[l]; !ok || err != nil {
 				s.config.Log.Warn("an image has lost a layer and is given up", "image", id, "names", r.Names, "layer", l)
 				delete(c.images, id)
 				dropped.dropImages = append(dropped.dropImages, id)
@@ -134,10 +126,23 @@ func (s *Store) forgetMissing(c *content, needed map[string]bool) error {
 			}
 		}
 	}
-	if len(dropped.dropLayers)+len(dropped.dropImages) == 0 {
-		return nil
+	needed := s.use.needed(c)
+	for id := range c.layers {
+		if _, err := s.layers.Lower(id); err == nil && needed[id] {
+			continue
+		}
+		delete(c.layers, id)
+		dropped.dropLayers = append(dropped.dropLayers, id)
+		if err := s.layers.Remove(id); err != nil {
+			s.config.Log.Warn("removing a layer that nobody needs", "layer", id, "error", err)
+		}
 	}
-	return s.db.apply(dropped)
+	if len(dropped.dropLayers)+len(dropped.dropImages) == 0 {
+		return
+	}
+	if err := s.db.apply(dropped); err != nil {
+		s.config.Log.Warn("writing down which images are gone", "error", err)
+	}
 }
 
 // Close ends pulls and lets go of the database. Mounts stay.

@@ -16,6 +16,7 @@ import (
 
 	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/registry"
+	"github.com/davit-runtime/davit/internal/testkit"
 )
 
 // openStore opens a store in dir and, at the end, closes it and checks that
@@ -33,7 +34,7 @@ func openStore(t testing.TB, dir string) *Store {
 func testConfig(dir string) Config {
 	return Config{
 		Root: filepath.Join(dir, "root"), State: filepath.Join(dir, "state"), Platform: "linux/amd64/v3",
-		Registry: registry.Config{Stall: 2 * time.Second},
+		Registry: registry.Config{Stall: 30 * time.Second},
 		Log:      slog.New(slog.DiscardHandler),
 	}
 }
@@ -84,7 +85,7 @@ func read(t testing.TB, path ...string) string {
 }
 
 func TestPullMountRemove(t *testing.T) {
-	needRoot(t)
+	testkit.Root(t)
 	reg := newFakeRegistry(t)
 	config := imagespec.Image{Config: imagespec.ImageConfig{Cmd: []string{"/bin/sh"}, User: "7"}}
 	m, id := reg.image("library/web", "1", config,

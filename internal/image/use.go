@@ -28,6 +28,22 @@ func newUse() use {
 	}
 }
 
+// needed returns the layers of images and of containers.
+func (u *use) needed(c *content) map[string]bool {
+	ids := map[string]bool{}
+	for _, r := range c.images {
+		for _, id := range r.Layers {
+			ids[id] = true
+		}
+	}
+	for _, l := range u.leases {
+		for _, id := range l.Layers {
+			ids[id] = true
+		}
+	}
+	return ids
+}
+
 // pin keeps layers, there or not yet, until unpin.
 func (s *Store) pin(ids []string) {
 	s.mu.Lock()
@@ -51,12 +67,7 @@ func (s *Store) unpin(ids []string) error {
 // collect removes those of the layers that nobody needs.
 func (s *Store) collect(ids []string) error {
 	s.mu.Lock()
-	needed := s.view.Load().needed()
-	for _, l := range s.use.leases {
-		for _, id := range l.Layers {
-			needed[id] = true
-		}
-	}
+	needed := s.use.needed(&s.view.Load().content)
 	var gone, written []string
 	for _, id := range ids {
 		if needed[id] || s.use.pins[id] > 0 || s.use.dying[id] != nil {

@@ -35,17 +35,6 @@ type changes struct {
 	dropLayers []string
 }
 
-// needed returns the layers that images have.
-func (c content) needed() map[string]bool {
-	ids := map[string]bool{}
-	for _, r := range c.images {
-		for _, id := range r.Layers {
-			ids[id] = true
-		}
-	}
-	return ids
-}
-
 // A view is the content at one moment, with what readers ask for. Immutable.
 type view struct {
 	content

@@ -8,8 +8,10 @@ import (
 )
 
 // Hold is the first process of a shared PID namespace: it reaps what is left
-// to it and ends on SIGTERM.
+// to it and ends on SIGTERM. Inside the pod it is called "pause", as the first
+// process of such pods is everywhere else.
 func Hold() {
+	_ = os.WriteFile("/proc/self/comm", []byte("pause"), 0)
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, unix.SIGCHLD, unix.SIGTERM)
 	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGPIPE)

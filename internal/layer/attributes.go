@@ -3,6 +3,7 @@ package layer
 import (
 	"archive/tar"
 	"errors"
+	"fmt"
 	"strings"
 	"time"
 
@@ -27,7 +28,7 @@ func (t *tree) attributes(h *tar.Header, dir int, base string) error {
 		// except capabilities, without which a program fails later.
 		optional := name != "security.capability"
 		if err != nil && (!optional || !(errors.Is(err, unix.ENOTSUP) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.EINVAL))) {
-			return errors.New("extended attribute " + name + ": " + err.Error())
+			return fmt.Errorf("extended attribute %s: %w", name, err)
 		}
 	}
 	if h.Typeflag == tar.TypeSymlink {
@@ -49,12 +50,4 @@ func setTime(dir int, base string, at time.Time) {
 	if err == nil {
 		_ = unix.UtimesNanoAt(dir, base, []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW)
 	}
-}
-
-// broken0 is broken that lets nil pass.
-func broken0(name string, err error) error {
-	if err == nil {
-		return nil
-	}
-	return broken(name, err)
 }

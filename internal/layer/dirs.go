@@ -40,25 +40,35 @@ type Dirs struct {
 // than limit bytes in all.
 func OpenDirs(root string, trash *Trash, limit int64, known func(id string) bool) (*Dirs, error) {
 	d := &Dirs{root: root, staging: filepath.Join(root, "staging"), trash: trash, limit: limit, since: map[string]int{}}
-	if err := os.MkdirAll(root, 0o700); err != nil {
-		return nil, classify(err)
-	}
-	entries, err := os.ReadDir(root)
-	if err != nil {
-		return nil, err
-	}
-	for _, e := range entries {
-		if !known(strings.Replace(e.Name(), "-", ":", 1)) {
-			if err := trash.Put(filepath.Join(root, e.Name())); err != nil {
-				return nil, err
-			}
-		}
-	}
 	if err := os.MkdirAll(d.staging, 0o700); err != nil {
 		return nil, classify(err)
 	}
-	d.fd, err = os.Open(root)
+	err := d.discard(d.staging, func(string) bool { return true })
+	if err == nil {
+		err = d.discard(root, func(name string) bool {
+			return name != filepath.Base(d.staging) && !known(strings.Replace(name, "-", ":", 1))
+		})
+	}
+	if err == nil {
+		d.fd, err = os.Open(root)
+	}
 	return d, err
+}
+
+// discard puts those entries of dir into the trash that f says.
+func (d *Dirs) discard(dir string, f func(name string) bool) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if f(e.Name()) {
+			if err := d.trash.Put(filepath.Join(dir, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // Close lets go of the directory. The trash is its owner's to close.
@@ -91,7 +101,7 @@ func (d *Dirs) Unpack(ctx context.Context, id string, stream io.Reader) (Info, e
 		if err := u.run(ctx, stream); err != nil {
 			return nil, err
 		}
-		return t.implicitDirs()
+		return t.implicitDirs(), nil
 	})
 }
 

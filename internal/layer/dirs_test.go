@@ -18,9 +18,11 @@ import (
 	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/layer"
 	"github.com/davit-runtime/davit/internal/layer/layertest"
+	"github.com/davit-runtime/davit/internal/testkit"
 )
 
 func TestDirs(t *testing.T) {
+	testkit.Root(t)
 	layertest.Run(t, func(t *testing.T) (layertest.Store, func() []string) {
 		d, trash, left := open(t, t.TempDir(), 1<<30)
 		return d, func() []string { trash.Wait(); return left() }
@@ -103,9 +105,7 @@ func TestOpenDirsClearsAway(t *testing.T) {
 
 // The disk fills in the middle of a layer: Exhausted, and the space is free again.
 func TestDiskFull(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root")
-	}
+	testkit.Root(t)
 	for _, c := range []struct {
 		name, options string
 		layer         []byte
@@ -138,9 +138,7 @@ func TestDiskFull(t *testing.T) {
 }
 
 func TestLimits(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root")
-	}
+	testkit.Root(t)
 	d, trash, left := open(t, t.TempDir(), 1<<20)
 	big := layertest.Tar(layertest.Entry{Name: "a", Content: strings.Repeat("x", 1<<20)}, layertest.Entry{Name: "b", Content: "y"})
 	_, err := d.Unpack(context.Background(), "sha256:1", bytes.NewReader(big))
@@ -156,9 +154,7 @@ func TestLimits(t *testing.T) {
 // A sparse file of a terabyte in an archive of 2 KiB must neither fill the disk
 // nor take long; within the limit its holes stay holes.
 func TestSparse(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root")
-	}
+	testkit.Root(t)
 	const size = 64 << 20
 	stream := sparseTar(t, size)
 	d, _, _ := open(t, t.TempDir(), 1<<30)
@@ -214,9 +210,7 @@ func sparseTar(t *testing.T, size int64) []byte {
 }
 
 func FuzzUnpack(f *testing.F) {
-	if os.Getuid() != 0 {
-		f.Skip("needs root")
-	}
+	testkit.Root(f)
 	f.Add(layertest.Tar(layertest.Entry{Name: "a/b", Content: "x"}, layertest.Entry{Name: "a/.wh.c"}, layertest.Entry{Name: "l", Link: "/a"}, layertest.Entry{Name: "l/d/", Mode: 0o700}))
 	f.Add(layertest.Tar(layertest.Entry{Name: "../x", Content: "x"}))
 	f.Add(layertest.Tar(layertest.Entry{Name: "h", Hard: "../../x"}, layertest.Entry{Name: ".wh..wh..opq"}))

@@ -20,14 +20,14 @@
 // writes the layer down (package image, in its database) does so after Sync;
 // a layer nobody wrote down is deleted by the next OpenDirs.
 //
-// Layers with file-system errors in them come back as errors of kind Unknown,
-// a full disk as Exhausted, and leave nothing behind.
+// A layer that is malformed or hostile is an error of kind Unknown, a full disk
+// one of kind Exhausted; neither leaves anything behind.
 package layer
 
 // Info is what a layer takes, and what is made up in it.
 type Info struct {
-	Bytes    uint64   // allocated on disk
-	Inodes   uint64   //
+	Bytes    uint64 // allocated on disk
+	Inodes   uint64
 	Implicit []string `json:",omitempty"` // directories without an entry of their own: "etc/x", "." for the root
 }
 

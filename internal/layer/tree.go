@@ -80,12 +80,27 @@ var noOpenat2 atomic.Bool
 // parent returns the directory that name is in, made if it does not exist, and
 // name's last element. The descriptor is good until the next call.
 func (t *tree) parent(name string) (dir int, base string, err error) {
+	return t.find(name, true)
+}
+
+// directory is parent that makes nothing, for a name that is to be a directory
+// and may be something else by now, or gone.
+func (t *tree) directory(name string) (dir int, base string, ok bool) {
+	dir, base, err := t.find(name, false)
+	var st unix.Stat_t
+	if err == nil {
+		err = unix.Fstatat(dir, base, &st, unix.AT_SYMLINK_NOFOLLOW)
+	}
+	return dir, base, err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR
+}
+
+func (t *tree) find(name string, create bool) (dir int, base string, err error) {
 	dirName, base := path.Dir(name), path.Base(name)
 	if t.dir >= 0 && t.dirName == dirName {
 		return t.dir, base, nil
 	}
 	fd, err := t.open(dirName)
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+	if create && (errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR)) {
 		if err := t.mkdirImplicit(dirName); err != nil {
 			return -1, "", err
 		}
@@ -146,23 +161,15 @@ func (t *tree) realPath(dir int, base string) (string, error) {
 }
 
 // implicitDirs returns the directories that were made without an entry.
-func (t *tree) implicitDirs() ([]string, error) {
+func (t *tree) implicitDirs() []string {
 	var names []string
 	for name := range t.implicit {
-		if name != "." {
-			dir, base, err := t.parent(name)
-			var st unix.Stat_t
-			if err == nil {
-				err = unix.Fstatat(dir, base, &st, unix.AT_SYMLINK_NOFOLLOW)
-			}
-			if err != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR {
-				continue // replaced by a later entry
-			}
+		if _, _, ok := t.directory(name); ok {
+			names = append(names, name)
 		}
-		names = append(names, name)
 	}
 	slices.Sort(names)
-	return names, nil
+	return names
 }
 
 // clear removes what is at a name, so that something else can be made there.
@@ -174,8 +181,7 @@ func (t *tree) clear(dir int, base string) error {
 	case !errors.Is(err, unix.EISDIR) && !errors.Is(err, unix.EPERM):
 		return err
 	}
-	err = os.RemoveAll(procPath(dir, base)) // below it nothing is followed
-	return err
+	return os.RemoveAll(procPath(dir, base)) // below it nothing is followed
 }
 
 // clearWhiteout removes the whiteout at a name and tells whether one was there.
@@ -189,10 +195,11 @@ func (t *tree) clearWhiteout(dir int, base string) (bool, error) {
 }
 
 func (t *tree) makeOpaque(dir int, base string) error {
-	if err := unix.Lsetxattr(procPath(dir, base), opaqueAttr, []byte("y"), 0); err != nil {
+	err := unix.Lsetxattr(procPath(dir, base), opaqueAttr, []byte("y"), 0)
+	if errors.Is(err, unix.ENOTSUP) || errors.Is(err, unix.EPERM) {
 		return fault.New(fault.Precondition, "layer", "the file system takes no %s: %w", opaqueAttr, err)
 	}
-	return nil
+	return broken(base, err)
 }
 
 // procPath names something in an open directory for calls that take no
@@ -201,8 +208,12 @@ func procPath(dir int, base string) string {
 	return "/proc/self/fd/" + strconv.Itoa(dir) + "/" + base
 }
 
-// broken is the error for an entry that cannot be as the layer has it.
+// broken is the error, if err is one, for an entry that cannot be as the layer
+// has it. A full or failing disk is not the layer's fault.
 func broken(name string, err error) error {
+	if err == nil {
+		return nil
+	}
 	for _, disk := range []error{unix.ENOSPC, unix.EDQUOT, unix.EIO, unix.EROFS, unix.EMFILE, unix.ENFILE, unix.ENOMEM} {
 		if errors.Is(err, disk) {
 			return classify(err)

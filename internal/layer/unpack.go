@@ -60,12 +60,7 @@ func (u *unpacker) run(ctx context.Context, stream io.Reader) error {
 		return streamError(err)
 	}
 	for _, d := range u.times {
-		dir, base, err := u.parent(d.name)
-		if err != nil {
-			continue // replaced since
-		}
-		var st unix.Stat_t
-		if unix.Fstatat(dir, base, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		if dir, base, ok := u.directory(d.name); ok {
 			setTime(dir, base, d.time)
 		}
 	}
@@ -99,7 +94,7 @@ func (u *unpacker) entry(h *tar.Header, content io.Reader) error {
 		return u.whiteout(name, dir, base)
 	}
 	if h.Typeflag == tar.TypeDir {
-		return u.directory(h, name, dir, base)
+		return u.makeDir(h, name, dir, base)
 	}
 	if err := u.make(h, content, dir, base); err != nil {
 		if fault.KindOf(err) != fault.Internal {
@@ -126,7 +121,7 @@ func (u *unpacker) rootEntry(h *tar.Header) error {
 	}
 	delete(u.implicit, ".")
 	u.times = append(u.times, dirTime{".", h.ModTime})
-	return broken0(".", u.attributes(h, u.root, "."))
+	return broken(".", u.attributes(h, u.root, "."))
 }
 
 // whiteout hides what lower layers have. What this layer has itself stays,
@@ -148,10 +143,10 @@ func (u *unpacker) whiteout(name string, dir int, base string) error {
 		}
 		return nil
 	}
-	return broken0(name, unix.Mknodat(dir, hidden, unix.S_IFCHR, 0))
+	return broken(name, unix.Mknodat(dir, hidden, unix.S_IFCHR, 0))
 }
 
-func (u *unpacker) directory(h *tar.Header, name string, dir int, base string) error {
+func (u *unpacker) makeDir(h *tar.Header, name string, dir int, base string) error {
 	err := unix.Mkdirat(dir, base, 0o700)
 	if errors.Is(err, unix.EEXIST) {
 		var st unix.Stat_t
@@ -170,7 +165,7 @@ func (u *unpacker) directory(h *tar.Header, name string, dir int, base string) e
 		delete(u.implicit, real)
 	}
 	u.times = append(u.times, dirTime{name, h.ModTime})
-	return broken0(name, u.attributes(h, dir, base))
+	return broken(name, u.attributes(h, dir, base))
 }
 
 func (u *unpacker) replaceByDir(dir int, base string) error {

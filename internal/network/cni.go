@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -249,6 +250,9 @@ type runner struct{ version.PluginDecoder }
 
 // ExecPlugin implements invoke.Exec.
 func (*runner) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
+	// Pdeathsig follows the thread that forks, which somebody else might end.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	for try := 0; ; try++ {
 		var stdout, stderr bytes.Buffer
 		c := exec.CommandContext(ctx, path)

@@ -254,10 +254,10 @@ func TestConfigurationIsNoticed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	run(t, n)
 	if err := n.Status(); err != nil || n.choice.Load().list != nil {
 		t.Fatalf("no folder: %v", err)
 	}
+	run(t, n)
 	list := func(name string) string { return strings.ReplaceAll(fakeList, "fakenet", name) }
 	noticed := func(what, name string) {
 		t.Helper()

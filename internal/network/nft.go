@@ -188,17 +188,36 @@ func (r *ruleset) ensure(all func() []element) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.installed {
-		whole := false
-		err := r.change(func(c *nftables.Conn) error {
-			rules, err := c.GetRules(r.table(), &nftables.Chain{Name: "postrouting"})
-			whole = len(rules) > 0
-			return err
-		})
-		if whole || err != nil && !errors.Is(err, unix.ENOENT) {
+		if whole, err := r.whole(); whole || err != nil {
 			return err
 		}
 	}
 	return r.replace(all())
+}
+
+// probe returns why this process could not install the table, as far as that
+// can be seen without trying.
+func (r *ruleset) probe() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, err := r.whole(); err != nil {
+		return fmt.Errorf("nftables: %w", err)
+	}
+	return nil
+}
+
+// whole reports whether the table and its rules are there. r.mu must be held.
+func (r *ruleset) whole() (bool, error) {
+	whole := false
+	err := r.change(func(c *nftables.Conn) error {
+		rules, err := c.GetRules(r.table(), &nftables.Chain{Name: "postrouting"})
+		whole = len(rules) > 0
+		return err
+	})
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
+	return whole, err
 }
 
 // replace installs the table with these elements in one transaction, in place

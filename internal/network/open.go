@@ -1,6 +1,7 @@
 package network
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -24,10 +25,11 @@ type Network struct {
 	choice  atomic.Pointer[choice] // what ConfDir says, as last seen
 	chosen  chan struct{}          // tells keep that it has changed; holds one
 
-	mu     sync.Mutex
-	status error // of asked's plugins, as last asked
-	asked  *choice
-	strays []string // links that Run deletes
+	mu      sync.Mutex
+	status  error // of asked's plugins, as last asked
+	asked   *choice
+	trouble error    // of the built-in network, as last looked at
+	strays  []string // links that Run deletes
 }
 
 // Open reads the leases and the CNI configuration. It changes nothing on the
@@ -41,10 +43,8 @@ func Open(config Config) (*Network, error) {
 	if len(config.Subnets) > 2 || len(config.Subnets) == 2 && config.Subnets[0].Addr().Is4() == config.Subnets[1].Addr().Is4() {
 		return nil, fault.New(fault.Invalid, op, "subnets %v: at most one of each family", config.Subnets)
 	}
-	for _, dir := range []string{config.Root, config.State} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return nil, fault.New(fault.Internal, op, "%w", err)
-		}
+	if err := os.MkdirAll(config.Root, 0o700); err != nil {
+		return nil, fault.New(fault.Internal, op, "%w", err)
 	}
 	leases, err := loadLeases(config.Root, config.Subnets)
 	if err != nil {
@@ -109,12 +109,7 @@ func (n *Network) keep(ctx context.Context) {
 	defer tick.Stop()
 	for {
 		n.askPlugins(ctx)
-		if n.bridge.wanted() {
-			n.bridge.check()
-			if err := n.restore(); err != nil {
-				slog.WarnContext(ctx, "network: restore bridge and rules", "error", err)
-			}
-		}
+		n.lookAfterBridge(ctx)
 		select {
 		case <-ctx.Done():
 			return
@@ -122,6 +117,24 @@ func (n *Network) keep(ctx context.Context) {
 		case <-tick.C:
 		}
 	}
+}
+
+// lookAfterBridge restores the built-in network where it was in use, and else,
+// if it is to be used, finds out whether it could be.
+func (n *Network) lookAfterBridge(ctx context.Context) {
+	var err error
+	if n.bridge.wanted() {
+		n.bridge.check()
+		err = n.restore()
+	} else if c := n.choice.Load(); c.list == nil && c.err == nil {
+		err = n.rules.probe()
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if err != nil && (n.trouble == nil || err.Error() != n.trouble.Error()) {
+		slog.WarnContext(ctx, "network: built-in network", "error", err)
+	}
+	n.trouble = err
 }
 
 // restore puts bridge and table in place, and pods' links on the bridge.
@@ -145,14 +158,14 @@ func (n *Network) Status() error {
 	if c.err != nil {
 		return c.err
 	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	if c.list == nil {
-		if err := n.bridge.state(); err != nil {
+		if err := cmp.Or(n.bridge.state(), n.trouble); err != nil {
 			return fault.New(fault.KindOf(err), "", "built-in network: %w", err)
 		}
 		return nil
 	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
 	if n.asked != c {
 		return nil // new: keep is about to ask
 	}

@@ -10,10 +10,11 @@ import (
 
 // defaultSubnets returns the subnets of a bridge that nobody configured: those
 // it has, or else 10.88.0.0/16, or the next that is not in use on this host
-// (podman starts with the same), and the machine's own IPv6 prefix.
+// (podman starts with the same), and the machine's own IPv6 prefix, unless the
+// host has no IPv6.
 func defaultSubnets(bridge string) []netip.Prefix {
 	subnets := []netip.Prefix{free4(bridge)}
-	if _, err := os.Stat("/proc/sys/net/ipv6"); err == nil {
+	if sysctlIs("net/ipv6/conf/all/disable_ipv6", "0") {
 		subnets = append(subnets, localPrefix())
 	}
 	return subnets

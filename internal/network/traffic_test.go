@@ -14,6 +14,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/testkit"
 )
 
 // A flow is a request, and what its server is to see.
@@ -29,6 +30,7 @@ const refused = "refused"
 // With br_netfilter, which Kubernetes used to demand, bridged packets pass the
 // rules as well, and differently; without, they do not.
 func TestBridgeCarriesEverything(t *testing.T) {
+	testkit.Root(t)
 	for _, netfilter := range []string{"0", "1"} {
 		t.Run("bridge-nf-call="+netfilter, func(t *testing.T) { carriesEverything(t, netfilter) })
 	}

@@ -1,7 +1,6 @@
 package play
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -11,11 +10,17 @@ import (
 
 	securejoin "github.com/cyphar/filepath-securejoin"
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/store"
 )
 
 // recordFile marks a directory as made by play; it is written before anything
 // else, so that Clean finds all that was made.
-const recordFile = "play.json"
+const (
+	recordFile    = "play.json"
+	recordVersion = 1
+)
 
 const mountInfo = "/proc/self/mountinfo"
 
@@ -44,14 +49,12 @@ func (f Files) claim() error {
 	if err := os.MkdirAll(filepath.Dir(f.Dir), 0o755); err != nil {
 		return err
 	}
-	if err := os.Mkdir(f.Dir, 0o755); err != nil {
+	if err := os.Mkdir(f.Dir, 0o755); errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("a pod with the same uid was played before and not removed: %w", err)
-	}
-	record, err := json.Marshal(f)
-	if err != nil {
+	} else if err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(f.Dir, recordFile), record, 0o644); err != nil {
+	if err := store.SaveJSONDurable(filepath.Join(f.Dir, recordFile), recordVersion, f); err != nil {
 		return errors.Join(err, os.RemoveAll(f.Dir))
 	}
 	return nil
@@ -80,10 +83,18 @@ func writeShared(path string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	if err := os.WriteFile(path, nil, 0o600); err != nil {
+	if err := createEmpty(path); err != nil {
 		return err
 	}
-	return os.Chmod(path, 0o666)
+	return os.Chmod(path, 0o666) // past the umask
+}
+
+func createEmpty(path string) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	return f.Close()
 }
 
 // Clean removes a played pod's files: dir and the logs that it names. A
@@ -92,8 +103,9 @@ func Clean(dir, uid string) error {
 	if uid == "" || filepath.Base(dir) != uid || !filepath.IsAbs(dir) {
 		return fmt.Errorf("%q is not the directory of a played pod with uid %q", dir, uid)
 	}
-	data, err := os.ReadFile(filepath.Join(dir, recordFile))
-	if errors.Is(err, fs.ErrNotExist) {
+	var f Files
+	err := store.LoadJSON(filepath.Join(dir, recordFile), recordVersion, &f)
+	if fault.Is(err, fault.NotFound) {
 		err = os.Remove(dir) // empty, if claim was cut short
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
@@ -102,10 +114,6 @@ func Clean(dir, uid string) error {
 	}
 	if err != nil {
 		return err
-	}
-	var f Files
-	if err := json.Unmarshal(data, &f); err != nil {
-		return fmt.Errorf("%s: %w", filepath.Join(dir, recordFile), err)
 	}
 	if !strings.HasSuffix(f.Logs, "_"+uid) || !filepath.IsAbs(f.Logs) {
 		return fmt.Errorf("%s names %q as log directory, which is not this pod's", filepath.Join(dir, recordFile), f.Logs)
@@ -187,7 +195,7 @@ func checkHostPath(path string, kind corev1.HostPathType) error {
 	case absent && kind == corev1.HostPathDirectoryOrCreate:
 		return os.MkdirAll(path, 0o755)
 	case absent && kind == corev1.HostPathFileOrCreate:
-		return os.WriteFile(path, nil, 0o644)
+		return createEmpty(path)
 	case absent:
 		return fmt.Errorf("%s does not exist; its type is %s", path, kind)
 	}

@@ -11,6 +11,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/davit-runtime/davit/internal/store"
 )
 
 // stubResolver is systemd-resolved's address, which no pod can reach; the
@@ -119,7 +121,7 @@ func (f Files) writeHosts(pod *corev1.Pod, podIPs []string) error {
 	} else {
 		text = podHosts(pod, podIPs)
 	}
-	return os.WriteFile(f.hosts(), []byte(text+hostAliases(pod.Spec.HostAliases)), 0o644)
+	return store.WriteFile(f.hosts(), []byte(text+hostAliases(pod.Spec.HostAliases)), 0o644)
 }
 
 // podHosts names loopback and the pod itself.

@@ -36,7 +36,7 @@ func life(t *testing.T, d *daemon) error {
 // work. The kubelet then stops and removes what is listed; nothing may stay.
 func TestEachCallFails(t *testing.T) {
 	for _, after := range []bool{false, true} {
-		for failAt := 3; ; failAt++ { // the first two are Open's
+		for failAt := 4; ; failAt++ { // the first three are Open's and Serve's
 			past := false
 			t.Run(fmt.Sprintf("after=%v/%d", after, failAt), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {

@@ -3,6 +3,7 @@ package pod
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,6 +26,7 @@ var (
 
 // A crew is the goroutines that work for nobody who waits, and their end.
 type crew struct {
+	log    *slog.Logger
 	ctx    context.Context
 	cancel context.CancelFunc
 
@@ -61,7 +63,8 @@ type operation struct {
 	trace  *span.Trace
 	cancel context.CancelCauseFunc
 	done   chan struct{}
-	err    error // once done is closed
+	err    error       // once done is closed
+	left   atomic.Bool // a caller has gone before its end
 }
 
 // begin starts f within budget. Steps are noted in the trace that ctx, the
@@ -83,6 +86,9 @@ func (c *crew) begin(ctx context.Context, what string, budget time.Duration, f f
 		cancel(nil)
 		after()
 		close(o.done)
+		if o.left.Load() {
+			c.log.Info("ended after its caller had gone", "operation", what, "error", o.err, o.trace.Attr())
+		}
 	})
 	if !ok {
 		cancel(nil)
@@ -107,6 +113,10 @@ func (o *operation) wait(ctx context.Context) error {
 	case <-o.done:
 		return o.err
 	case <-ctx.Done():
+		if o.over() {
+			return o.err
+		}
+		o.left.Store(true)
 		return o.stuck(ctx)
 	}
 }
@@ -133,6 +143,7 @@ func (o *operation) interrupt(ctx context.Context) error {
 	return nil
 }
 
+// stuck says what the operation is at; ctx, the caller's, has ended.
 func (o *operation) stuck(ctx context.Context) error {
 	kind := fault.Unavailable
 	if errors.Is(ctx.Err(), context.Canceled) {

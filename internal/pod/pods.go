@@ -88,7 +88,7 @@ func Open(ctx context.Context, opt Options) (*Pods, error) {
 		opt.Host.BootID = strings.TrimSpace(string(id))
 	}
 	p := &Pods{
-		opt: opt, log: opt.Log, crew: &crew{},
+		opt: opt, log: opt.Log, crew: &crew{log: opt.Log},
 		pods: map[string]*pod{}, containers: map[string]*container{},
 		podKeys: map[podKey]*pod{}, containerKeys: map[containerKey]*container{},
 	}

@@ -355,6 +355,9 @@ func (f fakeProcesses) Hold(ctx context.Context, h monitor.Holder) (pid int, err
 }
 
 func (f fakeProcesses) Watch(ctx context.Context, tell func(monitor.Exit)) error {
+	if err := f.call(ctx, "Sessions.Watch", func() error { return nil }); err != nil {
+		return err
+	}
 	f.mu.Lock()
 	f.nwatch++
 	n := f.nwatch

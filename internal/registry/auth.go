@@ -92,6 +92,9 @@ func basic(a Auth) string {
 //
 // distribution: docs/content/spec/auth/token.md and oauth.md.
 func (r *Repository) fetchToken(ctx context.Context, e *endpoint, c challenge, auth Auth) (string, error) {
+	limit := r.client.config.Stall
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, unavailable("the token server of %s takes longer than %s", e.host.address, limit))
+	defer cancel()
 	realm, err := url.Parse(c.params["realm"])
 	if err != nil || realm.Host == "" || (realm.Scheme != "http" && realm.Scheme != "https") {
 		return "", fault.New(fault.Denied, "", "%s refuses access to repository %s and names no usable token server", e.host.address, r.path)

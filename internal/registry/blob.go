@@ -19,8 +19,9 @@ import (
 	"github.com/davit-runtime/davit/internal/fault"
 )
 
-// stallBytes in Config.Stall is what a transfer has to bring at least.
-const stallBytes = 64 << 10
+// stallBytes is what a connection has to bring within Config.Stall/tries, else
+// another one is made; with 60 s that is 1.6 kB/s.
+const stallBytes = 32 << 10
 
 // A blob is read once, from the first byte to the last; a connection that
 // breaks or stalls on the way is replaced by another one from there on.
@@ -105,7 +106,7 @@ func (b *blob) Read(p []byte) (int, error) {
 
 // readSome is one Read of the body that ends when the stall limit is reached.
 func (b *blob) readSome(p []byte) (int, error) {
-	limit := b.repo.client.config.Stall
+	limit := b.repo.client.config.Stall / tries
 	start := time.Now()
 	stall := time.AfterFunc(limit-b.waited, func() { b.cancel(errStalled) })
 	n, err := b.body.Read(p)
@@ -252,5 +253,9 @@ func permanent(err error) bool {
 	var cert x509.CertificateInvalidError
 	var name x509.HostnameError
 	var authority x509.UnknownAuthorityError
+	var timeout net.Error
+	if errors.As(err, &timeout) && timeout.Timeout() {
+		return true // it had Config.Stall
+	}
 	return errors.As(err, &dns) || errors.As(err, &cert) || errors.As(err, &name) || errors.As(err, &authority)
 }

@@ -73,7 +73,8 @@ func (r *Repository) Manifest(ctx context.Context, tagOrDigest string) (*Manifes
 func (r *Repository) manifestFrom(ctx context.Context, e *endpoint, tagOrDigest string) (*Manifest, error) {
 	header := http.Header{"Accept": acceptManifests}
 	what := "manifest " + tagOrDigest
-	ctx, cancel := context.WithTimeout(ctx, 2*r.client.config.Stall)
+	limit := 2 * r.client.config.Stall
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, unavailable("%s takes longer than %s to send %s", e.host.address, limit, what))
 	defer cancel()
 	resp, err := r.get(ctx, e, "manifests/"+tagOrDigest, what, header)
 	if err != nil {

@@ -126,12 +126,13 @@ var stacks = []stack{
 			{Name: "a", Content: "first"}, {Name: "a", Content: "second", Mode: 0o600},
 			{Name: "d/"}, {Name: "d/x", Content: "1"}, {Name: "d/", Mode: 0o700, Time: 5}, {Name: "d/y", Content: "2"},
 			{Name: "e/x/y", Content: "1"}, {Name: "e", Content: "now a file"},
+			{Name: "g/x/y/z", Content: "1"}, {Name: "g/v/", Time: 3}, {Name: "g/v/w/", Time: 3}, {Name: "g", Content: "2"}, {Name: "g/"},
 			{Name: "l", Link: "a"}, {Name: "l", Content: "no link", Mode: 0o640},
 			{Name: "h", Hard: "a"}, {Name: "h", Hard: "a"},
 		}},
 		want: []string{
 			"a - 0600 0:0 \"second\"", "d d 0700 0:0 @5", "d/x - 0644 0:0 \"1\"", "d/y - 0644 0:0 \"2\"",
-			"e - 0644 0:0 \"now a file\"", "h = a", "l - 0640 0:0 \"no link\"",
+			"e - 0644 0:0 \"now a file\"", "g d 0755 0:0", "h = a", "l - 0640 0:0 \"no link\"",
 		},
 	},
 	{

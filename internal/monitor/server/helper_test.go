@@ -88,13 +88,15 @@ func (n *node) end() {
 	keeper := n.process("keep")
 	_ = unix.Kill(keeper, unix.SIGTERM)
 	await(n.t, "keeper and monitor to go", func() bool { return n.process("keep") == 0 && n.process("serve") == 0 })
-	must(n.t, unix.Unmount(n.state, 0))
+	await(n.t, "unmount", func() bool { return unix.Unmount(n.state, 0) == nil }) // what is dying holds it
 	cgroups, _ := filepath.Glob("/sys/fs/cgroup/*/davit-test")
 	for _, dir := range cgroups { // of half-made containers they are davitd's to remove
-		for _, sub := range subdirs(dir) {
-			must(n.t, unix.Rmdir(sub))
-		}
-		must(n.t, unix.Rmdir(dir))
+		await(n.t, "removal of "+dir, func() bool {
+			for _, sub := range subdirs(dir) {
+				_ = unix.Rmdir(sub)
+			}
+			return unix.Rmdir(dir) == nil
+		})
 	}
 }
 

@@ -1,0 +1,75 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/davit-runtime/davit/internal/monitor"
+)
+
+// findMonitor looks for davit-monitor beside this program, else on PATH.
+func findMonitor() (string, error) {
+	const name = "davit-monitor"
+	if self, err := os.Executable(); err == nil {
+		beside := filepath.Join(filepath.Dir(self), name)
+		if _, err := os.Stat(beside); err == nil {
+			return beside, nil
+		}
+	}
+	path, err := exec.LookPath(name)
+	if err != nil {
+		return "", fmt.Errorf("%s is neither beside davitd nor on PATH", name)
+	}
+	return filepath.Abs(path)
+}
+
+// A keeperWatch starts the keeper again should it die. The keeper itself sees
+// to davit-monitor, and holds its socket meanwhile.
+type keeperWatch struct {
+	binary, state string
+	log           *slog.Logger
+	trouble       atomic.Pointer[error] // why there is none now
+}
+
+// err returns why there is no keeper; nil if there is one.
+func (k *keeperWatch) err() error {
+	if err := k.trouble.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// run looks once a second until ctx ends.
+func (k *keeperWatch) run(ctx context.Context) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		var d net.Dialer
+		conn, err := d.DialContext(ctx, "unix", monitor.SocketPath(k.state))
+		if err == nil {
+			_ = conn.Close()
+			k.trouble.Store(nil)
+			continue
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		k.log.Warn("the keeper is gone and is started again", "error", err)
+		if err = monitor.Ensure(ctx, k.binary, k.state); err != nil {
+			k.log.Error("the keeper does not start", "error", err)
+			k.trouble.Store(&err)
+		}
+	}
+}
