@@ -219,8 +219,12 @@ func (d *Daemon) clear() error {
 	return c.RemoveAll(ctx)
 }
 
-// EndMonitor ends the keeper, and the monitor with it.
+// EndMonitor ends the keeper, and the monitor with it, once no process of a
+// container is below the keeper: ending, too, takes a moment.
 func (d *Daemon) EndMonitor() error {
+	for deadline := time.Now().Add(3 * time.Second); d.busy() && time.Now().Before(deadline); {
+		time.Sleep(10 * time.Millisecond)
+	}
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		pids := d.Pids()
 		left := slices.Concat(pids["keep"], pids["serve"])
@@ -237,6 +241,18 @@ func (d *Daemon) EndMonitor() error {
 			_ = unix.Kill(pid, unix.SIGTERM)
 		}
 	}
+}
+
+// busy reports whether the keeper has anything below it but davit's own processes.
+func (d *Daemon) busy() bool {
+	for _, keeper := range d.Pids()["keep"] {
+		for _, p := range descendants(keeper) {
+			if p.program != "davit-monitor" {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // Log returns what davitd and davit-monitor wrote.

@@ -19,7 +19,7 @@ import (
 
 // settle is how long things may take to go by themselves: the kernel drops
 // namespaces, links and cgroups after the call that ends them has returned.
-const settle = 5 * time.Second
+const settle = 15 * time.Second
 
 // A Baseline is what there was at one moment, to be compared with later.
 type Baseline struct {
