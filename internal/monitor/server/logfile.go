@@ -26,12 +26,7 @@ type logFile struct {
 // reopenPause is how long a log that cannot be opened is left alone.
 const reopenPause = time.Second
 
-// openLog makes the directory and the file where missing.
-func openLog(path string) (*logFile, error) {
-	l := &logFile{path: path, fd: -1}
-	return l, l.open()
-}
-
+// open makes the directory and the file where missing.
 func (l *logFile) open() error {
 	fd, err := openAppend(l.path)
 	if errors.Is(err, os.ErrNotExist) {
