@@ -187,6 +187,13 @@ func TestCreateOfGoneCaller(t *testing.T) {
 	n := newNode(t)
 	serve := n.process("serve")
 	must(t, unix.Kill(serve, unix.SIGSTOP))
+	await(t, "stop", func() bool { // of each of its threads
+		threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", serve))
+		return !slices.ContainsFunc(threads, func(path string) bool {
+			stat, _ := os.ReadFile(path)
+			return !strings.Contains(string(stat), ") T ")
+		})
+	})
 	for range 5 {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
 		_, err := n.Create(ctx, n.container("crun", "sleep", "1000"))
