@@ -2,8 +2,6 @@ package pod
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -200,12 +198,7 @@ func (p *Pods) finishSpec(spec *specs.Spec, handler string) error {
 	if err != nil {
 		return err
 	}
-	profile, err := json.Marshal(spec.Linux.Seccomp)
-	if err != nil {
-		return err
-	}
-	key := sha256.Sum256(profile)
-	if add := p.opt.Runtimes.Seccomp(r, hex.EncodeToString(key[:])); len(add) > 0 {
+	if add := p.opt.Runtimes.Seccomp(r, spec.Linux.Seccomp); len(add) > 0 {
 		if spec.Annotations == nil {
 			spec.Annotations = map[string]string{}
 		}
