@@ -24,9 +24,10 @@ import (
 
 // A recipe is what is known of a container only while it is made.
 type recipe struct {
-	image  imagespec.ImageConfig
-	rootfs string
-	mounts []*runtimeapi.Mount // of the image's volumes
+	image   imagespec.ImageConfig
+	rootfs  string
+	mounts  []*runtimeapi.Mount // of the image's volumes
+	program string              // that the spec runs
 }
 
 // stepsOfContainers returns what a container holds, in the order acquired. The
@@ -97,6 +98,7 @@ func (p *Pods) writeSpec(_ context.Context, c *container) error {
 	if err := p.finishSpec(spec, s.Handler); err != nil {
 		return err
 	}
+	c.recipe.program = program(spec)
 	data, err := json.Marshal(spec)
 	if err != nil {
 		return err
@@ -227,10 +229,17 @@ func (p *Pods) createProcess(ctx context.Context, c *container) error {
 		TTY: s.Config.GetTty(), Stdin: s.Config.GetStdin(), StdinOnce: s.Config.GetStdinOnce(),
 		OOMEvents: s.Place.OOMEvents,
 	})
-	if err != nil {
-		return err
+	if err != nil { // not every OCI runtime names the program it could not run
+		return fmt.Errorf("run %q: %w", c.recipe.program, err)
 	}
 	return c.amend(func(s *containerState) { s.Pid = pid })
+}
+
+func program(spec *specs.Spec) string {
+	if spec.Process == nil || len(spec.Process.Args) == 0 {
+		return ""
+	}
+	return spec.Process.Args[0]
 }
 
 func (p *Pods) removeProcess(ctx context.Context, c *container) error {

@@ -162,7 +162,11 @@ func (p *Pods) Exec(ctx context.Context, id string, args []string, timeout time.
 	if err != nil {
 		return monitor.ExecResult{}, err
 	}
-	return p.opt.Sessions.Exec(ctx, monitor.Exec{ContainerID: c.id, Args: args, Timeout: timeout, MaxBytes: execMaxBytes})
+	result, err := p.opt.Sessions.Exec(ctx, monitor.Exec{ContainerID: c.id, Args: args, Timeout: timeout, MaxBytes: execMaxBytes})
+	if err != nil {
+		return result, fmt.Errorf("run %q: %w", args[0], err)
+	}
+	return result, nil
 }
 
 func (p *Pods) running(id string) (*container, error) {
