@@ -182,14 +182,14 @@ func onHostPID(config *runtimeapi.ContainerConfig) {
 	sc.NamespaceOptions.Pid = runtimeapi.NamespaceMode_NODE
 }
 
-// finishSpec leaves out the CPU quota, which would throttle the OCI runtime's
+// finishSpec leaves out the CPU quota and shares, which would slow the OCI runtime's
 // own start, and adds what spares compiling the seccomp profile.
 func (p *Pods) finishSpec(spec *specs.Spec, handler string) error {
 	if spec.Linux == nil {
 		return nil
 	}
 	if r := spec.Linux.Resources; r != nil && r.CPU != nil {
-		r.CPU.Quota = nil
+		r.CPU.Quota, r.CPU.Period, r.CPU.Shares = nil, nil, nil
 	}
 	if spec.Linux.Seccomp == nil {
 		return nil
