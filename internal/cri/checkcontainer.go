@@ -94,6 +94,9 @@ func (c *check) envs(field string, envs []*runtimeapi.KeyValue) {
 
 func (c *check) mount(field string, m *runtimeapi.Mount) {
 	c.absolute(field+".container_path", m.GetContainerPath())
+	if path := m.GetContainerPath(); path != "" && filepath.Clean(path) == "/" {
+		c.bad(field+".container_path", "is the root itself")
+	}
 	propagation := c.enum(field+".propagation", int32(m.GetPropagation()), runtimeapi.MountPropagation_name)
 	if m.GetImage() != nil {
 		c.imageMount(field, m)

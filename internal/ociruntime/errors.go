@@ -79,14 +79,17 @@ func kindOf(message string) fault.Kind {
 	}
 	switch {
 	case has("executable file", "not found"), has("exec: "), has("exec format error"),
-		has("no such file or directory", "open executable"), has("permission denied", "open executable"):
+		has("open executable"),                                                                  // of any sort: missing, a directory, not permitted
+		has("not a directory"), has("is a directory"), has("too many levels of symbolic links"), // mounts
+		has("memory limit"), has("out of range"), // limits
+		has("writing file", "invalid argument"), has("failed to write", "invalid argument"):
 		return fault.Invalid
 	case has("container", "does not exist"), has("cannot find container"):
 		return fault.NotFound
 	case has("is not running"), has("not in the `created` state"), has("cannot start a container that has"),
 		has("cannot exec in a stopped container"), has("cannot exec a container that has stopped"):
 		return fault.Precondition
-	case has("no space left"), has("disk quota"):
+	case has("no space left"), has("disk quota"), has("resource temporarily unavailable"), has("cannot allocate memory"), has("too many open files"):
 		return fault.Exhausted
 	case has("not supported"), has("unknown command"):
 		return fault.Unimplemented

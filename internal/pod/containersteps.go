@@ -2,8 +2,6 @@ package pod
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -24,9 +22,10 @@ import (
 
 // A recipe is what is known of a container only while it is made.
 type recipe struct {
-	image  imagespec.ImageConfig
-	rootfs string
-	mounts []*runtimeapi.Mount // of the image's volumes
+	image   imagespec.ImageConfig
+	rootfs  string
+	mounts  []*runtimeapi.Mount // of the image's volumes
+	program string              // that the spec runs
 }
 
 // stepsOfContainers returns what a container holds, in the order acquired. The
@@ -97,6 +96,7 @@ func (p *Pods) writeSpec(_ context.Context, c *container) error {
 	if err := p.finishSpec(spec, s.Handler); err != nil {
 		return err
 	}
+	c.recipe.program = program(spec)
 	data, err := json.Marshal(spec)
 	if err != nil {
 		return err
@@ -182,14 +182,14 @@ func onHostPID(config *runtimeapi.ContainerConfig) {
 	sc.NamespaceOptions.Pid = runtimeapi.NamespaceMode_NODE
 }
 
-// finishSpec leaves out the CPU quota, which would throttle the OCI runtime's
+// finishSpec leaves out the CPU quota and shares, which would slow the OCI runtime's
 // own start, and adds what spares compiling the seccomp profile.
 func (p *Pods) finishSpec(spec *specs.Spec, handler string) error {
 	if spec.Linux == nil {
 		return nil
 	}
 	if r := spec.Linux.Resources; r != nil && r.CPU != nil {
-		r.CPU.Quota = nil
+		r.CPU.Quota, r.CPU.Period, r.CPU.Shares = nil, nil, nil
 	}
 	if spec.Linux.Seccomp == nil {
 		return nil
@@ -198,12 +198,7 @@ func (p *Pods) finishSpec(spec *specs.Spec, handler string) error {
 	if err != nil {
 		return err
 	}
-	profile, err := json.Marshal(spec.Linux.Seccomp)
-	if err != nil {
-		return err
-	}
-	key := sha256.Sum256(profile)
-	if add := p.opt.Runtimes.Seccomp(r, hex.EncodeToString(key[:])); len(add) > 0 {
+	if add := p.opt.Runtimes.Seccomp(r, spec.Linux.Seccomp); len(add) > 0 {
 		if spec.Annotations == nil {
 			spec.Annotations = map[string]string{}
 		}
@@ -227,10 +222,17 @@ func (p *Pods) createProcess(ctx context.Context, c *container) error {
 		TTY: s.Config.GetTty(), Stdin: s.Config.GetStdin(), StdinOnce: s.Config.GetStdinOnce(),
 		OOMEvents: s.Place.OOMEvents,
 	})
-	if err != nil {
-		return err
+	if err != nil { // not every OCI runtime names the program it could not run
+		return fmt.Errorf("run %q: %w", c.recipe.program, err)
 	}
 	return c.amend(func(s *containerState) { s.Pid = pid })
+}
+
+func program(spec *specs.Spec) string {
+	if spec.Process == nil || len(spec.Process.Args) == 0 {
+		return ""
+	}
+	return spec.Process.Args[0]
 }
 
 func (p *Pods) removeProcess(ctx context.Context, c *container) error {

@@ -1,0 +1,119 @@
+package contract
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+)
+
+// TestExecSync: output whole and unchanged, limits kept, errors by their kind.
+func TestExecSync(t *testing.T) {
+	w := newWorld(t, "")
+	podID, pod := w.pod("exec")
+	ctr := w.run(podID, pod, w.config("main", "sleep", "1000"))
+
+	t.Run("code and streams", func(t *testing.T) {
+		r, err := w.exec(ctr, 5, "sh", "-c", "echo out; echo err >&2; exit 42")
+		if err != nil || r.ExitCode != 42 || string(r.Stdout) != "out\n" || string(r.Stderr) != "err\n" {
+			t.Errorf("%v, %v", r, err)
+		}
+		if r, err = w.exec(ctr, 0, "sh", "-c", "kill -9 $$"); err != nil || r.ExitCode != 137 {
+			t.Errorf("killed: %v, %v", r, err)
+		}
+	})
+	t.Run("binary output", func(t *testing.T) {
+		r, err := w.exec(ctr, 20, "sh", "-c", "dd if=/dev/urandom of=/tmp/r bs=64k count=32 2>/dev/null; cat /tmp/r")
+		if err != nil || len(r.Stdout) != 2<<20 {
+			t.Fatalf("%d bytes, %v", len(r.GetStdout()), err)
+		}
+		// The same file once more, by what the container itself makes of it.
+		again, err := w.exec(ctr, 20, "cat", "/tmp/r")
+		if err != nil || !bytes.Equal(r.Stdout, again.Stdout) {
+			a, b := sha256.Sum256(r.Stdout), sha256.Sum256(again.GetStdout())
+			t.Errorf("%s, then %s: %v", hex.EncodeToString(a[:4]), hex.EncodeToString(b[:4]), err)
+		}
+	})
+	t.Run("too much output", func(t *testing.T) {
+		begun := time.Now()
+		r, err := w.exec(ctr, 60, "sh", "-c", "dd if=/dev/zero bs=1M count=40 2>/dev/null; dd if=/dev/zero bs=1M count=40 2>/dev/null >&2; exit 3")
+		if err != nil || r.ExitCode != 3 || len(r.Stdout) < 7<<20 || len(r.Stdout)+len(r.Stderr) >= 16<<20 {
+			t.Errorf("code %d, %d and %d bytes: %v", r.GetExitCode(), len(r.GetStdout()), len(r.GetStderr()), err)
+		}
+		t.Logf("80 MiB discarded in %v", time.Since(begun))
+	})
+	for name, command := range map[string]string{
+		"timeout": "sleep 300", "children": "sleep 300 & sleep 300 & wait", "deaf": "trap '' TERM INT; while :; do sleep 1; done",
+	} {
+		t.Run(name, func(t *testing.T) {
+			begun := time.Now()
+			_, err := w.exec(ctr, 1, "sh", "-c", command)
+			want(t, err, codes.DeadlineExceeded)
+			if took := time.Since(begun); took < 900*time.Millisecond || took > 2*time.Second {
+				t.Errorf("took %v", took)
+			}
+		})
+	}
+	t.Run("nothing is left", func(t *testing.T) {
+		for deadline := time.Now().Add(3 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+			r, err := w.exec(ctr, 5, "ps")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n := bytes.Count(r.Stdout, []byte("sleep 300")); n == 0 {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("processes of execs remain:\n%s", r.Stdout)
+			}
+		}
+	})
+	t.Run("child keeps stdout", func(t *testing.T) {
+		begun := time.Now()
+		_, err := w.exec(ctr, 2, "sh", "-c", "echo first; sleep 300 &")
+		took := time.Since(begun)
+		t.Logf("%v after %v", err, took)
+		if took > 3*time.Second {
+			t.Errorf("took %v", took)
+		}
+	})
+	t.Run("no such command", func(t *testing.T) {
+		for _, command := range []string{"nosuchprogram", "/no/such", "/etc/passwd", "/etc"} {
+			_, err := w.exec(ctr, 5, command)
+			want(t, err, codes.InvalidArgument)
+			t.Log(err)
+		}
+	})
+	t.Run("bad requests", func(t *testing.T) {
+		_, err := w.exec(ctr, 5)
+		want(t, err, codes.InvalidArgument, "cmd")
+		_, err = w.exec(ctr, -1, "true")
+		want(t, err, codes.InvalidArgument, "timeout")
+		_, err = w.exec("", 1, "true")
+		want(t, err, codes.InvalidArgument, "container_id")
+		_, err = w.exec("0000", 1, "true")
+		want(t, err, codes.NotFound)
+		if r, err := w.exec(ctr[:12], 5, "echo", "-n", ""); err != nil || len(r.Stdout) != 0 {
+			t.Errorf("by prefix: %v, %v", r, err)
+		}
+	})
+	t.Run("container ends", func(t *testing.T) {
+		errs := make(chan error, 1)
+		go func() { _, err := w.exec(ctr, 30, "sleep", "300"); errs <- err }()
+		time.Sleep(300 * time.Millisecond)
+		if err := w.stop(ctr, 0); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case err := <-errs:
+			t.Logf("exec in a container that is killed: %v", err)
+		case <-time.After(5 * time.Second):
+			t.Error("the exec outlives its container")
+		}
+		_, err := w.exec(ctr, 5, "true")
+		want(t, err, codes.FailedPrecondition, ctr)
+	})
+}

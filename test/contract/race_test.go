@@ -1,0 +1,207 @@
+package contract
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/davit-runtime/davit/internal/testkit"
+)
+
+// many runs f n times at once and returns what each returned.
+func many[R any](n int, f func(i int) R) []R {
+	results := make([]R, n)
+	var wg sync.WaitGroup
+	for i := range n {
+		wg.Go(func() { results[i] = f(i) })
+	}
+	wg.Wait()
+	return results
+}
+
+type answer struct {
+	id  string
+	err error
+}
+
+// TestDuplicates: calls for the same pod or container, all at once or one
+// after the other, make one, and return its ID.
+func TestDuplicates(t *testing.T) {
+	w := newWorld(t, "")
+	config := testkit.PodConfig("twice", w.d.Logs)
+	same := func(what string, answers []answer) string {
+		t.Helper()
+		for _, a := range answers {
+			if a.err != nil || a.id != answers[0].id {
+				t.Fatalf("%s: %v", what, answers)
+			}
+		}
+		return answers[0].id
+	}
+	run := func(int) answer {
+		id, err := w.c.RunPod(w.ctx, config)
+		return answer{id, err}
+	}
+	pod := same("RunPodSandbox at once", many(20, run))
+	same("RunPodSandbox again", []answer{{id: pod}, run(0)})
+	create := func(int) answer {
+		id, err := w.create(pod, config, w.config("main", "sleep", "100"))
+		return answer{id, err}
+	}
+	ctr := same("CreateContainer at once", many(20, create))
+	same("CreateContainer again", []answer{{id: ctr}, create(0)})
+	if err := w.start(ctr); err != nil {
+		t.Fatal(err)
+	}
+	want(t, w.start(ctr), codes.FailedPrecondition, ctr)
+	_, err := w.create(pod, config, w.config("main", "true"))
+	want(t, err, codes.AlreadyExists, ctr)
+	for range 2 {
+		if err := w.remove(ctr); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if next := create(0); next.err != nil || next.id == ctr {
+		t.Errorf("the name after a removal: %v", next)
+	}
+	for range 2 {
+		if _, err := w.c.StopPodSandbox(w.ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: pod}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want(t, run(0).err, codes.AlreadyExists, pod)
+	_, err = w.create(pod, config, w.config("late", "true"))
+	want(t, err, codes.FailedPrecondition, pod)
+	for _, err := range many(10, func(int) error { return w.c.RemovePod(w.ctx, pod) }) {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	next := run(0)
+	if next.err != nil || next.id == pod {
+		t.Errorf("the pod's name after a removal: %v", next)
+	}
+}
+
+// TestStopsAtOnce: of many stops the shortest patience decides, all return.
+func TestStopsAtOnce(t *testing.T) {
+	w := newWorld(t, "")
+	podID, pod := w.pod("stops")
+	ctr := w.run(podID, pod, w.config("deaf", "sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"))
+	time.Sleep(200 * time.Millisecond) // until the trap is set
+	begun := time.Now()
+	for _, err := range many(30, func(i int) error { return w.stop(ctr, int64(30-i)) }) {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	if took := time.Since(begun); took < 900*time.Millisecond || took > 2500*time.Millisecond {
+		t.Errorf("thirty stops, the shortest of 1 s, took %v", took)
+	}
+	if s := w.status(ctr); s.ExitCode != 137 || s.Reason != "Error" || s.FinishedAt == 0 {
+		t.Errorf("status after a kill: %v", s)
+	}
+	if err := w.stop(ctr, 5); err != nil {
+		t.Error(err)
+	}
+	want(t, w.start(ctr), codes.FailedPrecondition)
+}
+
+// TestStopWaits: while a stop waits, others work; a caller that leaves kills nothing.
+func TestStopWaits(t *testing.T) {
+	w := newWorld(t, "")
+	podID, pod := w.pod("waits")
+	ctr := w.run(podID, pod, w.config("deaf", "sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"))
+	time.Sleep(200 * time.Millisecond)
+	ctx, cancel := context.WithTimeout(w.ctx, 500*time.Millisecond)
+	defer cancel()
+	_, err := w.c.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: ctr, Timeout: 60})
+	want(t, err, codes.DeadlineExceeded)
+	if r, err := w.exec(ctr, 5, "echo", "alive"); err != nil || string(r.Stdout) != "alive\n" {
+		t.Errorf("exec after a stop was abandoned: %v, %v", r, err)
+	}
+	if _, err := w.c.ReopenContainerLog(w.ctx, &runtimeapi.ReopenContainerLogRequest{ContainerId: ctr}); err != nil {
+		t.Error(err)
+	}
+	begun := time.Now()
+	if err := w.stop(ctr, 0); err != nil || time.Since(begun) > 2*time.Second {
+		t.Errorf("kill: %v after %v", err, time.Since(begun))
+	}
+}
+
+// TestOpposites: start, stop and remove of the same container at once all
+// return, none with a fault of davit's own, and nothing is left.
+func TestOpposites(t *testing.T) {
+	w := newWorld(t, "")
+	podID, pod := w.pod("opposites")
+	for i := range 12 {
+		config := w.config(fmt.Sprintf("c%d", i), "sleep", "100")
+		ctr, err := w.create(podID, pod, config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		errs := many(12, func(n int) error {
+			time.Sleep(time.Duration(n*i) * 300 * time.Microsecond)
+			switch n % 4 {
+			case 0:
+				return w.start(ctr)
+			case 1:
+				return w.stop(ctr, 1)
+			case 2:
+				_, err := w.exec(ctr, 2, "true")
+				return err
+			}
+			return w.remove(ctr)
+		})
+		for n, err := range errs {
+			switch code := codeOf(err); {
+			case code == codes.OK:
+			case (n%4 == 0 || n%4 == 2) && (code == codes.NotFound || code == codes.FailedPrecondition):
+			case n%4 == 0 && code == codes.Canceled, n%4 == 2 && code == codes.Unavailable: // ended under way
+			default:
+				t.Errorf("round %d, call %d: %v", i, n, err)
+			}
+		}
+		if err := w.remove(ctr); err != nil {
+			t.Error(err)
+		}
+		_, err = w.c.ContainerStatus(w.ctx, &runtimeapi.ContainerStatusRequest{ContainerId: ctr})
+		want(t, err, codes.NotFound)
+	}
+}
+
+// TestPodsEndWhileMade: a pod whose making is stopped, or removed, at any
+// moment is gone after its removal.
+func TestPodsEndWhileMade(t *testing.T) {
+	w := newWorld(t, "")
+	for i := range 15 {
+		config := testkit.PodConfig(fmt.Sprintf("brief-%d", i), w.d.Logs)
+		ctx, cancel := context.WithTimeout(w.ctx, time.Duration(i)*time.Millisecond)
+		_, err := w.c.RunPod(ctx, config)
+		cancel()
+		if code := codeOf(err); code != codes.OK && code != codes.DeadlineExceeded && code != codes.Unavailable {
+			t.Errorf("RunPodSandbox cut short: %v", err)
+		}
+		if i%2 == 0 {
+			id, err := w.c.RunPod(w.ctx, config) // joins, or makes it
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := w.create(id, config, w.config("c", "true")); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if err := w.c.RemoveAll(w.ctx); err != nil {
+		t.Error(err)
+	}
+	list, err := w.c.ListPodSandbox(w.ctx, &runtimeapi.ListPodSandboxRequest{})
+	if err != nil || len(list.Items) > 0 {
+		t.Errorf("pods left: %v, %v", list, err)
+	}
+}
