@@ -113,7 +113,7 @@ func TestOOM(t *testing.T) {
 		limit := int64(16 << 20)
 		s.Linux.Resources.Memory = &specs.LinuxMemory{Limit: &limit}
 		n.writeSpec(c, s)
-		c.OOMEvents = controller + "/davit-test/" + c.ID + "/memory.oom_control"
+		c.OOMEvents = controller + "/" + cgroups + "/" + c.ID + "/memory.oom_control"
 		n.run(c)
 		if davitKills {
 			must(t, n.Signal(n.ctx(), c.ID, 9))
@@ -132,7 +132,7 @@ func TestUpdate(t *testing.T) {
 		n.run(c)
 		shares := uint64(512)
 		must(t, n.Update(n.ctx(), c.ID, specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: &shares}}))
-		got, err := os.ReadFile("/sys/fs/cgroup/cpu/davit-test/" + c.ID + "/cpu.shares")
+		got, err := os.ReadFile("/sys/fs/cgroup/cpu/" + cgroups + "/" + c.ID + "/cpu.shares")
 		if err != nil || strings.TrimSpace(string(got)) != "512" {
 			t.Errorf("cpu.shares %q %v", got, err)
 		}

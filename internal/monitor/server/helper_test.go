@@ -25,6 +25,13 @@ import (
 
 func TestMain(m *testing.M) { testkit.Main(m) }
 
+// cgroups is the parent of the containers' cgroups, and nap the argument of a
+// sleep that can be told from all others: tests of other trees may run.
+var (
+	cgroups = fmt.Sprintf("davit-test-%d", os.Getpid())
+	nap     = fmt.Sprintf("%d.5", 1000000+os.Getpid())
+)
+
 // A node is a state directory with keeper and monitor of its own.
 type node struct {
 	t      testing.TB
@@ -93,8 +100,8 @@ func (n *node) end() {
 		return n.process("serve") == 0
 	})
 	await(n.t, "unmount", func() bool { return unix.Unmount(n.state, 0) == nil }) // what is dying holds it
-	cgroups, _ := filepath.Glob("/sys/fs/cgroup/*/davit-test")
-	for _, dir := range cgroups { // of half-made containers they are davitd's to remove
+	made, _ := filepath.Glob("/sys/fs/cgroup/*/" + cgroups)
+	for _, dir := range made { // of half-made containers they are davitd's to remove
 		await(n.t, "removal of "+dir, func() bool {
 			for _, sub := range subdirs(dir) {
 				_ = unix.Rmdir(sub)
@@ -229,7 +236,7 @@ func spec(rootfs, id string, args []string) *specs.Spec {
 			{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"newinstance", "ptmxmode=0666", "mode=0620"}},
 		},
 		Linux: &specs.Linux{
-			CgroupsPath: "/davit-test/" + id,
+			CgroupsPath: "/" + cgroups + "/" + id,
 			Namespaces: []specs.LinuxNamespace{
 				{Type: specs.MountNamespace}, {Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace},
 			},

@@ -18,7 +18,7 @@ import (
 func TestHold(t *testing.T) {
 	n := newNode(t)
 	id := newID()
-	cgroup := "/sys/fs/cgroup/pids/davit-test"
+	cgroup := "/sys/fs/cgroup/pids/" + cgroups
 	must(t, os.MkdirAll(cgroup, 0o755))
 	h := monitor.Holder{ID: id, Namespaces: []string{"/proc/self/ns/net", "/proc/self/ns/uts"}, Cgroup: []string{cgroup}}
 	for i, ns := range h.Namespaces { // of this process, not of the one that opens them

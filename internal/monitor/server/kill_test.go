@@ -120,13 +120,13 @@ func TestKillDuringExec(t *testing.T) {
 	n.run(c)
 	result := make(chan error, 1)
 	go func() {
-		_, err := n.Exec(n.ctx(), monitor.Exec{ContainerID: c.ID, Args: []string{"sleep", "777"}})
+		_, err := n.Exec(n.ctx(), monitor.Exec{ContainerID: c.ID, Args: []string{"sleep", nap}})
 		result <- err
 	}()
-	await(t, "exec", func() bool { return running("sleep\x00777") })
+	await(t, "exec", func() bool { return running("sleep\x00" + nap) })
 	n.killMonitor()
 	wantKind(t, <-result, fault.Unavailable)
-	await(t, "end of the exec", func() bool { return !running("sleep\x00777") })
+	await(t, "end of the exec", func() bool { return !running("sleep\x00" + nap) })
 	n.remove(c.ID)
 }
 
@@ -230,7 +230,7 @@ func TestEndUnderWay(t *testing.T) {
 			calls.Go(func() { _, _ = n.Create(ctx, c) })
 		}
 		calls.Go(func() { _, _ = n.Seccomp(ctx, lives.Runtime, profile) })
-		calls.Go(func() { _, _ = n.Exec(ctx, monitor.Exec{ContainerID: lives.ID, Args: []string{"sleep", "1001"}}) })
+		calls.Go(func() { _, _ = n.Exec(ctx, monitor.Exec{ContainerID: lives.ID, Args: []string{"sleep", nap}}) })
 		time.Sleep(time.Duration(rand.IntN(40000)) * time.Microsecond)
 		if i%3 == 2 {
 			n.killMonitor()
@@ -239,13 +239,13 @@ func TestEndUnderWay(t *testing.T) {
 		await(t, "end of the keeper", func() bool { return unix.Kill(keeper, 0) != nil || n.process("keep") == 0 })
 		cancel()
 		calls.Wait()
-		for _, args := range []string{"create\x00--bundle\x00" + n.state /* the throwaway */, "sleep\x001001"} {
+		for _, args := range []string{"create\x00--bundle\x00" + n.state /* the throwaway */, "sleep\x00" + nap} {
 			if running(args) {
 				t.Errorf("%d: %q lives on", i, args)
 			}
 		}
 		for id := range live {
-			procs, _ := os.ReadFile("/sys/fs/cgroup/pids/davit-test/" + id + "/cgroup.procs")
+			procs, _ := os.ReadFile("/sys/fs/cgroup/pids/" + cgroups + "/" + id + "/cgroup.procs")
 			live[id] = len(procs) > 0
 		}
 		if unix.Kill(pid, 0) != nil {
