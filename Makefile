@@ -71,7 +71,7 @@ conform: build ## the CRI conformance suite: make conform CRITEST=/path/of/crite
 deps: ## write down what the programs depend on, in docs/deps; a change there is a decision
 	@mkdir -p docs/deps
 	@for b in $(BINARIES); do \
-		go list -deps -f '{{with .Module}}{{.Path}}{{end}}' ./cmd/$$b | sort -u >docs/deps/$$b.txt; \
+		go list -deps -f '{{with .Module}}{{.Path}}{{end}}' ./cmd/$$b | LC_ALL=C sort -u >docs/deps/$$b.txt; \
 	done; wc -l docs/deps/*.txt
 
 tools: # what the tests need from Debian

@@ -117,6 +117,35 @@ func TestMonitorIsSmall(t *testing.T) {
 	}
 }
 
+// What each program is made of is written down; a change there is a decision.
+func TestDependenciesAreWrittenDown(t *testing.T) {
+	for _, program := range []string{"davitd", "davit-monitor", "davit"} {
+		out, err := exec.Command("go", "list", "-deps", "-f", "{{with .Module}}{{.Path}}{{end}}", "./cmd/"+program).CombinedOutput()
+		if err != nil {
+			t.Fatalf("go list: %v\n%s", err, out)
+		}
+		now := strings.Fields(string(out))
+		slices.Sort(now)
+		now = slices.Compact(now)
+		file := "docs/deps/" + program + ".txt"
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		written := strings.Fields(string(text))
+		for _, module := range now {
+			if !slices.Contains(written, module) {
+				t.Errorf("%s has come to depend on %s; if that is meant, run make deps", program, module)
+			}
+		}
+		for _, module := range written {
+			if !slices.Contains(now, module) {
+				t.Errorf("%s no longer depends on %s; run make deps", program, module)
+			}
+		}
+	}
+}
+
 func TestPackagesAreNamedAndDocumented(t *testing.T) {
 	documented := map[string]int{}
 	for _, s := range sources(t) {

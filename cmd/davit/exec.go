@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -30,6 +32,9 @@ It has no standard input, and at most 16 MiB of output. --timeout, if given, kil
 		},
 	}
 	cmd.Flags().StringVarP(&container, "container", "c", "", "name of the container, if the pod has several")
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
+		return fmt.Errorf("%w; if it is the command's, put -- before the command", err)
+	})
 	return cmd
 }
 
@@ -37,6 +42,9 @@ func (a *app) exec(cmd *cobra.Command, c *runtimeapi.Container, command []string
 	r, err := a.client.ExecSync(cmd.Context(), &runtimeapi.ExecSyncRequest{
 		ContainerId: c.Id, Cmd: command, Timeout: int64((limit + time.Second - 1) / time.Second),
 	})
+	if limit > 0 && status.Code(err) == codes.DeadlineExceeded {
+		return fmt.Errorf("exec in container %s: the command took longer than %v", c.Metadata.GetName(), limit)
+	}
 	if err != nil {
 		return fmt.Errorf("exec in container %s: %w", c.Metadata.GetName(), err)
 	}

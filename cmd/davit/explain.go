@@ -20,6 +20,11 @@ var (
 	dialPrefix = regexp.MustCompile(`connection error: desc = "transport: Error while dialing: ([^"]*)"`)
 )
 
+// interrupted tells that the user gave up.
+func interrupted(err error) bool {
+	return errors.Is(err, context.Canceled) || status.Code(err) == codes.Canceled
+}
+
 // explain says in one line what went wrong, why and what to do. A manifest's
 // problems have a line each.
 func (a *app) explain(err error) string {
@@ -27,12 +32,23 @@ func (a *app) explain(err error) string {
 	if errors.As(err, &bad) {
 		return bad.Error()
 	}
-	if errors.Is(err, context.Canceled) || status.Code(err) == codes.Canceled {
+	if interrupted(err) {
 		return "davit: interrupted"
 	}
 	text := rpcPrefix.ReplaceAllString(err.Error(), "")
 	text = dialPrefix.ReplaceAllString(text, "$1")
-	return "davit: " + strings.ReplaceAll(strings.TrimSpace(text), "\n", "; ") + a.advice(err)
+	return "davit: " + oneLine(text) + a.advice(err)
+}
+
+// oneLine joins what has several lines, as joined errors do.
+func oneLine(text string) string {
+	var parts []string
+	for line := range strings.Lines(text) {
+		if line = strings.TrimSpace(line); line != "" {
+			parts = append(parts, line)
+		}
+	}
+	return strings.Join(parts, "; ")
 }
 
 // advice is what to do about err, beginning with "; ", or nothing.
@@ -52,6 +68,10 @@ func (a *app) advice(err error) string {
 		return a.unreachable(s.Message())
 	case codes.DeadlineExceeded:
 		return a.timeoutAdvice()
+	case codes.PermissionDenied:
+		if !a.credsGiven {
+			return "; give credentials by davit pull --creds"
+		}
 	case codes.Unimplemented:
 		return fmt.Sprintf("; the runtime at %s cannot do this", a.endpoint)
 	}

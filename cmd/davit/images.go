@@ -1,8 +1,10 @@
 package main
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 
@@ -63,7 +65,7 @@ func (a *app) pullCommand() *cobra.Command {
 		Short: "Pull an image",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			auth, err := parseCreds(creds)
+			auth, err := a.parseCreds(creds)
 			if err != nil {
 				return err
 			}
@@ -83,18 +85,26 @@ func (a *app) pullCommand() *cobra.Command {
 			return err
 		},
 	}
-	cmd.Flags().StringVar(&creds, "creds", "", "USER:PASSWORD for the registry")
+	cmd.Flags().StringVar(&creds, "creds", "", "USER:PASSWORD for the registry; - reads it from standard input, where nobody else sees it")
 	return cmd
 }
 
-func parseCreds(creds string) (*runtimeapi.AuthConfig, error) {
+func (a *app) parseCreds(creds string) (*runtimeapi.AuthConfig, error) {
 	if creds == "" {
 		return nil, nil
+	}
+	if creds == "-" {
+		line, err := bufio.NewReader(a.in).ReadString('\n')
+		if err != nil && !errors.Is(err, io.EOF) {
+			return nil, fmt.Errorf("--creds: %w", err)
+		}
+		creds = strings.TrimRight(line, "\r\n")
 	}
 	user, password, ok := strings.Cut(creds, ":")
 	if !ok || user == "" {
 		return nil, errors.New("--creds must be USER:PASSWORD")
 	}
+	a.credsGiven = true
 	return &runtimeapi.AuthConfig{Username: user, Password: password}, nil
 }
 
@@ -127,6 +137,10 @@ func (a *app) removeImage(cmd *cobra.Command, image string) error {
 	if _, err := a.client.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: spec}); err != nil {
 		return fmt.Errorf("remove image %s: %w", image, err)
 	}
-	_, err = fmt.Fprintf(a.out, "image %s removed\n", image)
+	also := ""
+	if more := slices.DeleteFunc(slices.Clone(r.Image.RepoTags), func(tag string) bool { return tag == image }); len(more) > 0 {
+		also = ", and with it " + strings.Join(more, ", ")
+	}
+	_, err = fmt.Fprintf(a.out, "image %s removed%s\n", image, also)
 	return err
 }

@@ -4,7 +4,7 @@
 //
 // Output for people goes to standard output in aligned columns, with -o json
 // the CRI's own messages in protobuf's JSON form. Errors are one line on
-// standard error, and exit code 1.
+// standard error, and exit code 1, or 130 if a signal interrupted the command.
 package main
 
 import (
@@ -26,6 +26,7 @@ const (
 	defaultEndpoint = "unix:///run/davit/davit.sock"
 	endpointEnv     = "CONTAINER_RUNTIME_ENDPOINT"
 	defaultTimeout  = 2 * time.Minute // the kubelet's runtimeRequestTimeout
+	exitInterrupted = 130             // 128 + SIGINT, as shells have it
 )
 
 func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
@@ -51,6 +52,9 @@ func run(args []string, in io.Reader, out, errOut io.Writer) int {
 		return int(code)
 	}
 	fmt.Fprintln(errOut, a.explain(err))
+	if interrupted(err) {
+		return exitInterrupted
+	}
 	return 1
 }
 
@@ -62,6 +66,8 @@ type app struct {
 	endpoint string
 	timeout  time.Duration
 	output   string // "" or "json"
+
+	credsGiven bool // for the registry
 
 	client *criclient.Client
 }

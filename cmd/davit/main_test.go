@@ -120,6 +120,9 @@ func TestLifeOfAPod(t *testing.T) {
 		t.Errorf("exec = %q, %q", s.out, s.errOut)
 	}
 	s.davit(42, "", "exec", "aa", "-c", "server", "--", "exit", "42")
+	s.cri.fail["ExecSync"] = status.Error(codes.DeadlineExceeded, "over")
+	s.davit(1, "", "exec", "web", "-c", "server", "--timeout", "3s", "--", "sleep", "9")
+	s.has(s.errOut, `^davit: exec in container server: the command took longer than 3s\n$`)
 
 	s.davit(0, "", "inspect", "web")
 	var seen struct {
@@ -210,7 +213,7 @@ func TestInterrupt(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	s.play(1, "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec:\n"+
+	s.play(exitInterrupted, "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec:\n"+
 		"  initContainers: [{name: setup, image: a}]\n  containers: [{name: c, image: a}]")
 	<-done
 	if s.errOut != "davit: interrupted\n" {
@@ -252,10 +255,21 @@ func TestImages(t *testing.T) {
 	}
 	s.davit(0, "", "images")
 	s.has(s.out, `^IMAGE +ID +SIZE\nreg/a:1 +110{10} +1.27 MiB\n$`)
+	s.cri.images[0].RepoTags = append(s.cri.images[0].RepoTags, "other/b:2")
 	s.davit(0, "", "rmi", "reg/a:1")
+	s.has(s.out, `^image reg/a:1 removed, and with it other/b:2\n$`)
 	s.davit(1, "", "rmi", "reg/a:1")
 	s.has(s.errOut, `^davit: there is no image "reg/a:1"; see davit images\n$`)
 	s.davit(1, "", "pull", "--creds", "me", "reg/a:1")
+	s.davit(0, "you:secret\n", "pull", "--creds", "-", "reg/a:1")
+	if s.cri.auth.Username != "you" || s.cri.auth.Password != "secret" {
+		t.Errorf("auth = %v", s.cri.auth)
+	}
+	s.cri.fail["PullImage"] = status.Error(codes.PermissionDenied, "no")
+	s.davit(1, "", "pull", "reg/a:1")
+	s.has(s.errOut, `davit: pull reg/a:1: no; give credentials by davit pull --creds\n$`)
+	s.davit(1, "", "pull", "--creds", "me:wrong", "reg/a:1")
+	s.has(s.errOut, `davit: pull reg/a:1: no\n$`)
 }
 
 func TestStatusAndVersion(t *testing.T) {
@@ -294,6 +308,10 @@ func TestErrors(t *testing.T) {
 	s.has(s.errOut, `^davit: wrong arguments; use: davit exec POD \[-c CONTAINER\] -- COMMAND \[ARGUMENT...\] \[flags\]\n$`)
 	s.davit(1, "", "ps", "--bogus")
 	s.has(s.errOut, `^davit: unknown flag: --bogus; see davit ps --help\n$`)
+	s.davit(1, "", "imges")
+	s.has(s.errOut, `^davit: unknown command "imges" for "davit"; Did you mean this\?; images\n$`)
+	s.davit(1, "", "exec", "web", "ls", "-l")
+	s.has(s.errOut, `^davit: unknown shorthand flag: 'l' in -l; if it is the command's, put -- before the command\n$`)
 	s.davit(1, "", "play", filepath.Join(s.dir, "none.yaml"))
 	s.has(s.errOut, `^davit: read manifest: open .*none.yaml: no such file or directory\n$`)
 }

@@ -55,6 +55,10 @@ type registryConfig struct {
 	CAFile     string   `toml:"ca_file"`
 }
 
+// maxState is what the kernel allows for a socket's path, less the longest name
+// of one below it. kernel: unix(7), sun_path.
+const maxState = 107 - len("/monitor.sock")
+
 // readConfig reads the file at path over the defaults. A missing file is an
 // error only if it was asked for.
 func readConfig(path string, required bool) (*config, error) {
@@ -121,6 +125,12 @@ func (c *config) check() error {
 	absolute("socket", c.Socket)
 	absolute("root", c.Root)
 	absolute("state", c.State)
+	if c.Root != "" && filepath.Clean(c.Root) == filepath.Clean(c.State) {
+		bad("state", "%s is root, too: one outlives a boot, the other does not", c.State)
+	}
+	if n := len(c.State); n > maxState {
+		bad("state", "the path is %d bytes long; with %d at most, sockets fit in", n, maxState)
+	}
 	oneOf("log.format", c.Log.Format, "text", "json")
 	oneOf("cgroup_driver", c.CgroupDriver, "auto", "systemd", "cgroupfs")
 	if d := c.DefaultRuntime; d != "" && !handlerName(d) {
@@ -150,6 +160,9 @@ func (c *config) check() error {
 		families[p.Addr().Is4()] = true
 	}
 	for host, r := range c.Registries {
+		if strings.Contains(host, "/") {
+			bad("registries."+host, "want a host as it stands in images' names: docker.io, registry.example:5000")
+		}
 		absolute("registries."+host+".ca_file", r.CAFile)
 		for _, e := range r.Endpoints {
 			if !strings.Contains(e, "://") {

@@ -80,10 +80,10 @@ func arguments(args []string, out io.Writer) (*config, error) {
 		f.PrintDefaults()
 		return nil, nil
 	} else if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w; see davitd --help", err)
 	}
 	if f.NArg() > 0 {
-		return nil, fmt.Errorf("unknown argument %q", f.Arg(0))
+		return nil, fmt.Errorf("unknown argument %q; see davitd --help", f.Arg(0))
 	}
 	if *show {
 		fmt.Fprintln(out, "davitd", version)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -97,7 +98,7 @@ func (w imageWorld) Pull(_ context.Context, ref string, o image.PullOptions) (im
 }
 func (w imageWorld) Get(ref string) (image.Image, error) {
 	for _, i := range w.images {
-		if i.ID == ref {
+		if i.ID == ref || slices.Contains(i.RepoTags, ref) {
 			return i, nil
 		}
 	}

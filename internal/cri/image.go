@@ -47,7 +47,6 @@ func (s *service) ImageStatus(_ context.Context, r *runtimeapi.ImageStatusReques
 		return nil, err
 	}
 	resp := &runtimeapi.ImageStatusResponse{Image: criImage(i)}
-	resp.Image.Spec = r.GetImage()
 	if r.GetVerbose() {
 		resp.Info = imageInfo(i)
 	}

@@ -242,6 +242,7 @@ func TestImages(t *testing.T) {
 	equal(t, got.Image, parse(t, &runtimeapi.Image{}, `
 		id: "sha256:0123" repo_tags: "docker.io/library/nginx:1" repo_digests: "docker.io/library/nginx@sha256:45"
 		size: 9 uid { value: 101 } spec { image: "sha256:0123" } pinned: true`))
+	equal(t, get("docker.io/library/nginx:1").Image, got.Image) // the same by whatever reference
 	if !strings.Contains(got.Info["info"], `"User":"101:102"`) {
 		t.Errorf("info %v", got.Info)
 	}

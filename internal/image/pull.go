@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -20,6 +21,10 @@ import (
 	"github.com/davit-runtime/davit/internal/registry"
 	"github.com/davit-runtime/davit/internal/span"
 )
+
+// maxParts bounds what an image's configuration, which stays in memory, can
+// make of itself there: "{}", an entry of its history, is 64 bytes then.
+const maxParts = 1 << 16
 
 // maxLayers is what overlayfs stacks, less one for a mending layer.
 const maxLayers = 499
@@ -329,6 +334,9 @@ func mendID(list []wanted) string {
 // parseConfig reads an image's configuration.
 func parseConfig(data []byte) (imagespec.Image, error) {
 	var config imagespec.Image
+	if bytes.Count(data, []byte("{")) > maxParts {
+		return config, fault.New(fault.Unknown, "", "the image's configuration has more than %d parts", maxParts)
+	}
 	if err := json.Unmarshal(data, &config); err != nil {
 		return imagespec.Image{}, fault.New(fault.Unknown, "", "the image's configuration: %w", err)
 	}

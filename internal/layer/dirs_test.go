@@ -176,6 +176,26 @@ func TestSparse(t *testing.T) {
 	}
 }
 
+// What is remembered of directories is bounded, however small the blob.
+func TestTooManyDirectories(t *testing.T) {
+	testkit.Root(t)
+	archive := layertest.Tar(layertest.Entry{Name: strings.Repeat("d/", 1900), Mode: 0o755})
+	entry := archive[:len(archive)-1024] // without the archive's end
+	var parts []io.Reader
+	for range 20000 {
+		parts = append(parts, bytes.NewReader(entry))
+	}
+	d, trash, left := open(t, t.TempDir(), 1<<30)
+	_, err := d.Unpack(context.Background(), "sha256:1", io.MultiReader(parts...))
+	if !fault.Is(err, fault.Unknown) || !strings.Contains(err.Error(), "too many directories") {
+		t.Error(err)
+	}
+	trash.Wait()
+	if l := left(); len(l) > 0 {
+		t.Errorf("left %v", l)
+	}
+}
+
 // sparseTar makes an old GNU archive with one file that is a hole but for its
 // last 4 bytes; archive/tar writes none.
 func sparseTar(t *testing.T, size int64) []byte {

@@ -28,6 +28,20 @@ type tree struct {
 	dir     int
 
 	implicit map[string]bool // by their paths without symbolic links
+	noted    int             // bytes, see note
+}
+
+// maxNoted bounds what is kept in memory of a layer's directories: a small
+// blob can hold any number of them, and one name stands for a directory in
+// each of its parts. It is enough for half a million.
+const maxNoted = 64 << 20
+
+// note accounts for a directory that is to be remembered.
+func (t *tree) note(name string) error {
+	if t.noted += len(name) + 64; t.noted > maxNoted {
+		return fault.New(fault.Unknown, "", "the layer has too many directories: their names take more than %d MiB", maxNoted>>20)
+	}
+	return nil
 }
 
 func openTree(root string) (*tree, error) {
@@ -143,8 +157,11 @@ func (t *tree) mkdirImplicit(name string) error {
 		return t.makeOpaque(dir, base)
 	}
 	real, err := t.realPath(dir, base)
+	if err != nil {
+		return err
+	}
 	t.implicit[real] = true
-	return err
+	return t.note(real)
 }
 
 // realPath returns a name's path in the tree without symbolic links.

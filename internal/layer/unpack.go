@@ -121,6 +121,9 @@ func (u *unpacker) rootEntry(h *tar.Header) error {
 	}
 	delete(u.implicit, ".")
 	u.times = append(u.times, dirTime{".", h.ModTime})
+	if err := u.note("."); err != nil {
+		return err
+	}
 	return broken(".", u.attributes(h, u.root, "."))
 }
 
@@ -165,6 +168,9 @@ func (u *unpacker) makeDir(h *tar.Header, name string, dir int, base string) err
 		delete(u.implicit, real)
 	}
 	u.times = append(u.times, dirTime{name, h.ModTime})
+	if err := u.note(name); err != nil {
+		return err
+	}
 	return broken(name, u.attributes(h, dir, base))
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -125,13 +126,13 @@ func (d *document) decode() (*corev1.Pod, []Problem) {
 	if found := checkKind(tree); len(found) > 0 {
 		return nil, d.locate(found)
 	}
-	if found := badQuantities(tree, ""); len(found) > 0 {
+	if found := badQuantities(tree); len(found) > 0 {
 		return nil, d.locate(found)
 	}
 	pod := &corev1.Pod{}
 	strict, err := kjson.UnmarshalStrict(raw, pod)
 	if err != nil {
-		return nil, []Problem{d.typeProblem(err)}
+		return nil, []Problem{d.typeProblem(err, tree)}
 	}
 	var found []Problem
 	unknown := map[string]bool{}
@@ -160,12 +161,73 @@ func (d *document) lineNote() string {
 	return fmt.Sprintf(" (lines counted from line %d)", d.above)
 }
 
-func (d *document) typeProblem(err error) Problem {
+// typeProblem names the first value that has the type complained of: the
+// decoder's error does not say which of a list it means.
+func (d *document) typeProblem(err error, tree any) Problem {
 	var te *json.UnmarshalTypeError
 	if !errors.As(err, &te) {
 		return Problem{Line: d.above + 1, Text: oneLine(err)}
 	}
-	return Problem{Line: d.line(te.Field), Path: te.Field, Text: fmt.Sprintf("%s is not a %s", te.Value, te.Type)}
+	kind, _, _ := strings.Cut(te.Value, " ") // "number 1.5"
+	p := Problem{Path: te.Field, Text: te.Value + " is not a " + typeName(te.Type)}
+	switch {
+	case te.Type.Kind() == reflect.String && kind == "bool":
+		p.Text += "; put it in quotes (in YAML, a plain y, n, on, off, yes or no is one, too)"
+	case te.Type.Kind() == reflect.String && kind == "number":
+		p.Text += "; put it in quotes"
+	}
+	walk(tree, "", func(path string, value any) {
+		if p.Path == te.Field && indexes.ReplaceAllString(path, "") == te.Field && jsonType(value) == kind {
+			p.Path = path
+		}
+	})
+	p.Line = d.line(p.Path)
+	return p
+}
+
+// typeName is what YAML calls a type.
+func typeName(t reflect.Type) string {
+	switch t.Kind() {
+	case reflect.Slice:
+		return "list"
+	case reflect.Struct, reflect.Map, reflect.Pointer:
+		return "mapping"
+	}
+	return t.Kind().String()
+}
+
+var indexes = regexp.MustCompile(`\[[0-9]+\]`)
+
+// jsonType is what the decoder calls the type of a value.
+func jsonType(value any) string {
+	switch value.(type) {
+	case bool:
+		return "bool"
+	case float64:
+		return "number"
+	case string:
+		return "string"
+	case []any:
+		return "array"
+	case map[string]any:
+		return "object"
+	}
+	return ""
+}
+
+// walk visits a decoded document and all that is in it, in order.
+func walk(value any, path string, visit func(path string, value any)) {
+	visit(path, value)
+	switch v := value.(type) {
+	case map[string]any:
+		for _, key := range slices.Sorted(maps.Keys(v)) {
+			walk(v[key], join(path, key), visit)
+		}
+	case []any:
+		for i, item := range v {
+			walk(item, fmt.Sprintf("%s[%d]", path, i), visit)
+		}
+	}
 }
 
 // quantityPath matches the fields of a Pod that are quantities. hugeExponent
@@ -177,22 +239,13 @@ var (
 
 // badQuantities finds what the decoder's error would not name, or what the
 // decoder must not see.
-func badQuantities(value any, path string) []Problem {
+func badQuantities(tree any) []Problem {
 	var found []Problem
-	switch v := value.(type) {
-	case map[string]any:
-		for _, key := range slices.Sorted(maps.Keys(v)) {
-			found = append(found, badQuantities(v[key], join(path, key))...)
-		}
-	case []any:
-		for i, item := range v {
-			found = append(found, badQuantities(item, fmt.Sprintf("%s[%d]", path, i))...)
-		}
-	case string:
-		if quantityPath.MatchString(path) && !isQuantity(v) {
+	walk(tree, "", func(path string, value any) {
+		if v, ok := value.(string); ok && quantityPath.MatchString(path) && !isQuantity(v) {
 			found = append(found, Problem{Path: path, Text: fmt.Sprintf("%q is not a quantity such as 100m, 2, 64Mi", v)})
 		}
-	}
+	})
 	return found
 }
 

@@ -279,6 +279,9 @@ func (c *checker) ports(at string, ports []corev1.ContainerPort, hostNetwork boo
 		if p.HostPort < 0 || p.HostPort > 65535 {
 			c.add(at+".hostPort", "%d is not between 1 and 65535", p.HostPort)
 		}
+		if _, err := netip.ParseAddr(p.HostIP); p.HostIP != "" && err != nil {
+			c.add(at+".hostIP", "%q is not an IP address", p.HostIP)
+		}
 		if hostNetwork && p.HostPort != p.ContainerPort {
 			c.add(at+".hostPort", "must be the same as containerPort (%d) with hostNetwork", p.ContainerPort)
 		}

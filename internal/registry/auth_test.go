@@ -116,3 +116,47 @@ func TestOneToken(t *testing.T) {
 		t.Errorf("%d tokens", tokens.Load())
 	}
 }
+
+// Blobs are often elsewhere; the credentials are not for there, even if it is
+// another port of the same host.
+func TestRedirectsTakeNoCredentials(t *testing.T) {
+	var leaked atomic.Bool
+	elsewhere := serve(t, func(_ http.ResponseWriter, r *http.Request) bool {
+		if r.Header.Get("Authorization") != "" || r.FormValue("refresh_token") != "" {
+			leaked.Store(true)
+		}
+		return false
+	})
+	for name, auth := range map[string]Auth{
+		"password": {Username: "ann", Password: "s3cret"}, "given token": {RegistryToken: "t0ken"}, "refresh token": {IdentityToken: "r3fresh"},
+	} {
+		var s *httptest.Server
+		s = serve(t, func(w http.ResponseWriter, r *http.Request) bool {
+			switch {
+			case r.URL.Path == "/token":
+				http.Redirect(w, r, elsewhere.URL+r.URL.Path, http.StatusTemporaryRedirect)
+			case r.Header.Get("Authorization") != "":
+				http.Redirect(w, r, elsewhere.URL+r.URL.Path, http.StatusTemporaryRedirect)
+			default:
+				scheme := `Bearer realm="` + s.URL + `/token"`
+				if auth.Password != "" {
+					scheme = "Basic"
+				}
+				w.Header().Set("WWW-Authenticate", scheme)
+				w.WriteHeader(http.StatusUnauthorized)
+			}
+			return true
+		})
+		_, err := fetch(repository(t, Config{}, hostOf(s), auth))
+		if auth.IdentityToken != "" {
+			if err == nil || !strings.Contains(err.Error(), "redirect of credentials to "+hostOf(elsewhere)+" refused") {
+				t.Errorf("%s: %v", name, err)
+			}
+		} else if err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if leaked.Load() {
+		t.Error("credentials went where the registry pointed")
+	}
+}

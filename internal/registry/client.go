@@ -209,6 +209,9 @@ func (c *Client) host(scheme, address string, settings HostConfig) (*host, error
 	return h, nil
 }
 
+// checkRedirect lets a redirect go anywhere but out of TLS, and credentials
+// nowhere: net/http would send the header on to subdomains and to other ports,
+// and a form to whoever is named.
 func checkRedirect(req *http.Request, via []*http.Request) error {
 	if len(via) >= 10 {
 		return fmt.Errorf("stopped after %d redirects", len(via))
@@ -216,5 +219,21 @@ func checkRedirect(req *http.Request, via []*http.Request) error {
 	if via[len(via)-1].URL.Scheme == "https" && req.URL.Scheme != "https" {
 		return fmt.Errorf("redirect from https to %s refused", req.URL.Scheme)
 	}
+	if origin(req.URL) == origin(via[0].URL) {
+		return nil
+	}
+	if req.Method != http.MethodGet {
+		return fmt.Errorf("redirect of credentials to %s refused", req.URL.Host)
+	}
+	req.Header.Del("Authorization")
 	return nil
+}
+
+// origin is who answers for a URL. RFC 6454, section 4.
+func origin(u *url.URL) string {
+	port := u.Port()
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
+	}
+	return u.Scheme + "://" + net.JoinHostPort(strings.ToLower(u.Hostname()), port)
 }

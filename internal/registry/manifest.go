@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"bytes"
 	_ "crypto/sha512" // digests of that kind
 	"encoding/json"
 	"mime"
@@ -22,6 +23,11 @@ const (
 const (
 	maxManifest = 4 << 20
 	maxConfig   = 8 << 20
+
+	// maxObjects bounds what a small document can make of itself in memory:
+	// "{}" is two bytes in JSON, and a descriptor of 120 here. An index of the
+	// largest images of all has some hundred.
+	maxObjects = 1 << 16
 )
 
 var acceptManifests = []string{
@@ -45,6 +51,9 @@ type Manifest struct {
 func parseManifest(contentType string, d digest.Digest, body []byte) (*Manifest, error) {
 	bad := func(format string, args ...any) (*Manifest, error) {
 		return nil, fault.New(fault.Unknown, "", "manifest "+d.String()+" "+format, args...)
+	}
+	if bytes.Count(body, []byte("{")) > maxObjects {
+		return bad("has more than %d parts", maxObjects)
 	}
 	var raw struct {
 		SchemaVersion int

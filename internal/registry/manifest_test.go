@@ -36,6 +36,7 @@ func TestParseManifest(t *testing.T) {
 		{"no configuration", "", `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json"}`, fault.Unknown, "no configuration"},
 		{"bad digest", "", strings.Replace(ociManifest, d1, "sha256:../../x", 1), fault.Unknown, "digest"},
 		{"unknown algorithm", "", strings.Replace(ociManifest, d1, "md5:d41d8cd98f00b204e9800998ecf8427e", 1), fault.Unknown, "digest"},
+		{"nothing, many times", "", `{"schemaVersion":2,"manifests":[{}` + strings.Repeat(",{}", 1<<20) + `]}`, fault.Unknown, "more than 65536 parts"},
 		{"negative size", "", strings.Replace(ociManifest, `"size":3`, `"size":-3`, 1), fault.Unknown, "size"},
 	} {
 		m, err := parseManifest(c.contentType, digest.FromString(c.body), []byte(c.body))

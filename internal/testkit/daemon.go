@@ -24,7 +24,6 @@ type Daemon struct {
 	Socket  string
 	LogFile string
 	Logs    string // a directory for the pods' logs
-	Env     []string
 	cmd     *exec.Cmd
 	ended   chan error
 }
@@ -88,7 +87,6 @@ func (d *Daemon) Start() error {
 	}
 	defer logFile.Close()
 	d.cmd = exec.Command(filepath.Join(d.Bin, "davitd"), "--root", d.Root, "--state", d.State, "--config", d.Config)
-	d.cmd.Env = append(append(os.Environ(), "DAVIT_VERIFY=1"), d.Env...)
 	d.cmd.Stdout, d.cmd.Stderr = logFile, logFile
 	d.cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
 	if err := d.cmd.Start(); err != nil {

@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -41,9 +40,9 @@ type ImageSpec struct {
 	Arch        string // of this machine if empty
 }
 
-// Epoch is when all that testkit puts into images was made, so that digests
+// epoch is when all that testkit puts into images was made, so that digests
 // are the same each time.
-var Epoch = time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC)
+var epoch = time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC)
 
 // NewImage makes an image.
 func NewImage(spec ImageSpec) (v1.Image, error) {
@@ -72,7 +71,7 @@ func NewImage(spec ImageSpec) (v1.Image, error) {
 		return nil, err
 	}
 	config = config.DeepCopy()
-	config.OS, config.Architecture, config.Created = "linux", arch, v1.Time{Time: Epoch}
+	config.OS, config.Architecture, config.Created = "linux", arch, v1.Time{Time: epoch}
 	config.Config = spec.Config
 	config.RootFS.DiffIDs = diffIDs
 	return mutate.ConfigFile(img, config)
@@ -133,7 +132,7 @@ func tarball(files []File) ([]byte, error) {
 	for _, f := range files {
 		h := &tar.Header{
 			Name: f.Name, Mode: f.Mode, Uid: f.UID, Gid: f.GID,
-			Size: int64(len(f.Data)), Linkname: f.Linkname, ModTime: Epoch, Typeflag: tar.TypeReg,
+			Size: int64(len(f.Data)), Linkname: f.Linkname, ModTime: epoch, Typeflag: tar.TypeReg,
 		}
 		switch {
 		case f.Linkname != "" && f.Hard:
@@ -228,17 +227,4 @@ func Busybox() (v1.Image, error) {
 			Labels:     map[string]string{"org.opencontainers.image.title": "busybox"},
 		},
 	})
-}
-
-// RawManifest returns an image's manifest, indented, for messages of tests.
-func RawManifest(img v1.Image) string {
-	raw, err := img.RawManifest()
-	if err != nil {
-		return err.Error()
-	}
-	var buf bytes.Buffer
-	if json.Indent(&buf, raw, "", " ") != nil {
-		return string(raw)
-	}
-	return buf.String()
 }

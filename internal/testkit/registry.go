@@ -2,12 +2,9 @@ package testkit
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"log"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,7 +13,6 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
-	"github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"golang.org/x/sys/unix"
@@ -139,31 +135,4 @@ func Push(ref string, img v1.Image) error {
 		return fmt.Errorf("push %s: %w", ref, err)
 	}
 	return nil
-}
-
-// Misbehave starts a registry in this process, for one test. Each request goes
-// through wrap, which may answer it in any way. It returns the host.
-func Misbehave(t testing.TB, wrap func(next http.Handler) http.Handler) string {
-	t.Helper()
-	var h http.Handler = registry.New(registry.Logger(log.New(testWriter{t}, "registry: ", 0)))
-	if wrap != nil {
-		h = wrap(h)
-	}
-	s := httptest.NewServer(h)
-	t.Cleanup(func() {
-		s.CloseClientConnections()
-		s.Close()
-	})
-	return strings.TrimPrefix(s.URL, "http://")
-}
-
-// testWriter logs lines to a test that still runs.
-type testWriter struct{ t testing.TB }
-
-func (w testWriter) Write(p []byte) (int, error) {
-	if w.t.Context().Err() != nil {
-		return 0, errors.New("the test is over")
-	}
-	w.t.Log(strings.TrimRight(string(p), "\n"))
-	return len(p), nil
 }

@@ -18,8 +18,11 @@ type bench struct {
 	dir, logs string
 }
 
-// server is a process that ends at once when told to.
-var server = []string{"sh", "-c", "trap 'exit 0' TERM; sleep 3600 & wait"}
+// server is a process that ends at once when told to, from the moment ready succeeds in it.
+var (
+	server = []string{"sh", "-c", "trap 'exit 0' TERM; touch /tmp/ready; sleep 3600 & wait"}
+	ready  = []string{"sh", "-c", "until [ -e /tmp/ready ]; do usleep 1000; done"}
+)
 
 func (b *bench) runPod(ctx context.Context, name string) (*runtimeapi.PodSandboxConfig, string, error) {
 	config := testkit.PodConfig(name, b.logs)
@@ -63,6 +66,10 @@ func (b *bench) times(ctx context.Context, r *report) error {
 			return err
 		}
 		lap("ExecSync true")
+		if _, err := b.c.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: created.ContainerId, Cmd: ready, Timeout: 10}); err != nil {
+			return err
+		}
+		last = time.Now()
 		if _, err := b.c.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: created.ContainerId, Timeout: 10}); err != nil {
 			return err
 		}

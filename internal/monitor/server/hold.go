@@ -14,7 +14,7 @@ import (
 )
 
 // hold starts a pod's holder, or returns the pid of the one there is.
-func (s *server) hold(h monitor.Holder) (int, error) {
+func (s *server) hold(by caller, h monitor.Holder) (int, error) {
 	if err := checkID(h.ID); err != nil {
 		return 0, err
 	}
@@ -22,6 +22,9 @@ func (s *server) hold(h monitor.Holder) (int, error) {
 	defer c.op.Unlock()
 	if rec := c.get(); rec.Phase >= created {
 		return rec.Pid, nil
+	}
+	if err := s.refuseGone(by, c); err != nil {
+		return 0, err
 	}
 	if err := os.Mkdir(c.dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		s.drop(c)
@@ -41,7 +44,7 @@ func (s *server) spawnHolder(c *container, h monitor.Holder) error {
 	if err := s.keeper.expect(c.id); err != nil {
 		return err
 	}
-	pid, err := forkHolder(h.Namespaces)
+	pid, err := forkHolder(h)
 	if err != nil {
 		return err
 	}
@@ -67,20 +70,20 @@ func (s *server) spawnHolder(c *container, h monitor.Holder) error {
 
 // forkHolder starts a holder as the keeper's child, in namespaces and in a PID
 // namespace of its own.
-func forkHolder(namespaces []string) (pid int, err error) {
+func forkHolder(h monitor.Holder) (pid int, err error) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		// Never unlocked: the thread has changed its namespaces and must end.
 		runtime.LockOSThread()
-		for _, path := range namespaces {
+		for _, path := range h.Namespaces {
 			if err = enter(path); err != nil {
 				return
 			}
 		}
 		var p *os.Process
 		p, err = os.StartProcess("/proc/self/exe", []string{"davit-monitor", "hold"}, &os.ProcAttr{
-			Dir: "/", Env: []string{},
+			Dir: "/", Env: []string{"DAVIT_POD=" + h.ID}, // ofRuntimes counts on some environment
 			Sys: &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_PARENT, Setsid: true},
 		})
 		if err == nil {
