@@ -236,6 +236,57 @@ exec crun "$@"
 			t.Error(err)
 		}
 	})
+	t.Run("start hangs, stop is patient", func(t *testing.T) {
+		id, err := w.create(pod, config, w.config("c4", "sleep", "100"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		touch(t, hang("start"))
+		started := make(chan error, 1)
+		go func() { started <- w.start(id) }()
+		time.Sleep(200 * time.Millisecond)
+		begun := time.Now()
+		if err := w.stop(id, 1); err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(begun); took > 4*time.Second {
+			t.Errorf("stopped after %v", took)
+		}
+		_ = os.Remove(hang("start"))
+		if err := <-started; err == nil {
+			t.Error("the start of a container that was killed succeeds")
+		}
+		if s := w.status(id); s.State != runtimeapi.ContainerState_CONTAINER_EXITED {
+			t.Errorf("%v", s)
+		}
+		if err := w.remove(id); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("create hangs, its pod goes", func(t *testing.T) {
+		w := w.within(t)
+		config := testkit.PodConfig("goes", w.d.Logs)
+		r, err := w.c.RunPodSandbox(w.ctx, &runtimeapi.RunPodSandboxRequest{Config: config, RuntimeHandler: "odd"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		touch(t, hang("create"))
+		created := make(chan error, 1)
+		go func() { _, err := w.create(r.PodSandboxId, config, w.config("c", "true")); created <- err }()
+		time.Sleep(200 * time.Millisecond)
+		// The monitor does not cut an OCI runtime's command short.
+		w.stuck("at step release process", func(ctx context.Context) error {
+			_, err := w.c.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: r.PodSandboxId})
+			return err
+		})
+		others(t)
+		_ = os.Remove(hang("create"))
+		if err := w.c.RemovePod(w.ctx, r.PodSandboxId); err != nil {
+			t.Error(err)
+		}
+		err = <-created
+		want(t, err, codes.Canceled, "stopped while it was being made")
+	})
 	t.Run("delete hangs", func(t *testing.T) {
 		id := w.run(pod, config, w.config("c3", "sleep", "100"))
 		touch(t, hang("delete"))

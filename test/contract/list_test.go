@@ -198,3 +198,24 @@ func TestBigMessages(t *testing.T) {
 		t.Errorf("%v, %v", r, err)
 	}
 }
+
+// TestPullsRefused: what a pull fails of is told as the kubelet reads it.
+func TestPullsRefused(t *testing.T) {
+	w := newWorld(t, "")
+	host, _, _ := strings.Cut(w.image, "/")
+	for ref, test := range map[string]struct {
+		code codes.Code
+		text string
+	}{
+		host + "/contract/busybox:absent": {codes.NotFound, "absent"},
+		host + "/no/such/repository:1":    {codes.NotFound, "no/such/repository"},
+		"127.0.0.1:1/contract/busybox:1":  {codes.Unknown, "desc = RegistryUnavailable: "},
+		"NOT//an image":                   {codes.InvalidArgument, "NOT//an image"},
+		"":                                {codes.InvalidArgument, "image"},
+		host + "/contract/busybox@sha256:" + strings.Repeat("0", 64): {codes.NotFound, "sha256:000"},
+	} {
+		_, err := w.c.Pull(w.ctx, ref)
+		want(t, err, test.code, test.text)
+		t.Log(err)
+	}
+}
