@@ -6,10 +6,12 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/holder"
 	"github.com/davit-runtime/davit/internal/monitor"
 )
 
@@ -68,6 +70,9 @@ func (s *server) spawnHolder(c *container, h monitor.Holder) error {
 	return nil
 }
 
+// holderProgram is the program of holders, made once.
+var holderProgram = sync.OnceValues(holder.Open)
+
 // forkHolder starts a holder as the keeper's child, in namespaces and in a PID
 // namespace of its own.
 func forkHolder(h monitor.Holder) (pid int, err error) {
@@ -82,17 +87,27 @@ func forkHolder(h monitor.Holder) (pid int, err error) {
 			}
 		}
 		var p *os.Process
-		p, err = os.StartProcess("/proc/self/exe", []string{"davit-monitor", "hold"}, &os.ProcAttr{
-			Dir: "/", Env: []string{"DAVIT_POD=" + h.ID}, // ofRuntimes counts on some environment
-			Sys: &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_PARENT, Setsid: true},
-		})
-		if err == nil {
+		if p, err = execHolder(h.ID); err == nil {
 			pid = p.Pid
 			err = p.Release()
 		}
 	}()
 	<-done
 	return pid, err
+}
+
+func execHolder(id string) (*os.Process, error) {
+	args := []string{"davit-monitor", "hold"}
+	attr := &os.ProcAttr{
+		Dir: "/", Env: []string{"DAVIT_POD=" + id}, // ofRuntimes counts on some environment
+		Sys: &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_PARENT, Setsid: true},
+	}
+	if f, err := holderProgram(); err == nil {
+		if p, err := os.StartProcess("/proc/self/fd/"+strconv.Itoa(int(f.Fd())), args, attr); err == nil {
+			return p, nil
+		}
+	}
+	return os.StartProcess("/proc/self/exe", args, attr) // the kernel runs no memory files
 }
 
 func enter(namespace string) error {
