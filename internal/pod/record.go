@@ -105,7 +105,7 @@ func (r *record[S]) replace(change, save func(*S) error) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.gone {
-		return errGone
+		return fault.New(fault.NotFound, "", "%s: %w", r.id, errGone)
 	}
 	next := *r.state.Load()
 	if err := change(&next); err != nil {
