@@ -122,7 +122,7 @@ func TestLifeOfAPod(t *testing.T) {
 	s.davit(42, "", "exec", "aa", "-c", "server", "--", "exit", "42")
 	s.cri.fail["ExecSync"] = status.Error(codes.DeadlineExceeded, "over")
 	s.davit(1, "", "exec", "web", "-c", "server", "--timeout", "3s", "--", "sleep", "9")
-	s.has(s.errOut, `^davit: exec in container server: the command took longer than 3s\n$`)
+	s.has(s.errOut, `^davit: exec in container server: the time limit of 3s is over\n$`)
 
 	s.davit(0, "", "inspect", "web")
 	var seen struct {
