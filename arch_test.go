@@ -33,7 +33,7 @@ var drivers = []string{
 // package may import. A new edge changes both in one commit.
 var imports = map[string][]string{
 	"cmd/davitd":        {"*"}, // it joins the parts
-	"cmd/davit-monitor": {"internal/monitor", "internal/monitor/server", "internal/keeper"},
+	"cmd/davit-monitor": {"internal/monitor", "internal/monitor/server", "internal/keeper", "internal/holder"},
 	"cmd/davit":         {"criclient", "internal/play", "internal/crilog"},
 
 	"criclient":       {},
@@ -46,8 +46,9 @@ var imports = map[string][]string{
 	"internal/keeper":  {"internal/monitor", "internal/fault"},
 	"internal/image":   slices.Concat(base, []string{"internal/registry", "internal/layer"}),
 	"internal/monitor": {"internal/ociruntime", "internal/fault"},
-	// These three go into davit-monitor, so they use no base but fault.
-	"internal/monitor/server": {"internal/monitor", "internal/ociruntime", "internal/fault"},
+	// These four go into davit-monitor, so they use no base but fault.
+	"internal/monitor/server": {"internal/monitor", "internal/ociruntime", "internal/holder", "internal/fault"},
+	"internal/holder":         {},
 	"internal/ociruntime":     {"internal/fault"},
 	"internal/ocispec":        base,
 	"internal/network":        base,

@@ -10,6 +10,7 @@ import (
 	"runtime/debug"
 	"syscall"
 
+	"github.com/davit-runtime/davit/internal/holder"
 	"github.com/davit-runtime/davit/internal/keeper"
 	"github.com/davit-runtime/davit/internal/monitor/server"
 )
@@ -20,7 +21,7 @@ func main() {
 	}
 	mode := os.Args[1]
 	if mode == "hold" {
-		keeper.Hold()
+		holder.Run()
 		return
 	}
 	flags := flag.NewFlagSet(mode, flag.ExitOnError)

@@ -184,6 +184,53 @@ func TestKeeperDies(t *testing.T) {
 	}
 }
 
+// The holder of a pod's PID namespace dies, and all in it with it: the pod is
+// not ready at once, and is stopped and removed as ever.
+func TestHolderDies(t *testing.T) {
+	testkit.Root(t)
+	ctx := soon(t)
+	testkit.Leftovers(t)
+	image := testkit.NewRegistry(t).PushBusybox(t, "busybox:1")
+	d := testkit.NewDaemon(t, "")
+	c := d.Client(t)
+	ref, err := c.Pull(ctx, image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := testkit.PodConfig("web", d.Logs)
+	config.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
+	podID, err := c.RunPod(ctx, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	container := testkit.ContainerConfig("web", ref, "sleep", "1000")
+	container.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
+	id, err := c.RunContainer(ctx, podID, config, container)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Kill(d.Pids()["hold"][0], unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	for state := runtimeapi.PodSandboxState_SANDBOX_READY; state != runtimeapi.PodSandboxState_SANDBOX_NOTREADY; time.Sleep(time.Millisecond) {
+		pod, err := c.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: podID})
+		if err != nil {
+			t.Fatal(err)
+		}
+		state = pod.Status.State
+	}
+	if took := time.Since(begin); took > 2*time.Second {
+		t.Errorf("not ready only after %s", took)
+	}
+	if s, err := c.AwaitExit(ctx, id); err != nil || s.ExitCode != 137 {
+		t.Errorf("%v, %v", s, err)
+	}
+	if err := c.RemovePod(ctx, podID); err != nil {
+		t.Error(err)
+	}
+}
+
 // Containers get the filter that was compiled ahead, and it is in force.
 func TestSeccompAhead(t *testing.T) {
 	testkit.Root(t)

@@ -15,6 +15,7 @@ import (
 	"github.com/davit-runtime/davit/internal/cri"
 	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/ociruntime"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
 // builtin are the handlers that need no configuration, the preferred one first.
@@ -155,15 +156,16 @@ func (r *runtimes) probe(ctx context.Context) {
 
 // Seccomp returns the filter in the form crun takes it ready-made.
 // crun: crun.1, run.oci.seccomp_bpf_data.
-func (r *runtimes) Seccomp(of ociruntime.Runtime, profileKey string) map[string]string {
-	program := r.bpf.get(of.Path, profileKey)
+func (r *runtimes) Seccomp(of ociruntime.Runtime, profile *specs.LinuxSeccomp) map[string]string {
+	program := r.bpf.get(of, profile)
 	if program == "" {
 		return nil
 	}
 	return map[string]string{"run.oci.seccomp_bpf_data": program}
 }
 
-// compile fills the cache of seccomp filters for every runtime that was probed.
+// compile fills the cache of seccomp filters for every runtime that was probed,
+// then with what containers bring, until ctx ends.
 func (r *runtimes) compile(ctx context.Context, with compiler, caps []string) {
 	for _, name := range r.names() {
 		of, err := r.Runtime(name)
@@ -174,6 +176,7 @@ func (r *runtimes) compile(ctx context.Context, with compiler, caps []string) {
 			r.bpf.fill(ctx, with, of, f, caps)
 		}
 	}
+	r.bpf.serve(ctx, with)
 }
 
 // kernelAtLeast compares the running kernel's version.

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -80,7 +81,6 @@ func TestSeccompCache(t *testing.T) {
 	if len(profiles) != 2 {
 		t.Fatalf("%d profiles", len(profiles))
 	}
-	key := ocispec.SeccompKey(profiles[0])
 	var f fakeCompiler
 	fill := func(r ociruntime.Runtime, v ociruntime.Features) *runtimes {
 		all := newRuntimes(c, false, quiet)
@@ -88,15 +88,29 @@ func TestSeccompCache(t *testing.T) {
 		return all
 	}
 	r := fill(crun, version)
-	if got := r.Seccomp(crun, key)["run.oci.seccomp_bpf_data"]; got != "OCBieXRlcyE=" || f.runs != 2 {
+	if got := r.Seccomp(crun, profiles[0])["run.oci.seccomp_bpf_data"]; got != "OCBieXRlcyE=" || f.runs != 2 {
 		t.Errorf("%q after %d runs", got, f.runs)
 	}
-	if got := r.Seccomp(ociruntime.Runtime{Path: "/usr/sbin/runc"}, key); got != nil {
+	if got := r.Seccomp(ociruntime.Runtime{Path: "/usr/sbin/runc"}, profiles[0]); got != nil {
 		t.Errorf("for another runtime: %v", got)
 	}
-	if got := r.Seccomp(crun, "other"); got != nil {
-		t.Errorf("for another profile: %v", got)
-	}
+	synctest.Test(t, func(t *testing.T) { // a profile of a container's own
+		all := newRuntimes(c, false, quiet)
+		var f fakeCompiler
+		all.bpf.fill(t.Context(), &f, crun, version, host.Capabilities)
+		ctx, stop := context.WithCancel(t.Context())
+		go all.bpf.serve(ctx, &f)
+		own := &specs.LinuxSeccomp{DefaultAction: specs.ActAllow}
+		if got := all.Seccomp(crun, own); got != nil {
+			t.Errorf("the first time: %v", got)
+		}
+		all.Seccomp(crun, own)
+		synctest.Wait()
+		if got := all.Seccomp(crun, own); got == nil || f.runs != 1 {
+			t.Errorf("the next time: %v, %d runs", got, f.runs)
+		}
+		stop()
+	})
 	if fill(crun, version); f.runs != 2 {
 		t.Errorf("compiled again: %d runs", f.runs)
 	}
@@ -110,7 +124,7 @@ func TestSeccompCache(t *testing.T) {
 		t.Error("runc was asked")
 	}
 	f.err = errors.New("no")
-	if r := fill(crun, version); r.Seccomp(crun, key) != nil {
+	if r := fill(crun, version); r.Seccomp(crun, profiles[0]) != nil {
 		t.Error("a filter that failed")
 	}
 }

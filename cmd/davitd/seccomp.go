@@ -36,18 +36,55 @@ type seccompCache struct {
 	dir string // of all generations
 	log *slog.Logger
 
-	mu       sync.RWMutex
-	programs map[string]string // runtime's path and profile's key → base64
+	wanted chan wantedFilter // profiles that a container had and nobody compiled yet
+
+	mu       sync.Mutex
+	dirs     map[string]string // runtime's path → directory; only of runtimes that take programs
+	programs map[string]string // runtime's path and profile's key → base64; empty while wanted
 }
+
+type wantedFilter struct {
+	runtime ociruntime.Runtime
+	profile *specs.LinuxSeccomp
+}
+
+// maxFilters bounds how many filters are kept, of 10 KB each. A profile that
+// comes later is compiled at each create.
+const maxFilters = 64
 
 func newSeccompCache(root string, log *slog.Logger) *seccompCache {
-	return &seccompCache{dir: filepath.Join(root, "seccomp"), log: log, programs: map[string]string{}}
+	return &seccompCache{
+		dir: filepath.Join(root, "seccomp"), log: log, wanted: make(chan wantedFilter, maxFilters),
+		dirs: map[string]string{}, programs: map[string]string{},
+	}
 }
 
-func (c *seccompCache) get(runtimePath, profileKey string) string {
-	c.mu.RLock()
-	defer c.mu.RUnlock()
-	return c.programs[runtimePath+" "+profileKey]
+// get returns profile's filter, or "" and sees to it that the next container
+// with that profile finds one. It never waits.
+func (c *seccompCache) get(r ociruntime.Runtime, profile *specs.LinuxSeccomp) string {
+	key := r.Path + " " + ocispec.SeccompKey(profile)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	program, known := c.programs[key]
+	if _, takes := c.dirs[r.Path]; takes && !known && len(c.programs) < maxFilters {
+		c.programs[key] = ""
+		c.wanted <- wantedFilter{r, profile} // has room: each profile comes once
+	}
+	return program
+}
+
+// serve compiles what get did not find, one after the other, until ctx ends.
+func (c *seccompCache) serve(ctx context.Context, with compiler) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case w := <-c.wanted:
+			if err := c.add(ctx, with, w.runtime, w.profile); err != nil && ctx.Err() == nil {
+				c.log.Debug("a seccomp filter is compiled at each create", "runtime", w.runtime.Handler, "reason", err)
+			}
+		}
+	}
 }
 
 // fill loads, or compiles, the filters of the usual containers for r. Without
@@ -62,9 +99,11 @@ func (c *seccompCache) fill(ctx context.Context, with compiler, r ociruntime.Run
 		c.log.Warn("seccomp filters are not kept", "error", err)
 		return
 	}
+	c.mu.Lock()
+	c.dirs[r.Path] = dir
+	c.mu.Unlock()
 	for _, profile := range usualProfiles(caps) {
-		key := ocispec.SeccompKey(profile)
-		program, err := c.one(ctx, with, r, profile, filepath.Join(dir, key+".bpf"))
+		err := c.add(ctx, with, r, profile)
 		if fault.Is(err, fault.Unimplemented) {
 			c.log.Debug("seccomp filters are compiled at each create", "runtime", r.Handler, "reason", err)
 			return
@@ -75,11 +114,23 @@ func (c *seccompCache) fill(ctx context.Context, with compiler, r ociruntime.Run
 			}
 			return
 		}
-		c.mu.Lock()
-		c.programs[r.Path+" "+key] = base64.StdEncoding.EncodeToString(program)
-		c.mu.Unlock()
 	}
 	c.log.Debug("seccomp filters are ready", "runtime", r.Handler)
+}
+
+func (c *seccompCache) add(ctx context.Context, with compiler, r ociruntime.Runtime, profile *specs.LinuxSeccomp) error {
+	key := ocispec.SeccompKey(profile)
+	c.mu.Lock()
+	dir := c.dirs[r.Path]
+	c.mu.Unlock()
+	program, err := c.one(ctx, with, r, profile, filepath.Join(dir, key+".bpf"))
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.programs[r.Path+" "+key] = base64.StdEncoding.EncodeToString(program)
+	return nil
 }
 
 func (c *seccompCache) one(ctx context.Context, with compiler, r ociruntime.Runtime, profile *specs.LinuxSeccomp, path string) ([]byte, error) {

@@ -52,7 +52,10 @@ type held struct {
 }
 
 // Run keeps dir until SIGTERM, with which it ends the monitor and itself, but
-// no container. binary is davit-monitor's own path.
+// no container: the next keeper follows those that run. Nothing half made
+// lives on: the keeper is gone only when a monitor has ended that waited for
+// the commands of OCI runtimes under way, ended execs, and took no new work,
+// or when endLimit is over. binary is davit-monitor's own path.
 func Run(dir, binary string, log *slog.Logger) error {
 	lock, err := lockState(dir)
 	if err != nil {
@@ -89,7 +92,13 @@ func Run(dir, binary string, log *slog.Logger) error {
 		return err
 	}
 	go k.reapLoop(children)
-	return k.runMonitors(ctx)
+	over := make(chan struct{})
+	defer context.AfterFunc(ctx, func() {
+		time.Sleep(endLimit)
+		close(over)
+		k.endMonitor()
+	})()
+	return k.runMonitors(ctx, over)
 }
 
 // ofServiceManager are variables that are meant for davitd. An OCI runtime
@@ -152,22 +161,27 @@ func listen(path string) (*os.File, error) {
 	return l.File()
 }
 
-// runMonitors starts a monitor, and another when it has died, until ctx ends.
-func (k *Keeper) runMonitors(ctx context.Context) error {
+// endLimit is how long a monitor that was asked to end may take.
+const endLimit = 20 * time.Second
+
+// runMonitors starts a monitor, and another when it has died, until ctx ends
+// and with it a monitor has, of its own accord: what one that was killed has
+// left is for the next to tidy up. It gives up at over.
+func (k *Keeper) runMonitors(ctx context.Context, over <-chan struct{}) error {
 	var pace pacer
-	for ctx.Err() == nil {
+	for {
 		status, err := k.runMonitor(ctx)
-		if ctx.Err() != nil {
-			break
+		if ctx.Err() != nil && err == nil && status.Exited() {
+			return nil
 		}
 		wait := pace.next(time.Now())
 		k.log.Warn("monitor has ended", "status", describe(status), "error", err, "restart_in", wait)
 		select {
+		case <-over:
+			return errors.New("no monitor ended in order")
 		case <-time.After(wait):
-		case <-ctx.Done():
 		}
 	}
-	return nil
 }
 
 func describe(s unix.WaitStatus) string {
@@ -227,7 +241,7 @@ func (k *Keeper) runMonitor(ctx context.Context) (unix.WaitStatus, error) {
 		return 0, errors.Join(err, link.Close())
 	}
 	go q.run()
-	stop := context.AfterFunc(ctx, k.endMonitor)
+	stop := context.AfterFunc(ctx, func() { q.put(monitor.KeeperEvent{Op: "end"}, -1) })
 	defer stop()
 	err = k.serve(link, q)
 	// Its end of the socket is closed: it has died, or is of no more use.

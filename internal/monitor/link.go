@@ -54,7 +54,8 @@ type KeeperRequest struct {
 type KeeperEvent struct {
 	// Op is "reply", "exit", or at the start of a monitor: "claim" (for each
 	// one, with its exit if it has ended), "expect", "fd" (with one
-	// descriptor), and "ready" after the last of these.
+	// descriptor), and "ready" after the last of these. "end" asks the monitor
+	// to end, once, leaving nothing half made.
 	Op     string `json:"op"`
 	Seq    uint64 `json:"seq,omitempty"`
 	Error  string `json:"error,omitempty"`

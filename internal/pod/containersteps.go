@@ -2,8 +2,6 @@ package pod
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -184,14 +182,14 @@ func onHostPID(config *runtimeapi.ContainerConfig) {
 	sc.NamespaceOptions.Pid = runtimeapi.NamespaceMode_NODE
 }
 
-// finishSpec leaves out the CPU quota, which would throttle the OCI runtime's
+// finishSpec leaves out the CPU quota and shares, which would slow the OCI runtime's
 // own start, and adds what spares compiling the seccomp profile.
 func (p *Pods) finishSpec(spec *specs.Spec, handler string) error {
 	if spec.Linux == nil {
 		return nil
 	}
 	if r := spec.Linux.Resources; r != nil && r.CPU != nil {
-		r.CPU.Quota = nil
+		r.CPU.Quota, r.CPU.Period, r.CPU.Shares = nil, nil, nil
 	}
 	if spec.Linux.Seccomp == nil {
 		return nil
@@ -200,12 +198,7 @@ func (p *Pods) finishSpec(spec *specs.Spec, handler string) error {
 	if err != nil {
 		return err
 	}
-	profile, err := json.Marshal(spec.Linux.Seccomp)
-	if err != nil {
-		return err
-	}
-	key := sha256.Sum256(profile)
-	if add := p.opt.Runtimes.Seccomp(r, hex.EncodeToString(key[:])); len(add) > 0 {
+	if add := p.opt.Runtimes.Seccomp(r, spec.Linux.Seccomp); len(add) > 0 {
 		if spec.Annotations == nil {
 			spec.Annotations = map[string]string{}
 		}

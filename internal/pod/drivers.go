@@ -89,7 +89,7 @@ type Runtimes interface {
 	Runtime(handler string) (ociruntime.Runtime, error)
 	// Seccomp returns the annotations that spare compiling a profile again, or
 	// nil. profileKey is the SHA-256, in hex, of the JSON of the spec's linux.seccomp.
-	Seccomp(r ociruntime.Runtime, profileKey string) map[string]string
+	Seccomp(r ociruntime.Runtime, profile *specs.LinuxSeccomp) map[string]string
 }
 
 // Specs turns what is asked for into an OCI runtime spec. Package ocispec has both.

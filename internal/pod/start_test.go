@@ -213,16 +213,16 @@ func TestUpdate(t *testing.T) {
 	must(t, err)
 	config := containerConfig("main")
 	config.Linux = &runtimeapi.LinuxContainerConfig{Resources: &runtimeapi.LinuxContainerResources{
-		CpuQuota: 1000, CpuPeriod: 100000, MemoryLimitInBytes: 1 << 20,
+		CpuQuota: 1000, CpuPeriod: 100000, CpuShares: 2, MemoryLimitInBytes: 1 << 20,
 		HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 1}},
 	}}
 	id, err := d.CreateContainer(t.Context(), podID, config)
 	must(t, err)
-	if n.spec.Linux.Resources.CPU.Quota != nil {
-		t.Error("the spec has a CPU quota")
+	if cpu := n.spec.Linux.Resources.CPU; cpu.Quota != nil || cpu.Shares != nil {
+		t.Error("the spec has a CPU quota or shares")
 	}
 	must(t, d.StartContainer(t.Context(), id))
-	if len(n.limits) != 1 || n.limits[0].CpuQuota != 1000 {
+	if len(n.limits) != 1 || n.limits[0].CpuQuota != 1000 || n.limits[0].CpuShares != 2 {
 		t.Errorf("limits at start: %v", n.limits)
 	}
 	change := &runtimeapi.LinuxContainerResources{
@@ -231,7 +231,7 @@ func TestUpdate(t *testing.T) {
 	}
 	must(t, d.UpdateContainer(t.Context(), id, change))
 	want := &runtimeapi.LinuxContainerResources{
-		CpuQuota: 2000, CpuPeriod: 100000, MemoryLimitInBytes: 1 << 20,
+		CpuQuota: 2000, CpuPeriod: 100000, CpuShares: 2, MemoryLimitInBytes: 1 << 20,
 		Unified: change.Unified, HugepageLimits: change.HugepageLimits,
 	}
 	c, _ := d.Container(id)

@@ -386,7 +386,7 @@ func (f fakeRuntimes) Runtime(handler string) (ociruntime.Runtime, error) {
 	return ociruntime.Runtime{Handler: handler}, nil
 }
 
-func (f fakeRuntimes) Seccomp(ociruntime.Runtime, string) map[string]string {
+func (f fakeRuntimes) Seccomp(ociruntime.Runtime, *specs.LinuxSeccomp) map[string]string {
 	return map[string]string{"seccomp": "ready"}
 }
 

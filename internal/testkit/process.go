@@ -71,7 +71,7 @@ func readProcess(dir string) (p process, err error) {
 		return p, err
 	}
 	if exe, err := os.Readlink(filepath.Join(dir, "exe")); err == nil {
-		p.program = filepath.Base(strings.TrimSuffix(exe, " (deleted)"))
+		p.program = strings.TrimPrefix(filepath.Base(strings.TrimSuffix(exe, " (deleted)")), "memfd:")
 	}
 	cmdline, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
 	if len(cmdline) > 0 {

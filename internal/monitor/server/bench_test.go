@@ -12,6 +12,7 @@ import (
 	"github.com/moby/profiles/seccomp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/davit-runtime/davit/internal/monitor"
 	"github.com/davit-runtime/davit/internal/testkit"
 )
 
@@ -66,6 +67,28 @@ func BenchmarkLife(b *testing.B) {
 			b.ReportMetric(float64(rest.Microseconds())/float64(b.N)/1000, "ms/create+start")
 		})
 	}
+}
+
+func BenchmarkHold(b *testing.B) {
+	n := newNode(b)
+	h := monitor.Holder{ID: newID(), Namespaces: []string{fmt.Sprintf("/proc/%d/ns/net", os.Getpid())}}
+	var hold time.Duration
+	var pss int64
+	for b.Loop() {
+		begin := time.Now()
+		pid, err := n.Hold(n.ctx(), h)
+		hold += time.Since(begin)
+		must(b, err)
+		await(b, "holder", func() bool {
+			name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+			return string(name) == "pause\n"
+		})
+		pss, err = testkit.PSS(pid)
+		must(b, err)
+		n.remove(h.ID)
+	}
+	b.ReportMetric(float64(hold.Microseconds())/float64(b.N)/1000, "ms/hold")
+	b.ReportMetric(float64(pss>>10), "kB")
 }
 
 // Lines of 100 bytes, as fast as they come.

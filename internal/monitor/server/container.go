@@ -196,7 +196,7 @@ func (c *container) hasEnded() bool {
 func (c *container) exitSince(seen uint64) *monitor.Exit {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.exitSeq <= seen || c.rec.Throwaway || c.rec.Holder {
+	if c.exitSeq <= seen || c.rec.Throwaway {
 		return nil
 	}
 	return c.rec.Exit

@@ -43,7 +43,7 @@ func (s *server) start(id string) error {
 	if err := c.save(func(r *record) { r.Phase = max(r.Phase, starting) }); err != nil {
 		return err
 	}
-	err = s.runtime(context.Background(), rec.Container.Runtime, "start", c.path("start.log"), [3]*os.File{}, func(errorLog string) []string {
+	err = s.runtime(rec.Container.Runtime, "start", c.path("start.log"), [3]*os.File{}, func(errorLog string) []string {
 		return rec.Container.Runtime.Start(errorLog, id)
 	})
 	if err != nil {
@@ -55,7 +55,7 @@ func (s *server) start(id string) error {
 // hasStarted asks the OCI runtime whether a `start` that was cut short got through.
 func (s *server) hasStarted(c *container) bool {
 	r := c.get().Container.Runtime
-	out, err := s.runtimeOutput(context.Background(), r, "state", c.path("state.log"), [3]*os.File{}, func(errorLog string) []string {
+	out, err := s.runtimeOutput(r, "state", c.path("state.log"), [3]*os.File{}, func(errorLog string) []string {
 		return r.State(errorLog, c.id)
 	})
 	if err != nil {
@@ -122,7 +122,7 @@ func (s *server) update(q monitor.UpdateRequest) error {
 		return err
 	}
 	r := c.get().Container.Runtime
-	return s.runtime(context.Background(), r, "update", f.Name()+".log", [3]*os.File{}, func(errorLog string) []string {
+	return s.runtime(r, "update", f.Name()+".log", [3]*os.File{}, func(errorLog string) []string {
 		return r.Update(errorLog, q.ID, f.Name())
 	})
 }
@@ -191,7 +191,7 @@ func (s *server) delete(c *container) error {
 	}
 	var err error
 	for _, force := range []bool{false, true} {
-		err = s.runtime(context.Background(), r, "delete", c.path("delete.log"), [3]*os.File{}, func(errorLog string) []string {
+		err = s.runtime(r, "delete", c.path("delete.log"), [3]*os.File{}, func(errorLog string) []string {
 			return r.Delete(errorLog, c.id, force)
 		})
 		if err == nil || fault.Is(err, fault.NotFound) {
@@ -212,13 +212,13 @@ const maxErrorText = 64 << 10
 // successor awaits the command, see awaitCommands), and makes a classified error of its failure. args gets the path of the error
 // log, which is removed afterwards. Absent stdio is /dev/null, but standard
 // error, which then goes into the error's text.
-func (s *server) runtime(ctx context.Context, r ociruntime.Runtime, command, errorLog string, stdio [3]*os.File, args func(errorLog string) []string) error {
-	_, err := s.runtimeOutput(ctx, r, command, errorLog, stdio, args)
+func (s *server) runtime(r ociruntime.Runtime, command, errorLog string, stdio [3]*os.File, args func(errorLog string) []string) error {
+	_, err := s.runtimeOutput(r, command, errorLog, stdio, args)
 	return err
 }
 
-func (s *server) runtimeOutput(ctx context.Context, r ociruntime.Runtime, command, errorLog string, stdio [3]*os.File, args func(errorLog string) []string) ([]byte, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, commandLimit, errHung)
+func (s *server) runtimeOutput(r ociruntime.Runtime, command, errorLog string, stdio [3]*os.File, args func(errorLog string) []string) ([]byte, error) {
+	ctx, cancel := context.WithTimeoutCause(s.work.commands, commandLimit, errHung)
 	defer cancel()
 	line := args(errorLog)
 	var out, text limited
@@ -241,7 +241,7 @@ func (s *server) runtimeOutput(ctx context.Context, r ociruntime.Runtime, comman
 		return out.data, nil
 	}
 	if ctx.Err() != nil {
-		return nil, fault.New(kindOfEnd(ctx), "ociruntime."+command, "%s %s was killed: %w", r.Path, command, context.Cause(ctx))
+		return nil, fault.New(fault.Unavailable, "ociruntime."+command, "%s %s was killed: %w", r.Path, command, context.Cause(ctx))
 	}
 	return nil, r.Classify(command, err, ociruntime.Message(logged, text.data))
 }
@@ -251,13 +251,6 @@ func (s *server) runtimeOutput(ctx context.Context, r ociruntime.Runtime, comman
 const marker = "DAVIT_RUNTIME_LOG="
 
 var errHung = fmt.Errorf("it did not end within %s", commandLimit)
-
-func kindOfEnd(ctx context.Context) fault.Kind {
-	if cause := context.Cause(ctx); !errors.Is(cause, errHung) {
-		return fault.KindOf(cause)
-	}
-	return fault.Unavailable
-}
 
 func readSome(path string) []byte {
 	f, err := os.Open(path)

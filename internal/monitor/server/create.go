@@ -19,7 +19,7 @@ import (
 )
 
 // create makes a container, or returns the pid of the one there is.
-func (s *server) create(want monitor.Container, throwaway bool) (int, error) {
+func (s *server) create(by caller, want monitor.Container, throwaway bool) (int, error) {
 	if err := checkID(want.ID); err != nil {
 		return 0, err
 	}
@@ -30,6 +30,9 @@ func (s *server) create(want monitor.Container, throwaway bool) (int, error) {
 	defer c.op.Unlock()
 	if rec := c.get(); rec.Phase >= created {
 		return rec.Pid, nil
+	}
+	if err := s.refuseGone(by, c); err != nil {
+		return 0, err
 	}
 	if err := os.Mkdir(c.dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		s.drop(c)
@@ -44,6 +47,21 @@ func (s *server) create(want monitor.Container, throwaway bool) (int, error) {
 	}
 	s.oom.add(c)
 	return c.get().Pid, nil
+}
+
+// refuseGone refuses to make what nobody waits for any more. Requests are
+// taken up in any order, most of all those that piled up while no monitor ran:
+// a caller that gives up a create closes its connection before it sends the
+// remove, which may have been answered already. From here on the remove waits
+// for c.op, which must be held.
+func (s *server) refuseGone(by caller, c *container) error {
+	if !by.gone() {
+		return nil
+	}
+	if c.get().Container.ID == "" { // new
+		s.drop(c)
+	}
+	return fault.New(fault.Unavailable, "monitor.Create", "the caller has gone")
 }
 
 // spawn takes a container from its record to its first process, which waits
@@ -67,6 +85,9 @@ func (s *server) spawn(c *container) error {
 		if err := s.resetOOMScore(pid, want.Bundle); err != nil {
 			return err
 		}
+	}
+	if err := context.Cause(s.work.calls); err != nil {
+		return err // nobody may be there to use or remove it
 	}
 	if err := c.save(func(r *record) { r.Phase, r.Pid = created, pid }); err != nil {
 		return err
@@ -99,7 +120,7 @@ func (s *server) runCreate(c *container, want monitor.Container) error {
 		return err
 	}
 	defer stderr.Close()
-	return s.runtime(context.Background(), want.Runtime, "create", c.path("create.log"), [3]*os.File{stdin, stdout, stderr},
+	return s.runtime(want.Runtime, "create", c.path("create.log"), [3]*os.File{stdin, stdout, stderr},
 		func(errorLog string) []string {
 			return want.Runtime.Create(errorLog, c.id, want.Bundle, c.path("pid"), "")
 		})
@@ -112,7 +133,7 @@ func (s *server) createWithConsole(c *container, want monitor.Container) error {
 		return err
 	}
 	defer socket.close()
-	err = s.runtime(context.Background(), want.Runtime, "create", c.path("create.log"), [3]*os.File{}, func(errorLog string) []string {
+	err = s.runtime(want.Runtime, "create", c.path("create.log"), [3]*os.File{}, func(errorLog string) []string {
 		return want.Runtime.Create(errorLog, c.id, want.Bundle, c.path("pid"), ociruntime.Console(socket.path))
 	})
 	if err != nil {
@@ -206,8 +227,11 @@ func (s *server) abandon(c *container) error {
 	if err := killStrays(c.dir, c.id); err != nil {
 		return err
 	}
+	if err := context.Cause(s.work.commands); err != nil {
+		return err // the next monitor goes on
+	}
 	if _, err := os.Stat(filepath.Join(rec.Container.Runtime.Root, c.id)); err == nil {
-		_ = s.runtime(context.Background(), rec.Container.Runtime, "delete", c.path("delete.log"), [3]*os.File{}, func(errorLog string) []string {
+		_ = s.runtime(rec.Container.Runtime, "delete", c.path("delete.log"), [3]*os.File{}, func(errorLog string) []string {
 			return rec.Container.Runtime.Delete(errorLog, c.id, true)
 		})
 	}

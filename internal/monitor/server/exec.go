@@ -53,11 +53,28 @@ func (s *server) exec(ctx context.Context, e monitor.Exec) (monitor.ExecResult, 
 	s.mu.Lock()
 	s.execs[x.id] = x.ended
 	s.mu.Unlock()
-	defer x.forget()
-	if err := x.spawn(ctx, e.Args); err != nil {
-		return monitor.ExecResult{}, err
+	spawned := make(chan error, 1)
+	go func() { spawned <- x.spawn(e.Args) }()
+	select {
+	case err := <-spawned:
+		defer x.forget()
+		if err != nil {
+			return monitor.ExecResult{}, err
+		}
+		return x.wait(ctx)
+	case <-ctx.Done():
 	}
-	return x.wait(ctx)
+	// The OCI runtime's command goes on without the caller: killed, it would
+	// leave its fork behind, which becomes the command and is nobody's.
+	s.work.under.Add(1) // within the one of this request
+	go func() {
+		defer s.work.done()
+		defer x.forget()
+		if <-spawned == nil {
+			x.kill()
+		}
+	}()
+	return monitor.ExecResult{}, context.Cause(ctx)
 }
 
 // running returns a container in which a command can be run.
@@ -88,7 +105,7 @@ type execution struct {
 }
 
 // spawn leaves the command running, claimed by the keeper, and its output read.
-func (x *execution) spawn(ctx context.Context, args []string) error {
+func (x *execution) spawn(args []string) error {
 	processFile, pidFile := x.c.path(x.id+".json"), x.c.path(x.id+".pid")
 	defer os.Remove(processFile)
 	defer os.Remove(pidFile)
@@ -113,7 +130,7 @@ func (x *execution) spawn(ctx context.Context, args []string) error {
 	if err := x.s.keeper.expect(x.id); err != nil {
 		return err
 	}
-	err = x.s.runtime(ctx, r.Runtime, "exec", x.c.path(x.id+".log"), [3]*os.File{stdin, ends[0], ends[1]},
+	err = x.s.runtime(r.Runtime, "exec", x.c.path(x.id+".log"), [3]*os.File{stdin, ends[0], ends[1]},
 		func(errorLog string) []string {
 			return r.Runtime.Exec(errorLog, x.c.id, processFile, pidFile)
 		})
@@ -299,7 +316,7 @@ func (c *capture) take() (stdout, stderr []byte) {
 type process struct {
 	pid, parent, session int
 	start                string
-	zombie               bool
+	zombie, ownMount     bool
 }
 
 // kill sends SIGKILL unless the pid is another's by now.
@@ -364,63 +381,66 @@ func processes() []process {
 	return all
 }
 
-// strays finds what OCI runtimes of the monitor before have left to the
-// keeper: processes with a container's directory or ID in their environment, by
-// marker or, of runc, by its state directory. The container itself is none of
-// them: its environment comes from its spec.
-func strays(dir, id string) (found []process) {
+// ofRuntimes finds the keeper's children whose environment match accepts: what
+// OCI runtimes of the monitor before are or have left. unsure are those whose
+// environment cannot be seen now: exec empties it for a moment, and crun and
+// runc exec themselves again. Nothing that davit starts has none for good, and
+// what has a mount namespace of its own is only of interest if it matches.
+func ofRuntimes(match func(env []byte) bool) (found, unsure []process) {
+	own, err := os.Readlink("/proc/self/ns/mnt")
+	if err != nil {
+		return nil, nil
+	}
 	keeper := os.Getppid()
 	for _, p := range processes() {
-		if p.parent != keeper {
+		if p.parent != keeper || p.pid == os.Getpid() {
 			continue
 		}
-		env, err := os.ReadFile("/proc/" + strconv.Itoa(p.pid) + "/environ")
+		dir := "/proc/" + strconv.Itoa(p.pid)
+		env, err := os.ReadFile(dir + "/environ")
 		if err != nil {
 			continue
 		}
-		ofRunc := bytes.Contains(env, []byte("_LIBCONTAINER_STATEDIR=")) && bytes.Contains(env, []byte("/"+id+"\x00"))
-		if ofRunc || bytes.Contains(env, []byte(marker+dir+"/")) {
+		mnt, err := os.Readlink(dir + "/ns/mnt")
+		p.ownMount = err == nil && mnt != own
+		switch {
+		case match(env):
 			found = append(found, p)
+		case len(env) == 0 && err == nil && mnt == own:
+			unsure = append(unsure, p)
 		}
 	}
-	return found
+	return found, unsure
 }
 
-// killStrays kills strays until none is left.
+// killStrays kills, until none is left, the processes with a container's
+// directory or ID in their environment, by marker or, of runc, by its state
+// directory. The container itself is none of them: its environment comes from
+// its spec.
 func killStrays(dir, id string) error {
 	return awaitNone("strays of "+id, func() []process {
-		left := strays(dir, id)
+		left, unsure := ofRuntimes(func(env []byte) bool {
+			ofRunc := bytes.Contains(env, []byte("_LIBCONTAINER_STATEDIR=")) && bytes.Contains(env, []byte("/"+id+"\x00"))
+			return ofRunc || bytes.Contains(env, []byte(marker+dir+"/"))
+		})
 		for _, p := range left {
 			p.kill()
 		}
-		return left
+		return append(left, unsure...)
 	})
 }
 
 // awaitCommands waits until the commands of OCI runtimes that the monitor
 // before ran with an error log of that prefix have ended. What they leave for
 // a container has their environment, but a mount namespace of its own.
+//
+// None is missed: this monitor began only when the one before was reaped, so
+// that they are the keeper's children, and when all its forks had come to
+// their exec, which closes their copy of its lock (see awaitLock).
 func awaitCommands(logPrefix string) error {
-	own, err := os.Readlink("/proc/self/ns/mnt")
-	if err != nil {
-		return err
-	}
-	keeper := os.Getppid()
-	return awaitNone("commands of the OCI runtime", func() (left []process) {
-		for _, p := range processes() {
-			if p.parent != keeper {
-				continue
-			}
-			dir := "/proc/" + strconv.Itoa(p.pid)
-			env, err := os.ReadFile(dir + "/environ")
-			if err != nil || !bytes.Contains(env, []byte(marker+logPrefix)) {
-				continue
-			}
-			if mnt, err := os.Readlink(dir + "/ns/mnt"); err == nil && mnt == own {
-				left = append(left, p)
-			}
-		}
-		return left
+	return awaitNone("commands of the OCI runtime", func() []process {
+		found, unsure := ofRuntimes(func(env []byte) bool { return bytes.Contains(env, []byte(marker+logPrefix)) })
+		return append(slices.DeleteFunc(found, func(p process) bool { return p.ownMount }), unsure...)
 	})
 }
 

@@ -6,15 +6,17 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/holder"
 	"github.com/davit-runtime/davit/internal/monitor"
 )
 
 // hold starts a pod's holder, or returns the pid of the one there is.
-func (s *server) hold(h monitor.Holder) (int, error) {
+func (s *server) hold(by caller, h monitor.Holder) (int, error) {
 	if err := checkID(h.ID); err != nil {
 		return 0, err
 	}
@@ -22,6 +24,9 @@ func (s *server) hold(h monitor.Holder) (int, error) {
 	defer c.op.Unlock()
 	if rec := c.get(); rec.Phase >= created {
 		return rec.Pid, nil
+	}
+	if err := s.refuseGone(by, c); err != nil {
+		return 0, err
 	}
 	if err := os.Mkdir(c.dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		s.drop(c)
@@ -41,7 +46,7 @@ func (s *server) spawnHolder(c *container, h monitor.Holder) error {
 	if err := s.keeper.expect(c.id); err != nil {
 		return err
 	}
-	pid, err := forkHolder(h.Namespaces)
+	pid, err := forkHolder(h)
 	if err != nil {
 		return err
 	}
@@ -65,31 +70,44 @@ func (s *server) spawnHolder(c *container, h monitor.Holder) error {
 	return nil
 }
 
+// holderProgram is the program of holders, made once.
+var holderProgram = sync.OnceValues(holder.Open)
+
 // forkHolder starts a holder as the keeper's child, in namespaces and in a PID
 // namespace of its own.
-func forkHolder(namespaces []string) (pid int, err error) {
+func forkHolder(h monitor.Holder) (pid int, err error) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		// Never unlocked: the thread has changed its namespaces and must end.
 		runtime.LockOSThread()
-		for _, path := range namespaces {
+		for _, path := range h.Namespaces {
 			if err = enter(path); err != nil {
 				return
 			}
 		}
 		var p *os.Process
-		p, err = os.StartProcess("/proc/self/exe", []string{"davit-monitor", "hold"}, &os.ProcAttr{
-			Dir: "/", Env: []string{},
-			Sys: &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_PARENT, Setsid: true},
-		})
-		if err == nil {
+		if p, err = execHolder(h.ID); err == nil {
 			pid = p.Pid
 			err = p.Release()
 		}
 	}()
 	<-done
 	return pid, err
+}
+
+func execHolder(id string) (*os.Process, error) {
+	args := []string{"davit-monitor", "hold"}
+	attr := &os.ProcAttr{
+		Dir: "/", Env: []string{"DAVIT_POD=" + id}, // ofRuntimes counts on some environment
+		Sys: &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_PARENT, Setsid: true},
+	}
+	if f, err := holderProgram(); err == nil {
+		if p, err := os.StartProcess("/proc/self/fd/"+strconv.Itoa(int(f.Fd())), args, attr); err == nil {
+			return p, nil
+		}
+	}
+	return os.StartProcess("/proc/self/exe", args, attr) // the kernel runs no memory files
 }
 
 func enter(namespace string) error {

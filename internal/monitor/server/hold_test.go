@@ -1,6 +1,7 @@
 package server_test
 
 import (
+	"context"
 	"encoding/base64"
 	"fmt"
 	"os"
@@ -71,6 +72,38 @@ func TestHold(t *testing.T) {
 	if err := unix.Kill(pid, 0); err == nil {
 		t.Error("the holder lives")
 	}
+}
+
+// The end of a holder is told like that of a container: its pod is dead.
+func TestHolderEnds(t *testing.T) {
+	n := newNode(t)
+	ctx, cancel := context.WithCancel(n.ctx())
+	exits, done := make(chan monitor.Exit, 10), make(chan error, 1)
+	go func() { done <- n.Watch(ctx, func(e monitor.Exit) { exits <- e }) }()
+	h := monitor.Holder{ID: newID()}
+	pid, err := n.Hold(n.ctx(), h)
+	must(t, err)
+	must(t, unix.Kill(pid, unix.SIGKILL))
+	select {
+	case e := <-exits:
+		if e.ID != h.ID || e.Code != 137 {
+			t.Errorf("%+v", e)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("its end was not told")
+	}
+	n.killMonitor() // it is told again
+	select {
+	case e := <-exits:
+		if e.ID != h.ID || e.Code != 137 {
+			t.Errorf("%+v", e)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("its end was not told again")
+	}
+	n.remove(h.ID)
+	cancel()
+	<-done
 }
 
 func TestSeccomp(t *testing.T) {

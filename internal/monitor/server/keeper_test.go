@@ -1,6 +1,7 @@
 package server_test
 
 import (
+	"fmt"
 	"os"
 	"strconv"
 	"strings"
@@ -19,8 +20,10 @@ func TestKeeperIsKilled(t *testing.T) {
 		must(t, unix.Kill(n.process("keep"), unix.SIGKILL))
 		await(t, "end of the monitor", func() bool { return n.process("serve") == 0 })
 	}
-	c := n.container("crun", "sh", "-c", "i=0; while [ $i -lt 100000 ]; do echo $i; i=$((i+1)); done; sleep 1; exit 9")
-	brief := n.container("crun", "sh", "-c", "sleep 0.5; exit 4")
+	// Two that end when they are told to, and one that has ended before.
+	const untilTold = "while :; do sleep 0.05; done"
+	c := n.container("crun", "sh", "-c", "trap 'exit 9' USR1; i=0; while [ $i -lt 100000 ]; do echo $i; i=$((i+1)); done; "+untilTold)
+	brief := n.container("crun", "sh", "-c", "trap 'exit 4' USR1; echo ready; "+untilTold)
 	before := n.container("crun", "sh", "-c", "exit 2")
 	pid := n.run(c)
 	n.run(brief)
@@ -34,13 +37,15 @@ func TestKeeperIsKilled(t *testing.T) {
 	list, err := n.List(n.ctx())
 	must(t, err)
 	for _, s := range list {
-		if s.ID == c.ID && s.Pid != pid && s.Exit == nil {
+		if s.ID == c.ID && (s.Pid != pid || s.Exit != nil) {
 			t.Errorf("status %+v, want pid %d", s, pid)
 		}
 	}
 	if exit := n.exit(before.ID); exit.Code != 2 {
 		t.Errorf("exit from before: %+v", exit)
 	}
+	await(t, "ready", func() bool { return len(lines(t, brief.LogPath)["stdout"]) == 1 })
+	must(t, n.Signal(n.ctx(), brief.ID, int(unix.SIGUSR1)))
 	if exit := n.exit(brief.ID); exit.Code != 4 {
 		t.Errorf("exit %+v", exit)
 	}
@@ -49,9 +54,13 @@ func TestKeeperIsKilled(t *testing.T) {
 		return strings.HasSuffix(string(data), " 99999\n")
 	})
 	killKeeper() // while nobody looks, the other one ends
-	time.Sleep(1500 * time.Millisecond)
+	must(t, unix.Kill(pid, unix.SIGUSR1))
+	await(t, "end of the container", func() bool {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		return err != nil || strings.Contains(string(stat), ") Z ")
+	})
 	must(t, monitor.Ensure(n.ctx(), n.binary, n.state))
-	// Nobody saw it end: its process is gone for good.
+	// 255 if its process was reaped before the new keeper could look.
 	if exit := n.exit(c.ID); exit.Code != 9 && exit.Code != 255 {
 		t.Errorf("exit %+v", exit)
 	}

@@ -11,7 +11,8 @@ import (
 
 // A keeperLink asks the keeper and waits for its answers.
 type keeperLink struct {
-	link *monitor.Link
+	link   *monitor.Link
+	ending chan struct{} // closed when the keeper asks this process to end
 
 	mu      sync.Mutex
 	seq     uint64
@@ -27,7 +28,7 @@ type inventory struct {
 }
 
 func newKeeperLink(link *monitor.Link) *keeperLink {
-	return &keeperLink{link: link, waiting: map[uint64]chan error{}}
+	return &keeperLink{link: link, ending: make(chan struct{}), waiting: map[uint64]chan error{}}
 }
 
 // begin reads what the keeper has. It must come before run.
@@ -56,7 +57,8 @@ func (k *keeperLink) begin() (inventory, error) {
 	}
 }
 
-// run delivers answers, and exits to exited, until the keeper has gone.
+// run delivers answers, exits to exited, and the wish to end, until the keeper
+// has gone.
 func (k *keeperLink) run(exited func(id string, ended monitor.Ended)) error {
 	for {
 		var e monitor.KeeperEvent
@@ -68,6 +70,8 @@ func (k *keeperLink) run(exited func(id string, ended monitor.Ended)) error {
 		switch {
 		case e.Op == "exit" && e.Ended != nil:
 			exited(e.ID, *e.Ended)
+		case e.Op == "end":
+			close(k.ending)
 		case e.Op == "reply":
 			k.mu.Lock()
 			reply := k.waiting[e.Seq]

@@ -9,8 +9,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/monitor"
@@ -175,6 +179,84 @@ func TestKillDuringAbandonedCreate(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A create that its caller gave up before a monitor took it up makes nothing:
+// the caller's remove may have come first.
+func TestCreateOfGoneCaller(t *testing.T) {
+	n := newNode(t)
+	serve := n.process("serve")
+	must(t, unix.Kill(serve, unix.SIGSTOP))
+	for range 5 {
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+		_, err := n.Create(ctx, n.container("crun", "sleep", "1000"))
+		cancel()
+		wantKind(t, err, fault.Deadline)
+		ctx, cancel = context.WithTimeout(context.Background(), 20*time.Millisecond)
+		_, err = n.Hold(ctx, monitor.Holder{ID: newID()})
+		cancel()
+		wantKind(t, err, fault.Deadline)
+	}
+	must(t, unix.Kill(serve, unix.SIGCONT))
+	time.Sleep(200 * time.Millisecond)
+	if left := n.left(); len(left) > 0 {
+		t.Errorf("made: %q", left)
+	}
+}
+
+// The keeper is told to end while creates, execs and the throwaway of seccomp
+// are under way, and the monitor killed now and then: nothing half made
+// outlives it, and containers do.
+func TestEndUnderWay(t *testing.T) {
+	n := newNode(t)
+	profile := &specs.LinuxSeccomp{DefaultAction: specs.ActAllow}
+	for i := range 12 {
+		lives := n.container("crun", "sleep", "1000")
+		pid := n.run(lives)
+		keeper := n.process("keep")
+		ctx, cancel := context.WithCancel(n.ctx())
+		var calls sync.WaitGroup
+		calls.Go(func() { _, _ = n.Create(ctx, n.container("crun", "sleep", "1000")) })
+		calls.Go(func() { _, _ = n.Create(ctx, n.container("runc", "sleep", "1000")) })
+		calls.Go(func() { _, _ = n.Seccomp(ctx, lives.Runtime, profile) })
+		calls.Go(func() { _, _ = n.Exec(ctx, monitor.Exec{ContainerID: lives.ID, Args: []string{"sleep", "1001"}}) })
+		time.Sleep(time.Duration(rand.IntN(40000)) * time.Microsecond)
+		if i%3 == 2 {
+			n.killMonitor()
+		}
+		must(t, unix.Kill(keeper, unix.SIGTERM))
+		await(t, "end of the keeper", func() bool { return unix.Kill(keeper, 0) != nil || n.process("keep") == 0 })
+		cancel()
+		calls.Wait()
+		for _, args := range []string{"create\x00--bundle\x00" + n.state /* the throwaway */, "sleep\x001001"} {
+			if running(args) {
+				t.Errorf("%d: %q lives on", i, args)
+			}
+		}
+		live := map[string]bool{}
+		for _, dir := range subdirs("/sys/fs/cgroup/pids/davit-test") {
+			procs, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+			live[filepath.Base(dir)] = len(procs) > 0
+		}
+		if unix.Kill(pid, 0) != nil {
+			t.Error("a container that ran has ended")
+		}
+		must(t, monitor.Ensure(n.ctx(), n.binary, n.state))
+		list, err := n.List(n.ctx())
+		must(t, err)
+		for _, s := range list {
+			delete(live, s.ID)
+			n.remove(s.ID)
+		}
+		for id, lives := range live {
+			if lives {
+				t.Errorf("%d: %s was half made and lived on", i, id)
+			}
+		}
+		if left := n.left(); len(left) > 0 {
+			t.Fatalf("%d: left behind: %q", i, left)
+		}
+	}
 }
 
 // Eight lives at a time, with execs, while the monitor is killed.

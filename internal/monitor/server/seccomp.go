@@ -24,7 +24,7 @@ import (
 
 // seccomp has the OCI runtime make BPF of a profile, for a throwaway
 // container whose process is this program's own holder, and reads it back.
-func (s *server) seccomp(q monitor.SeccompRequest) (monitor.SeccompReply, error) {
+func (s *server) seccomp(by caller, q monitor.SeccompRequest) (monitor.SeccompReply, error) {
 	const op = "monitor.Seccomp"
 	if !strings.HasPrefix(filepath.Base(q.Runtime.Path), "crun") {
 		return monitor.SeccompReply{}, fault.New(fault.Unimplemented, op, "%s takes no compiled profile", q.Runtime.Path)
@@ -40,7 +40,7 @@ func (s *server) seccomp(q monitor.SeccompRequest) (monitor.SeccompReply, error)
 	}
 	r := q.Runtime
 	r.NoCgroup, r.SystemdCgroup = true, false
-	pid, err := s.create(monitor.Container{ID: id, Runtime: r, Bundle: bundle}, true)
+	pid, err := s.create(by, monitor.Container{ID: id, Runtime: r, Bundle: bundle}, true)
 	if err != nil {
 		return monitor.SeccompReply{}, err
 	}

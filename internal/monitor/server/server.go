@@ -42,6 +42,7 @@ type server struct {
 	// protected is whether this process has a lower one, which its children inherit.
 	protected bool
 	oom       *oomWatch
+	work      *work
 
 	mu         sync.Mutex
 	containers map[string]*container
@@ -52,7 +53,8 @@ type server struct {
 	early      map[string]monitor.Ended // exits from before recovered, of those not yet known
 }
 
-// Run serves until the keeper has gone. controlFD is the keeper's socket,
+// Run serves until the keeper has gone, or has asked it to end, with which
+// nothing half made is left. controlFD is the keeper's socket,
 // listenFD the listener of monitor.sock.
 func Run(state string, controlFD, listenFD int, log *slog.Logger) error {
 	link, err := monitor.NewLink(controlFD)
@@ -72,7 +74,7 @@ func Run(state string, controlFD, listenFD int, log *slog.Logger) error {
 	s := &server{
 		dir: filepath.Join(state, "monitor"), keeper: newKeeperLink(link), log: log,
 		containers: map[string]*container{}, execs: map[string]chan monitor.Ended{},
-		changed: make(chan struct{}), early: map[string]monitor.Ended{},
+		changed: make(chan struct{}), early: map[string]monitor.Ended{}, work: newWork(),
 	}
 	s.oom = newOOMWatch(s)
 	have, err := s.keeper.begin()
@@ -89,9 +91,70 @@ func Run(state string, controlFD, listenFD int, log *slog.Logger) error {
 		return err
 	}
 	go s.accept(listener)
-	err = <-keeperGone
+	select {
+	case err = <-keeperGone:
+	case <-s.keeper.ending:
+		_ = listener.Close()
+		err = s.work.end()
+	}
 	s.quiesce()
 	return err
+}
+
+// A work is what requests have under way.
+type work struct {
+	// calls ends, with a cause, when execs and creates are to give up; commands
+	// when OCI runtimes that hang are to be killed.
+	calls, commands       context.Context
+	endCalls, endCommands context.CancelCauseFunc
+
+	mu     sync.Mutex
+	ending bool
+	under  sync.WaitGroup
+}
+
+func newWork() *work {
+	w := &work{}
+	w.calls, w.endCalls = context.WithCancelCause(context.Background())
+	w.commands, w.endCommands = context.WithCancelCause(context.Background())
+	return w
+}
+
+// begin adds one, which done takes off, unless the end has begun.
+func (w *work) begin() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.ending {
+		w.under.Add(1)
+	}
+	return !w.ending
+}
+
+func (w *work) done() { w.under.Done() }
+
+var errEnding = fault.New(fault.Unavailable, "monitor", "davit-monitor is ending")
+
+// end lets nothing more begin and waits for what is under way: execs are
+// killed, creates undone, and commands of OCI runtimes killed if they take
+// longer than endWait.
+func (w *work) end() error {
+	w.mu.Lock()
+	w.ending = true
+	w.mu.Unlock()
+	w.endCalls(errEnding)
+	idle := make(chan struct{})
+	go func() {
+		w.under.Wait()
+		close(idle)
+	}()
+	kill := time.AfterFunc(endWait, func() { w.endCommands(errEnding) })
+	defer kill.Stop()
+	select {
+	case <-idle:
+		return nil
+	case <-time.After(endWait + endWait/5):
+		return fault.New(fault.Unavailable, "monitor", "requests under way do not end")
+	}
 }
 
 // awaitLock waits until no other monitor is at work: one whose keeper was
@@ -129,6 +192,9 @@ func (s *server) quiesce() {
 func (s *server) accept(l net.Listener) {
 	for {
 		conn, err := l.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return // the end has begun: callers wait for the next monitor
+		}
 		if err != nil {
 			s.log.Error("accept", "error", err)
 			time.Sleep(100 * time.Millisecond) // out of descriptors, most likely
@@ -148,18 +214,24 @@ func (s *server) serve(conn net.Conn) {
 		}
 		return
 	}
-	ctx, cancel := context.WithCancel(context.Background())
+	if !s.work.begin() {
+		return // no answer: the caller tries the next monitor
+	}
+	release := sync.OnceFunc(s.work.done)
+	defer release()
+	ctx, cancel := context.WithCancel(s.work.calls)
 	defer cancel()
 	go func() { // the client sends nothing more: this ends when it has gone
 		_, _ = io.Copy(io.Discard, conn)
 		cancel()
 	}()
 	if r.Method == monitor.MethodWatch {
+		release()
 		s.watch(ctx, conn)
 		return
 	}
 	var reply monitor.Reply
-	body, err := s.handle(ctx, r)
+	body, err := s.handle(ctx, caller{conn}, r)
 	if err == nil && body != nil {
 		reply.Body, err = json.Marshal(body)
 	}
@@ -169,10 +241,36 @@ func (s *server) serve(conn net.Conn) {
 	_ = monitor.WriteFrame(conn, reply) // a client that has gone asks again if it cares
 }
 
-func (s *server) handle(ctx context.Context, r monitor.Request) (any, error) {
+// A caller is the other end of a request's connection.
+type caller struct{ conn net.Conn }
+
+// gone reports whether it has closed the connection: what it sent afterwards,
+// on another one, may have been answered already.
+func (c caller) gone() bool {
+	conn, ok := c.conn.(*net.UnixConn)
+	if !ok {
+		return false
+	}
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return true
+	}
+	var closed bool
+	err = raw.Control(func(fd uintptr) {
+		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+		n, err := unix.Poll(poll, 0)
+		for errors.Is(err, unix.EINTR) {
+			n, err = unix.Poll(poll, 0)
+		}
+		closed = n > 0
+	})
+	return closed || err != nil
+}
+
+func (s *server) handle(ctx context.Context, by caller, r monitor.Request) (any, error) {
 	switch r.Method {
 	case monitor.MethodCreate:
-		return with(r, func(c monitor.Container) (any, error) { return pidReply(s.create(c, false)) })
+		return with(r, func(c monitor.Container) (any, error) { return pidReply(s.create(by, c, false)) })
 	case monitor.MethodStart:
 		return with(r, func(q monitor.IDRequest) (any, error) { return nil, s.start(q.ID) })
 	case monitor.MethodSignal:
@@ -186,11 +284,11 @@ func (s *server) handle(ctx context.Context, r monitor.Request) (any, error) {
 	case monitor.MethodExec:
 		return with(r, func(e monitor.Exec) (any, error) { return s.exec(ctx, e) })
 	case monitor.MethodHold:
-		return with(r, func(h monitor.Holder) (any, error) { return pidReply(s.hold(h)) })
+		return with(r, func(h monitor.Holder) (any, error) { return pidReply(s.hold(by, h)) })
 	case monitor.MethodUpdate:
 		return with(r, func(q monitor.UpdateRequest) (any, error) { return nil, s.update(q) })
 	case monitor.MethodSeccomp:
-		return with(r, func(q monitor.SeccompRequest) (any, error) { return s.seccomp(q) })
+		return with(r, func(q monitor.SeccompRequest) (any, error) { return s.seccomp(by, q) })
 	}
 	return nil, fault.New(fault.Unimplemented, "monitor", "unknown method %q", r.Method)
 }

@@ -1,4 +1,4 @@
-package keeper
+package holder
 
 import (
 	"os"
@@ -7,10 +7,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Hold is the first process of a shared PID namespace: it reaps what is left
-// to it and ends on SIGTERM. Inside the pod it is called "pause", as the first
-// process of such pods is everywhere else.
-func Hold() {
+// Run does what the program does, at the cost of a Go runtime: for kernels
+// that are set up to run no memory files (vm.memfd_noexec).
+func Run() {
 	_ = os.WriteFile("/proc/self/comm", []byte("pause"), 0)
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, unix.SIGCHLD, unix.SIGTERM)

@@ -1,0 +1,55 @@
+#include "textflag.h"
+
+DATA ·programStart(SB)/8, $·program(SB)
+GLOBL ·programStart(SB), NOPTR, $8
+DATA ·programEnd(SB)/8, $·afterProgram(SB)
+GLOBL ·programEnd(SB), NOPTR, $8
+
+// A whole program: only system calls, no memory but its stack.
+TEXT ·program(SB), NOSPLIT|NOFRAME, $0-0
+	SUBQ $16, SP
+	MOVQ $0x6573756170, AX // "pause"
+	MOVQ AX, 0(SP)
+	MOVQ $15, DI           // PR_SET_NAME
+	MOVQ SP, SI
+	MOVQ $157, AX          // prctl
+	SYSCALL
+
+	// Blocked signals queue up, default dispositions notwithstanding.
+	MOVQ $-1, AX
+	MOVQ AX, 0(SP)
+	MOVQ $2, DI            // SIG_SETMASK
+	MOVQ SP, SI
+	MOVQ $0, DX
+	MOVQ $8, R10
+	MOVQ $14, AX           // rt_sigprocmask
+	SYSCALL
+	MOVQ $0x14000, AX      // SIGCHLD and SIGTERM
+	MOVQ AX, 0(SP)
+
+reap:
+	MOVQ $-1, DI
+	MOVQ $0, SI
+	MOVQ $1, DX            // WNOHANG
+	MOVQ $0, R10
+	MOVQ $61, AX           // wait4
+	SYSCALL
+	CMPQ AX, $0
+	JGT  reap
+
+	MOVQ SP, DI
+	MOVQ $0, SI
+	MOVQ $0, DX
+	MOVQ $8, R10
+	MOVQ $128, AX          // rt_sigtimedwait
+	SYSCALL
+	CMPQ AX, $15           // SIGTERM
+	JNE  reap
+
+	MOVQ $0, DI
+	MOVQ $231, AX          // exit_group
+	SYSCALL
+	INT  $3
+
+TEXT ·afterProgram(SB), NOSPLIT|NOFRAME, $0-0
+	RET
