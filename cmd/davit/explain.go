@@ -88,6 +88,8 @@ func (a *app) unreachable(message string) string {
 		return "; the socket belongs to another user: run it as root"
 	case strings.Contains(message, "connect: "):
 		return fmt.Sprintf("; nobody answers at %s: start davitd, or name another socket by --endpoint or %s", a.endpoint, endpointEnv)
+	case strings.Contains(message, "error reading from server"):
+		return fmt.Sprintf("; the runtime at %s ended before it answered: look at its log", a.endpoint)
 	}
 	return ""
 }

@@ -293,6 +293,7 @@ func TestErrors(t *testing.T) {
 		says string
 	}{
 		{status.Error(codes.Unimplemented, "unknown method"), `^davit: list pods: unknown method; the runtime at \S+ cannot do this\n$`},
+		{status.Error(codes.Unavailable, "error reading from server: EOF"), `EOF; the runtime at \S+ ended before it answered: look at its log\n$`},
 		{status.Error(codes.Internal, "first\nsecond"), `^davit: list pods: first; second\n$`},
 		{status.Error(codes.DeadlineExceeded, "too late"), `^davit: list pods: too late; the runtime did not answer within 2m0s: look at its log, or allow more by --timeout\n$`},
 	} {
