@@ -6,12 +6,14 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -210,7 +212,7 @@ func (x *execution) wait(ctx context.Context, limited bool) (monitor.ExecResult,
 		}
 	}
 	if err := x.out.settle(ctx, time.Now(), limited); err != nil {
-		killTree(x.pid)
+		killTree(x.pid, x.readers...)
 		return monitor.ExecResult{}, fault.New(fault.KindOf(err), "monitor.Exec",
 			"the command has ended with %d, but what it left behind holds its output open: %w", ended.Code, err)
 	}
@@ -235,7 +237,7 @@ func (x *execution) kill() {
 	for _, p := range tree {
 		p.kill()
 	}
-	killTree(x.pid)
+	killTree(x.pid, x.readers...)
 }
 
 // forget drops all of the execution.
@@ -460,13 +462,14 @@ func awaitNone(what string, find func() []process) error {
 	}
 }
 
-// killTree kills what pid left behind, until a look finds nothing more.
-func killTree(pid int) {
+// killTree kills what a command left behind, which it started or which holds
+// its output open, until a look finds nothing more.
+func killTree(pid int, output ...*os.File) {
 	if pid <= 1 {
 		return
 	}
 	for range 20 {
-		found := descendants(pid)
+		found := append(descendants(pid), holders(output)...)
 		if len(found) == 0 {
 			return
 		}
@@ -475,4 +478,21 @@ func killTree(pid int) {
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
+}
+
+// holders finds the processes that have the other end of a pipe open.
+func holders(pipes []*os.File) (found []process) {
+	links := map[string]bool{}
+	for _, pipe := range pipes {
+		if info, err := pipe.Stat(); err == nil {
+			links[fmt.Sprintf("pipe:[%d]", info.Sys().(*syscall.Stat_t).Ino)] = true
+		}
+	}
+	for _, p := range processes() {
+		fds, _ := filepath.Glob("/proc/" + strconv.Itoa(p.pid) + "/fd/*")
+		if p.pid != os.Getpid() && slices.ContainsFunc(fds, func(fd string) bool { link, _ := os.Readlink(fd); return links[link] }) {
+			found = append(found, p)
+		}
+	}
+	return found
 }
