@@ -43,7 +43,7 @@ func (a *app) exec(cmd *cobra.Command, c *runtimeapi.Container, command []string
 		ContainerId: c.Id, Cmd: command, Timeout: int64((limit + time.Second - 1) / time.Second),
 	})
 	if limit > 0 && status.Code(err) == codes.DeadlineExceeded {
-		return fmt.Errorf("exec in container %s: the command took longer than %v", c.Metadata.GetName(), limit)
+		return fmt.Errorf("exec in container %s: the time limit of %v is over", c.Metadata.GetName(), limit)
 	}
 	if err != nil {
 		return fmt.Errorf("exec in container %s: %w", c.Metadata.GetName(), err)

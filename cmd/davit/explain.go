@@ -25,6 +25,15 @@ func interrupted(err error) bool {
 	return errors.Is(err, context.Canceled) || status.Code(err) == codes.Canceled
 }
 
+// apart returns what was joined by errors.Join, to have a line each.
+func apart(err error) []error {
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok || errors.Join(joined.Unwrap()...).Error() != err.Error() {
+		return []error{err} // one with words of its own
+	}
+	return joined.Unwrap()
+}
+
 // explain says in one line what went wrong, why and what to do. A manifest's
 // problems have a line each.
 func (a *app) explain(err error) string {
@@ -88,6 +97,8 @@ func (a *app) unreachable(message string) string {
 		return "; the socket belongs to another user: run it as root"
 	case strings.Contains(message, "connect: "):
 		return fmt.Sprintf("; nobody answers at %s: start davitd, or name another socket by --endpoint or %s", a.endpoint, endpointEnv)
+	case strings.Contains(message, "error reading from server"):
+		return fmt.Sprintf("; the runtime at %s ended before it answered: look at its log", a.endpoint)
 	}
 	return ""
 }

@@ -51,7 +51,9 @@ func run(args []string, in io.Reader, out, errOut io.Writer) int {
 	case errors.As(err, &code):
 		return int(code)
 	}
-	fmt.Fprintln(errOut, a.explain(err))
+	for _, e := range apart(err) {
+		fmt.Fprintln(errOut, a.explain(e))
+	}
 	if interrupted(err) {
 		return exitInterrupted
 	}

@@ -122,7 +122,7 @@ func TestLifeOfAPod(t *testing.T) {
 	s.davit(42, "", "exec", "aa", "-c", "server", "--", "exit", "42")
 	s.cri.fail["ExecSync"] = status.Error(codes.DeadlineExceeded, "over")
 	s.davit(1, "", "exec", "web", "-c", "server", "--timeout", "3s", "--", "sleep", "9")
-	s.has(s.errOut, `^davit: exec in container server: the command took longer than 3s\n$`)
+	s.has(s.errOut, `^davit: exec in container server: the time limit of 3s is over\n$`)
 
 	s.davit(0, "", "inspect", "web")
 	var seen struct {
@@ -293,6 +293,7 @@ func TestErrors(t *testing.T) {
 		says string
 	}{
 		{status.Error(codes.Unimplemented, "unknown method"), `^davit: list pods: unknown method; the runtime at \S+ cannot do this\n$`},
+		{status.Error(codes.Unavailable, "error reading from server: EOF"), `EOF; the runtime at \S+ ended before it answered: look at its log\n$`},
 		{status.Error(codes.Internal, "first\nsecond"), `^davit: list pods: first; second\n$`},
 		{status.Error(codes.DeadlineExceeded, "too late"), `^davit: list pods: too late; the runtime did not answer within 2m0s: look at its log, or allow more by --timeout\n$`},
 	} {
@@ -308,6 +309,9 @@ func TestErrors(t *testing.T) {
 	s.has(s.errOut, `^davit: wrong arguments; use: davit exec POD \[-c CONTAINER\] -- COMMAND \[ARGUMENT...\] \[flags\]\n$`)
 	s.davit(1, "", "ps", "--bogus")
 	s.has(s.errOut, `^davit: unknown flag: --bogus; see davit ps --help\n$`)
+	delete(s.cri.fail, "ListPodSandbox")
+	s.davit(1, "", "rm", "one", "two")
+	s.has(s.errOut, `^davit: there is no pod "one"; see davit pods\ndavit: there is no pod "two"; see davit pods\n$`)
 	s.davit(1, "", "imges")
 	s.has(s.errOut, `^davit: unknown command "imges" for "davit"; Did you mean this\?; images\n$`)
 	s.davit(1, "", "exec", "web", "ls", "-l")

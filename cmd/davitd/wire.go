@@ -129,7 +129,7 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 	p.runtimes = newRuntimes(c, p.cgroups.Driver() == cgroup.Systemd, log)
 	p.runtimes.probe(ctx)
 	if p.network, err = network.Open(network.Config{
-		Root: filepath.Join(c.Root, "network"), State: filepath.Join(c.State, "network"),
+		Root:    filepath.Join(c.Root, "network"),
 		ConfDir: c.Network.CNIConfDir, PluginDirs: c.Network.CNIBinDirs,
 		Bridge: c.Network.Bridge, Subnets: c.Network.Subnets, MTU: c.Network.MTU,
 	}); err != nil {

@@ -75,7 +75,7 @@ const fakeList = `{"cniVersion": "1.1.0", "name": "fakenet", "plugins": [
 func openFake(t *testing.T, list string) (fake, Config, *Network) {
 	t.Helper()
 	f := newFake(t)
-	c := Config{Root: t.TempDir(), State: t.TempDir(), ConfDir: t.TempDir(), PluginDirs: []string{f.dir}}
+	c := Config{Root: t.TempDir(), ConfDir: t.TempDir(), PluginDirs: []string{f.dir}}
 	writeFile(t, c.ConfDir+"/10-fake.conflist", list)
 	n, err := Open(c)
 	if err != nil {
@@ -249,7 +249,7 @@ func run(t *testing.T, n *Network) {
 func TestConfigurationIsNoticed(t *testing.T) {
 	f := newFake(t)
 	top := t.TempDir()
-	c := Config{Root: t.TempDir(), State: t.TempDir(), ConfDir: top + "/etc/cni/net.d", PluginDirs: []string{f.dir}}
+	c := Config{Root: t.TempDir(), ConfDir: top + "/etc/cni/net.d", PluginDirs: []string{f.dir}}
 	n, err := Open(c)
 	if err != nil {
 		t.Fatal(err)

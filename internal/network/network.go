@@ -21,7 +21,6 @@ import (
 type Pod struct {
 	ID, Name, Namespace, UID string
 	NetNS                    string // file of the pinned network namespace; may be gone at Detach
-	Hostname                 string
 	Ports                    []Port
 	Labels, Annotations      map[string]string
 	CgroupParent             string
@@ -46,7 +45,6 @@ type Result struct {
 // A Config says how to connect pods. Zero values take the defaults named.
 type Config struct {
 	Root       string         // durable state: leases; a directory of the network's own
-	State      string         // state that a boot ends; a directory of the network's own
 	ConfDir    string         // CNI configuration, "/etc/cni/net.d"
 	PluginDirs []string       // CNI plugins, "/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"
 	Bridge     string         // name of the bridge and of the nftables table, "davit0"

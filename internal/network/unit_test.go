@@ -159,7 +159,7 @@ func TestOpenRefuses(t *testing.T) {
 		{Config{Subnets: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/31")}}, "no room for pods"},
 	}
 	for _, tt := range tests {
-		tt.config.Root, tt.config.State = t.TempDir(), t.TempDir()
+		tt.config.Root = t.TempDir()
 		if _, err := Open(tt.config); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), tt.reason) {
 			t.Errorf("got %v, want Invalid with %q", err, tt.reason)
 		}
@@ -168,7 +168,7 @@ func TestOpenRefuses(t *testing.T) {
 
 // A lease that another version wrote is not a damaged one.
 func TestLeaseOfNewerVersion(t *testing.T) {
-	c := Config{Root: t.TempDir(), State: t.TempDir()}
+	c := Config{Root: t.TempDir()}
 	writeFile(t, c.Root+"/pod.json", `{"version": 99, "data": {}}`)
 	if _, err := Open(c); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "version 99") {
 		t.Errorf("got %v, want Invalid naming the version", err)

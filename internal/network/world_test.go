@@ -40,7 +40,7 @@ func newWorld(t testing.TB) *world {
 	testkit.Leftovers(t).Ignore("^cgroup ") // nothing here makes one, but others on the machine do
 	w := &world{TB: t, ctx: context.Background(), dir: t.TempDir()}
 	w.config = Config{
-		Root: filepath.Join(w.dir, "root"), State: filepath.Join(w.dir, "state"), ConfDir: filepath.Join(w.dir, "net.d"),
+		Root: filepath.Join(w.dir, "root"), ConfDir: filepath.Join(w.dir, "net.d"),
 		Subnets: []netip.Prefix{netip.MustParsePrefix("10.77.0.0/16"), netip.MustParsePrefix("fd77::/64")},
 	}
 	w.reopen()

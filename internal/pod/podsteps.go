@@ -176,7 +176,6 @@ func (p *Pods) networkPod(s *podState) network.Pod {
 	n := network.Pod{
 		ID: s.ID, Name: m.GetName(), Namespace: m.GetNamespace(), UID: m.GetUid(),
 		NetNS:        filepath.Join(p.podDir(s.ID), "net"),
-		Hostname:     s.Config.GetHostname(),
 		Labels:       s.Config.GetLabels(),
 		Annotations:  s.Config.GetAnnotations(),
 		CgroupParent: s.Config.GetLinux().GetCgroupParent(),
