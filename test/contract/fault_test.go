@@ -313,7 +313,6 @@ exec crun "$@"
 				_, err := w.exec(id, 2, "true")
 				want(t, err, codes.Internal, "odd", "exec")
 			}
-			t.Log(err)
 			if id != "" {
 				if err := w.stop(id, 1); err != nil {
 					t.Error(err)
@@ -387,10 +386,8 @@ func TestDiskFull(t *testing.T) {
 	_ = f.Close()
 	_, err = w.c.RunPod(w.ctx, testkit.PodConfig("full", w.d.Logs))
 	want(t, err, codes.ResourceExhausted, "no space left")
-	t.Log(err)
 	_, err = w.create(podID, pod, w.config("d", "true"))
 	want(t, err, codes.ResourceExhausted, "no space left")
-	t.Log(err)
 	if err := w.stop(ctr, 0); err != nil {
 		t.Error(err)
 	}

@@ -103,7 +103,6 @@ func TestContainersRefused(t *testing.T) {
 				c.change(config)
 				ctr, err := w.c.RunContainer(w.ctx, id, pod, config)
 				want(t, err, c.code, c.text)
-				t.Log(err)
 				if ctr != "" {
 					s := w.status(ctr)
 					if s.State != runtimeapi.ContainerState_CONTAINER_EXITED || s.ExitCode != 128 || s.Reason != "StartError" || s.FinishedAt == 0 || s.Message == "" {
