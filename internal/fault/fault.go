@@ -8,6 +8,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"syscall"
 )
 
 // A Kind says what sort of trouble an error is. The zero value is Internal.
@@ -62,12 +64,17 @@ func New(kind Kind, op, format string, args ...any) error {
 }
 
 // KindOf returns the kind of the outermost classified error in err's chain.
-// Context errors count as Canceled and Deadline wherever they stand unwrapped
-// by a kind. It returns Internal for an unclassified error.
+// Context errors count as Canceled and Deadline, what the kernel has no more
+// of as Exhausted, wherever they stand unwrapped by a kind, or by Internal
+// alone. It returns Internal for any other unclassified error.
 func KindOf(err error) Kind {
 	var f *fault
 	switch {
-	case errors.As(err, &f):
+	case errors.As(err, &f) && f.kind != Internal:
+		return f.kind
+	case slices.ContainsFunc(exhausted, func(e error) bool { return errors.Is(err, e) }):
+		return Exhausted
+	case f != nil:
 		return f.kind
 	case errors.Is(err, context.DeadlineExceeded):
 		return Deadline
@@ -76,6 +83,8 @@ func KindOf(err error) Kind {
 	}
 	return Internal
 }
+
+var exhausted = []error{syscall.ENOSPC, syscall.EDQUOT, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM}
 
 // Is reports whether err is non-nil and of the given kind.
 func Is(err error, kind Kind) bool { return err != nil && KindOf(err) == kind }

@@ -52,8 +52,8 @@ type held struct {
 }
 
 // Run keeps dir until SIGTERM, with which it ends the monitor and itself, but
-// no container: the next keeper follows those that run. Nothing half made
-// lives on: the keeper is gone only when a monitor has ended that waited for
+// no container: the next keeper follows those that run. (A terminal hangs up,
+// though: its master is the keeper's.) Nothing half made lives on: the keeper is gone only when a monitor has ended that waited for
 // the commands of OCI runtimes under way, ended execs, and took no new work,
 // or when endLimit is over. binary is davit-monitor's own path.
 func Run(dir, binary string, log *slog.Logger) error {

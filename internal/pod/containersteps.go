@@ -3,7 +3,9 @@ package pod
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -101,10 +103,8 @@ func (p *Pods) writeSpec(_ context.Context, c *container) error {
 	if err != nil {
 		return err
 	}
-	if s.LogPath != "" {
-		if err := os.MkdirAll(filepath.Dir(s.LogPath), 0o755); err != nil {
-			return err
-		}
+	if err := makeRoomForLog(s.LogPath); err != nil {
+		return err
 	}
 	if err := os.MkdirAll(p.bundle(c.id), 0o700); err != nil {
 		return err
@@ -113,6 +113,24 @@ func (p *Pods) writeSpec(_ context.Context, c *container) error {
 		return err
 	}
 	return c.amend(func(s *containerState) { s.User = user })
+}
+
+// makeRoomForLog makes a log's directory. Precondition if something stands
+// in the way of the directory or the log.
+func makeRoomForLog(path string) error {
+	if path == "" {
+		return nil
+	}
+	err := os.MkdirAll(filepath.Dir(path), 0o755)
+	if err == nil {
+		if info, statErr := os.Stat(path); statErr == nil && !info.Mode().IsRegular() {
+			err = &fs.PathError{Op: "open", Path: path, Err: errors.New("it is there and not a file")}
+		}
+	}
+	if err != nil && !fault.Is(err, fault.Exhausted) {
+		return fault.New(fault.Precondition, "", "container's log: %w", err)
+	}
+	return err
 }
 
 func (p *Pods) specInput(c *container, s *containerState, pod *podState) (ocispec.Input, error) {

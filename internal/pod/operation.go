@@ -183,11 +183,31 @@ func (s *slot) take(ctx context.Context, what string) error {
 	case s.token <- struct{}{}:
 		return nil
 	case <-ctx.Done():
-		if o := s.by.Load(); o != nil {
-			return o.stuck(ctx)
-		}
-		return fault.New(fault.Unavailable, "", "%s: another operation is under way", what)
+		return s.busy(ctx, what)
 	}
+}
+
+// await waits until nobody has the slot, but for no longer than patience. It
+// returns an error as take does.
+func (s *slot) await(ctx context.Context, what string, patience time.Duration) error {
+	ctx, cancel := early(ctx)
+	defer cancel()
+	select {
+	case s.token <- struct{}{}:
+		s.give()
+	case <-time.After(patience):
+	case <-ctx.Done():
+		return s.busy(ctx, what)
+	}
+	return nil
+}
+
+// busy says what has the slot; ctx, of somebody who waited for it, has ended.
+func (s *slot) busy(ctx context.Context, what string) error {
+	if o := s.by.Load(); o != nil {
+		return o.stuck(ctx)
+	}
+	return fault.New(fault.Unavailable, "", "%s: another operation is under way", what)
 }
 
 // give ends take.

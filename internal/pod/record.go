@@ -23,7 +23,7 @@ import (
 const recordVersion = 1
 
 // errGone says that a pod or container was removed while somebody waited for it.
-var errGone = errors.New("it has been removed")
+var errGone = fault.New(fault.NotFound, "", "it has been removed")
 
 // A podState is all that is known of a pod at one moment. Immutable once stored.
 type podState struct {
@@ -105,7 +105,7 @@ func (r *record[S]) replace(change, save func(*S) error) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.gone {
-		return errGone
+		return fault.New(fault.NotFound, "", "%s: %w", r.id, errGone)
 	}
 	next := *r.state.Load()
 	if err := change(&next); err != nil {

@@ -75,11 +75,13 @@ func (p *Pods) StopContainer(ctx context.Context, id string, grace time.Duration
 		return unlessAbsent(err)
 	}
 	if grace > 0 && c.state.Load().State == Created {
-		// A start under way decides whether there is something to ask.
-		if err := c.slot.take(ctx, "container "+c.id+": stop"); err != nil {
+		// A start under way decides whether there is something to ask; one
+		// that hangs uses up the patience.
+		begun := time.Now()
+		if err := c.slot.await(ctx, "container "+c.id+": stop", grace); err != nil {
 			return err
 		}
-		c.slot.give()
+		grace -= time.Since(begun)
 	}
 	if grace > 0 && c.state.Load().State == Running {
 		ended, err := p.ask(ctx, c, grace)

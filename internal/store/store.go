@@ -5,6 +5,7 @@
 package store
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -82,6 +83,9 @@ func SyncDir(dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
+// readable is up to what size, in bytes, a file's data is laid out in lines.
+const readable = 64 << 10
+
 type envelope struct {
 	Version int             `json:"version"`
 	Data    json.RawMessage `json:"data"`
@@ -102,11 +106,15 @@ func saveJSON(path string, version int, v any, durable bool) error {
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", path, err)
 	}
-	data, err = json.MarshalIndent(envelope{version, data}, "", " ")
-	if err != nil {
+	// For people to read, as long as they could: it takes twice the time.
+	text := bytes.NewBufferString(fmt.Sprintf("{\"version\": %d, \"data\": ", version))
+	if len(data) > readable {
+		text.Write(data)
+	} else if err := json.Indent(text, data, "", " "); err != nil {
 		return fmt.Errorf("encode %s: %w", path, err)
 	}
-	return write(path, append(data, '\n'), 0o600, durable)
+	text.WriteString("}\n")
+	return write(path, text.Bytes(), 0o600, durable)
 }
 
 // LoadJSON reads what SaveJSON wrote. It returns NotFound if the file does not

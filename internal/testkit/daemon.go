@@ -245,7 +245,8 @@ func (d *Daemon) EndMonitor() error {
 func (d *Daemon) busy() bool {
 	for _, keeper := range d.Pids()["keep"] {
 		for _, p := range descendants(keeper) {
-			if p.program != "davit-monitor" {
+			// Of the program at its root is a throwaway container of the monitor's.
+			if p.program != "davit-monitor" || len(p.args) > 0 && p.args[0] == "/davit-monitor" {
 				return true
 			}
 		}

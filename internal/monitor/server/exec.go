@@ -24,8 +24,8 @@ const (
 	execPrefix = "exec-" // of the keeper's names for commands; container IDs are hexadecimal
 	// maxExecBytes keeps an ExecResult below the kubelet's 16 MiB for a message.
 	maxExecBytes = 15 << 20
-	// execIdle is how long the output of a command that has ended must be
-	// silent to count as complete, if a child still holds it open.
+	// execIdle is how long the output of a command without a time limit that
+	// has ended must be silent to count as complete, if a child holds it open.
 	execIdle = 100 * time.Millisecond
 	// execKillWait is how long a command killed at its time limit may take to go.
 	execKillWait = 500 * time.Millisecond
@@ -61,7 +61,7 @@ func (s *server) exec(ctx context.Context, e monitor.Exec) (monitor.ExecResult, 
 		if err != nil {
 			return monitor.ExecResult{}, err
 		}
-		return x.wait(ctx)
+		return x.wait(ctx, e.Timeout > 0)
 	case <-ctx.Done():
 	}
 	// The OCI runtime's command goes on without the caller: killed, it would
@@ -190,8 +190,11 @@ func (s *server) writeProcess(path, bundle string, args []string) error {
 	return os.WriteFile(path, data, 0o600)
 }
 
-// wait collects the result.
-func (x *execution) wait(ctx context.Context) (monitor.ExecResult, error) {
+// wait collects the result. What a command leaves behind with its output open
+// ends with its time limit, and so does the call; without one it lives on.
+//
+// CRI: api.proto, ExecSync, timeout.
+func (x *execution) wait(ctx context.Context, limited bool) (monitor.ExecResult, error) {
 	var ended monitor.Ended
 	select {
 	case ended = <-x.ended:
@@ -206,10 +209,10 @@ func (x *execution) wait(ctx context.Context) (monitor.ExecResult, error) {
 		case <-time.After(execIdle):
 		}
 	}
-	if err := x.out.settle(ctx, time.Now()); err != nil {
+	if err := x.out.settle(ctx, time.Now(), limited); err != nil {
 		killTree(x.pid)
 		return monitor.ExecResult{}, fault.New(fault.KindOf(err), "monitor.Exec",
-			"the command has ended with %d, but what it left behind keeps writing: %w", ended.Code, err)
+			"the command has ended with %d, but what it left behind holds its output open: %w", ended.Code, err)
 	}
 	result := monitor.ExecResult{Code: ended.Code}
 	result.Stdout, result.Stderr = x.out.take()
@@ -275,8 +278,9 @@ func (c *capture) read(from *os.File, stream int) {
 	}
 }
 
-// settle waits until the output is complete: closed, at its limit, or silent.
-func (c *capture) settle(ctx context.Context, ended time.Time) error {
+// settle waits until the output is complete: closed or, unless only that will
+// do, at its limit or silent.
+func (c *capture) settle(ctx context.Context, ended time.Time, onlyClosed bool) error {
 	closed := make(chan struct{})
 	go func() {
 		c.open.Wait()
@@ -298,7 +302,7 @@ func (c *capture) settle(ctx context.Context, ended time.Time) error {
 			if quietSince.Before(ended) {
 				quietSince = ended
 			}
-			if full || now.Sub(quietSince) > execIdle {
+			if !onlyClosed && (full || now.Sub(quietSince) > execIdle) {
 				return nil
 			}
 		}

@@ -47,17 +47,24 @@ func cut(data []byte, crlf bool) (content, rest []byte, full, ok bool) {
 // appendLines formats lines from data until dst has limit bytes or only an
 // unfinished line is left. more is whether it stopped at the limit.
 func appendLines(dst, data, header []byte, crlf bool, limit int) (out, rest []byte, more bool) {
-	for {
+	begin := appendLine(nil, header, nil, true)
+	begin = begin[:len(begin)-1]
+	for len(dst) < limit {
+		// Most lines: taken with their newline.
+		if i := bytes.IndexByte(data[:min(len(data), maxLine+1)], '\n'); i >= 0 && !crlf {
+			dst = append(dst, begin...)
+			dst = append(dst, data[:i+1]...)
+			data = data[i+1:]
+			continue
+		}
 		content, rest, full, ok := cut(data, crlf)
 		if !ok {
 			return dst, data, false
 		}
-		if len(dst) >= limit {
-			return dst, data, true
-		}
 		dst = appendLine(dst, header, content, full)
 		data = rest
 	}
+	return dst, data, true
 }
 
 func appendLine(dst, header, content []byte, full bool) []byte {

@@ -187,6 +187,13 @@ func TestCreateOfGoneCaller(t *testing.T) {
 	n := newNode(t)
 	serve := n.process("serve")
 	must(t, unix.Kill(serve, unix.SIGSTOP))
+	await(t, "stop", func() bool { // of each of its threads
+		threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", serve))
+		return !slices.ContainsFunc(threads, func(path string) bool {
+			stat, _ := os.ReadFile(path)
+			return !strings.Contains(string(stat), ") T ")
+		})
+	})
 	for range 5 {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
 		_, err := n.Create(ctx, n.container("crun", "sleep", "1000"))
@@ -216,8 +223,12 @@ func TestEndUnderWay(t *testing.T) {
 		keeper := n.process("keep")
 		ctx, cancel := context.WithCancel(n.ctx())
 		var calls sync.WaitGroup
-		calls.Go(func() { _, _ = n.Create(ctx, n.container("crun", "sleep", "1000")) })
-		calls.Go(func() { _, _ = n.Create(ctx, n.container("runc", "sleep", "1000")) })
+		live := map[string]bool{}
+		for _, runtime := range []string{"crun", "runc"} {
+			c := n.container(runtime, "sleep", "1000")
+			live[c.ID] = true
+			calls.Go(func() { _, _ = n.Create(ctx, c) })
+		}
 		calls.Go(func() { _, _ = n.Seccomp(ctx, lives.Runtime, profile) })
 		calls.Go(func() { _, _ = n.Exec(ctx, monitor.Exec{ContainerID: lives.ID, Args: []string{"sleep", "1001"}}) })
 		time.Sleep(time.Duration(rand.IntN(40000)) * time.Microsecond)
@@ -233,10 +244,9 @@ func TestEndUnderWay(t *testing.T) {
 				t.Errorf("%d: %q lives on", i, args)
 			}
 		}
-		live := map[string]bool{}
-		for _, dir := range subdirs("/sys/fs/cgroup/pids/davit-test") {
-			procs, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
-			live[filepath.Base(dir)] = len(procs) > 0
+		for id := range live {
+			procs, _ := os.ReadFile("/sys/fs/cgroup/pids/davit-test/" + id + "/cgroup.procs")
+			live[id] = len(procs) > 0
 		}
 		if unix.Kill(pid, 0) != nil {
 			t.Error("a container that ran has ended")
@@ -249,7 +259,7 @@ func TestEndUnderWay(t *testing.T) {
 			n.remove(s.ID)
 		}
 		for id, lives := range live {
-			if lives {
+			if lives { // and is in no list
 				t.Errorf("%d: %s was half made and lived on", i, id)
 			}
 		}

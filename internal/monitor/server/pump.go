@@ -66,46 +66,83 @@ func (w *worker) close() {
 // writes line by line costs one wake-up for many of them.
 const coalesce = 500 * time.Microsecond
 
+// newAlarm makes an epoll of src alone.
+//
+// Go's own poller is told of each write, whether or not anybody waits: a wake-up
+// for each line, where a round takes hundreds. This one is told of nothing
+// between a ring and the next arming.
+func newAlarm(src int) (*os.File, error) {
+	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, err
+	}
+	err = unix.EpollCtl(fd, unix.EPOLL_CTL_ADD, src, &unix.EpollEvent{}) // not armed
+	if err == nil {
+		err = unix.SetNonblock(fd, true)
+	}
+	if err != nil {
+		return nil, errors.Join(err, unix.Close(fd))
+	}
+	return os.NewFile(uintptr(fd), "alarm"), nil
+}
+
+// await arms the alarm and waits until there is something to read, the
+// terminal has hung up, or finish.
+func (s *stream) await() error {
+	raw, err := s.alarm.SyscallConn()
+	if err != nil {
+		return err
+	}
+	armed := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLONESHOT}
+	var failed error
+	err = raw.Control(func(fd uintptr) { failed = unix.EpollCtl(int(fd), unix.EPOLL_CTL_MOD, s.src, &armed) })
+	if err = errors.Join(err, failed); err != nil {
+		return err
+	}
+	return raw.Read(func(fd uintptr) bool {
+		var events [1]unix.EpollEvent
+		n, err := unix.EpollWait(int(fd), events[:], 0)
+		for errors.Is(err, unix.EINTR) {
+			n, err = unix.EpollWait(int(fd), events[:], 0)
+		}
+		return n > 0 || err != nil
+	})
+}
+
 // pump runs rounds until finish, or until a terminal has hung up.
 func (o *stdio) pump(s *stream) {
 	defer close(s.ended)
-	raw, err := s.src.SyscallConn()
-	if err != nil {
-		o.report(err)
-		return
-	}
-	for {
-		var roundErr error
-		err := raw.Read(func(fd uintptr) bool {
-			var n int
-			n, roundErr = o.round(s, int(fd))
-			return n > 0 || roundErr != nil
-		})
-		switch {
-		case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, os.ErrClosed):
-			return
-		case errors.Is(roundErr, unix.EIO) && s.tty:
+	for !s.stop.Load() {
+		n, err := o.round(s)
+		if errors.Is(err, unix.EIO) && s.tty {
 			return // hung up: finish follows
-		case err != nil || roundErr != nil:
-			o.report(errors.Join(err, roundErr))
-			time.Sleep(100 * time.Millisecond) // never spin, never give up
 		}
-		if now := time.Now(); now.Sub(s.last) < 2*coalesce {
+		busy := time.Since(s.last) < 2*coalesce
+		if busy {
 			time.Sleep(coalesce)
 		}
 		s.last = time.Now()
+		if err == nil && (n == 0 || !busy) {
+			if err = s.await(); errors.Is(err, os.ErrDeadlineExceeded) {
+				return
+			}
+		}
+		if err != nil {
+			o.report(err)
+			time.Sleep(100 * time.Millisecond) // never spin, never give up
+		}
 	}
 }
 
 // round takes what the source has now to the log. It returns 0 if there was
 // nothing. See commitFile for the order of things.
-func (o *stdio) round(s *stream, src int) (int, error) {
+func (o *stdio) round(s *stream) (int, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.log == nil {
-		return discard(src)
+		return discard(s.src)
 	}
-	moved, err := fill(src, s.stage)
+	moved, err := fill(s.src, s.stage)
 	if err != nil {
 		return 0, err
 	}

@@ -116,10 +116,23 @@ func (s *server) recoverStdio(c *container, have inventory) error {
 
 // endStray kills what was left of an exec.
 func (s *server) endStray(id string, claim monitor.KeeperEvent) {
-	if claim.Ended == nil {
+	was, lives := readProcess(claim.Pid)
+	if lives = lives && claim.Ended == nil; lives {
 		killTree(claim.Pid)
 	}
-	if err := s.keeper.kill(id, unix.SIGKILL); err != nil && !errors.Is(err, errGone) {
+	err := s.keeper.kill(id, unix.SIGKILL)
+	if errors.Is(err, errGone) {
+		err = nil
+	}
+	if err == nil && lives {
+		err = awaitNone("exec", func() []process {
+			if now, ok := readProcess(was.pid); ok && now.start == was.start && !now.zombie {
+				return []process{now}
+			}
+			return nil
+		})
+	}
+	if err != nil {
 		s.log.Error("exec of the monitor before lives", "id", id, "pid", claim.Pid, "error", err)
 	}
 	_ = s.keeper.forget(id)

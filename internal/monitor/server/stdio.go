@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -34,10 +35,12 @@ type keepFunc func(silent bool, names []string, fds []int) error
 type stream struct {
 	name  string // as the log says: stdout or stderr
 	index int
-	src   *os.File // non-blocking: the FIFO, or the terminal's master
+	src   int      // non-blocking: the FIFO, or the terminal's master
+	alarm *os.File // an epoll of src alone, which rings once when armed
 	stage int      // staging pipe, both ends; -1 if output is dropped
 	tty   bool
-	last  time.Time     // end of the last round
+	last  time.Time // end of the last round
+	stop  atomic.Bool
 	ended chan struct{} // closed when pump has returned; nil before it runs
 }
 
@@ -58,20 +61,21 @@ func openStdio(id, dir, logPath string, console, logFD int, keep keepFunc, repor
 	var silentNames []string
 	var silent []int
 	for i, name := range names {
-		s := &stream{name: name, index: i, stage: -1, tty: console >= 0}
+		s := &stream{name: name, index: i, src: -1, stage: -1, tty: console >= 0}
 		o.streams = append(o.streams, s)
 		if s.tty {
+			s.src = console
 			if err := unix.SetNonblock(console, true); err != nil {
-				return nil, errors.Join(err, unix.Close(console))
-			}
-			s.src = os.NewFile(uintptr(console), "console")
-		} else {
-			fd, err := openPipe(filepath.Join(dir, name))
-			if err != nil {
 				return nil, err
 			}
-			s.src = os.NewFile(uintptr(fd), name)
-			silent, silentNames = append(silent, fd), append(silentNames, id+"/"+name)
+		} else {
+			if s.src, err = openPipe(filepath.Join(dir, name)); err != nil {
+				return nil, err
+			}
+			silent, silentNames = append(silent, s.src), append(silentNames, id+"/"+name)
+		}
+		if s.alarm, err = newAlarm(s.src); err != nil {
+			return nil, err
 		}
 		if logPath == "" {
 			continue
@@ -150,16 +154,6 @@ func openPipe(path string) (int, error) {
 	return fd, nil
 }
 
-// fdOf gives a file's descriptor and leaves it non-blocking, as Fd does not.
-// The file must be kept alive by the caller.
-func fdOf(f *os.File) (fd int) {
-	fd = -1
-	if c, err := f.SyscallConn(); err == nil {
-		_ = c.Control(func(n uintptr) { fd = int(n) })
-	}
-	return fd
-}
-
 // containerEnd opens a FIFO as the container gets it: blocking, both ways, so
 // that it outlives every reader.
 func (o *stdio) containerEnd(name string) (*os.File, error) {
@@ -197,7 +191,8 @@ func (o *stdio) reopen() error {
 func (o *stdio) finish() {
 	for _, s := range o.streams {
 		if s.ended != nil {
-			_ = s.src.SetReadDeadline(time.Unix(1, 0))
+			s.stop.Store(true)
+			_ = s.alarm.SetReadDeadline(time.Unix(1, 0))
 			<-s.ended
 		}
 	}
@@ -213,7 +208,7 @@ func (o *stdio) finish() {
 func (o *stdio) drainAll() {
 	for _, s := range o.streams {
 		for taken := 0; taken < pipeBytes; {
-			n, err := o.round(s, fdOf(s.src))
+			n, err := o.round(s)
 			if n == 0 || err != nil {
 				break
 			}
@@ -242,8 +237,12 @@ func (o *stdio) flushTail(s *stream) {
 
 func (o *stdio) close() {
 	for _, s := range o.streams {
-		if s.src != nil {
-			_ = s.src.Close()
+		if s.alarm != nil {
+			_ = s.alarm.Close()
+		}
+		if s.src >= 0 {
+			_ = unix.Close(s.src)
+			s.src = -1
 		}
 		if s.stage >= 0 {
 			_ = unix.Close(s.stage)
