@@ -33,8 +33,8 @@ type tree struct {
 
 // maxNoted bounds what is kept in memory of a layer's directories: a small
 // blob can hold any number of them, and one name stands for a directory in
-// each of its parts. It is enough for half a million.
-const maxNoted = 64 << 20
+// each of its parts. It is enough for half a million. Only tests change it.
+var maxNoted = 64 << 20
 
 // note accounts for a directory that is to be remembered.
 func (t *tree) note(name string) error {

@@ -54,11 +54,12 @@ func hostOf(s *httptest.Server) string {
 	return host
 }
 
+// impatient is for registries that stall. It leaves a busy machine time for
+// what is to succeed.
+var impatient = Config{Stall: 1500 * time.Millisecond}
+
 func repository(t *testing.T, config Config, host string, auth Auth) *Repository {
 	t.Helper()
-	if config.Stall == 0 {
-		config.Stall = 300 * time.Millisecond
-	}
 	c := New(config)
 	c.retryDelay = time.Millisecond
 	t.Cleanup(c.Close)
@@ -231,7 +232,7 @@ func TestTrouble(t *testing.T) {
 				requests.Add(1)
 				return c.misbehave(w, r)
 			})
-			_, err := fetch(repository(t, Config{}, hostOf(s), Auth{}))
+			_, err := fetch(repository(t, impatient, hostOf(s), Auth{}))
 			check(t, err, c.kind, c.texts...)
 			if requests.Load() != c.requests {
 				t.Errorf("%d requests, want %d", requests.Load(), c.requests)
@@ -261,7 +262,7 @@ func TestTrouble(t *testing.T) {
 			<-r.Context().Done()
 			return true
 		})
-		_, err := repository(t, Config{}, hostOf(s), Auth{}).Manifest(context.Background(), "1")
+		_, err := repository(t, impatient, hostOf(s), Auth{}).Manifest(context.Background(), "1")
 		check(t, err, fault.Unknown, "^RegistryUnavailable: 127.0.0.1:", "manifest 1")
 	})
 	t.Run("endless manifest", func(t *testing.T) {
