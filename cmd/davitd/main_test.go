@@ -312,6 +312,10 @@ func TestOneDaemonPerDirectory(t *testing.T) {
 	if !fault.Is(err, fault.Precondition) || !strings.Contains(err.Error(), d.Root) {
 		t.Errorf("the second: %v", err)
 	}
+	err = run(soon(t), &config{Root: t.TempDir(), State: t.TempDir()}, quiet)
+	if !fault.Is(err, fault.Precondition) || !strings.Contains(err.Error(), "network.bridge") {
+		t.Errorf("another on the same bridge: %v", err)
+	}
 	if _, err := d.Client(t).Version(soon(t), &runtimeapi.VersionRequest{}); err != nil {
 		t.Error(err)
 	}

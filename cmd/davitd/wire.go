@@ -135,6 +135,9 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 	}); err != nil {
 		return p, err
 	}
+	if err = p.network.Claim(); err != nil {
+		return p, err
+	}
 	if p.images, err = image.Open(image.Config{
 		Root: filepath.Join(c.Root, "images"), State: filepath.Join(c.State, "images"),
 		Registry: registry.Config{Hosts: c.hosts(), UserAgent: "davit/" + version}, Log: log,

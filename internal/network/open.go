@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/davit-runtime/davit/internal/fault"
+	"golang.org/x/sys/unix"
 )
 
 // A Network connects pods. Its methods may be called concurrently, but those
@@ -24,6 +26,7 @@ type Network struct {
 	plugins *plugins
 	choice  atomic.Pointer[choice] // what ConfDir says, as last seen
 	chosen  chan struct{}          // tells keep that it has changed; holds one
+	claim   net.Listener           // nobody connects; nil without Claim
 
 	mu      sync.Mutex
 	status  error // of asked's plugins, as last asked
@@ -60,6 +63,17 @@ func Open(config Config) (*Network, error) {
 	}
 	n.choice.Store(choose(config.ConfDir, config.PluginDirs))
 	return n, nil
+}
+
+// Claim makes n the only one in this network namespace that uses its bridge and
+// table, until Close or the end of the process. Precondition if another does.
+func (n *Network) Claim() error {
+	l, err := net.Listen("unix", "@davit-network-"+n.config.Bridge)
+	if errors.Is(err, unix.EADDRINUSE) {
+		return fault.New(fault.Precondition, "", "network.bridge: another davitd uses %s; give each a network.bridge and network.subnets of its own", n.config.Bridge)
+	}
+	n.claim = l
+	return err
 }
 
 func setDefaults(c *Config) {
@@ -174,6 +188,9 @@ func (n *Network) Status() error {
 
 // Close ends the use of n. Bridge, table and leases stay: pods run on.
 func (n *Network) Close() {
+	if n.claim != nil {
+		_ = n.claim.Close()
+	}
 	n.rules.mu.Lock()
 	defer n.rules.mu.Unlock()
 	n.rules.disconnect()
