@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/moby/sys/mountinfo"
 
@@ -22,6 +23,9 @@ type Host struct {
 	units  units  // nil without systemd
 
 	warnParent, warnEnable sync.Once
+
+	moving atomic.Bool // Expect's, one at a time
+	moves  sync.WaitGroup
 }
 
 // A tree is one mounted hierarchy.

@@ -7,6 +7,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -278,5 +280,27 @@ func TestRuntimesAgree(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Expect writes where this process is listed, and so moves nothing.
+func TestExpect(t *testing.T) {
+	testkit.Root(t)
+	h, err := Probe(slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	procs, err := os.ReadFile(ownProcs(h.trees[0]))
+	if err != nil || !slices.Contains(strings.Fields(string(procs)), strconv.Itoa(os.Getpid())) {
+		t.Errorf("%s does not list this process: %v", ownProcs(h.trees[0]), err)
+	}
+	h.Expect()
+	h.moves.Wait()
+	if after, err := os.ReadFile("/proc/self/cgroup"); err != nil || string(after) != string(before) {
+		t.Errorf("moved from %s to %s: %v", before, after, err)
 	}
 }

@@ -58,6 +58,7 @@ type Cgroups interface {
 type CgroupMaker interface {
 	Prepare(ctx context.Context, parent string) error // davit's own, for an empty parent; idempotent
 	Create(ctx context.Context, p cgroup.Place) error // a holder's; idempotent
+	Expect()                                          // a process will be moved soon; returns at once
 }
 
 // Processes runs containers. Package monitor's client implements it. Each

@@ -71,6 +71,7 @@ func (p *Pods) beginRun(ctx context.Context, config *runtimeapi.PodSandboxConfig
 }
 
 func (p *Pods) makePod(ctx context.Context, key podKey, pod *pod) error {
+	p.opt.Cgroups.Expect() // its first container comes next
 	err := acquire(ctx, pod, p.podSteps)
 	if err == nil {
 		err = pod.commit(func(s *podState) error { return s.enter(made) })
@@ -166,6 +167,7 @@ func (p *Pods) newContainer(pod *podState, config *runtimeapi.ContainerConfig) (
 
 func (p *Pods) makeContainer(ctx context.Context, key containerKey, c *container) error {
 	defer func() { c.recipe = nil }()
+	p.opt.Cgroups.Expect()
 	err := p.findImage(c)
 	if err == nil {
 		err = acquire(ctx, c, p.containerSteps)

@@ -164,6 +164,7 @@ func (p *Pods) Exec(ctx context.Context, id string, args []string, timeout time.
 	if err != nil {
 		return monitor.ExecResult{}, err
 	}
+	p.opt.Cgroups.Expect()
 	result, err := p.opt.Sessions.Exec(ctx, monitor.Exec{ContainerID: c.id, Args: args, Timeout: timeout, MaxBytes: execMaxBytes})
 	if err != nil {
 		return result, fmt.Errorf("run %q: %w", args[0], err)

@@ -235,6 +235,8 @@ func (f fakeRootfs) Unmount(ctx context.Context, id string) error {
 	return f.unmake(ctx, "Rootfs.Unmount", "rootfs "+id)
 }
 
+func (f fakeCgroups) Expect() {}
+
 func (f fakeCgroups) Place(parent, id string) cgroup.Place {
 	return cgroup.Place{Parent: parent, ID: id, Path: parent + "/" + id, Dirs: []string{"/sys/fs/cgroup" + parent + "/" + id}}
 }
