@@ -43,19 +43,47 @@ func (s *server) start(id string) error {
 	if err := c.save(func(r *record) { r.Phase = max(r.Phase, starting) }); err != nil {
 		return err
 	}
-	err = s.runtime(rec.Container.Runtime, "start", c.path("start.log"), [3]*os.File{}, func(errorLog string) []string {
+	// A process that was killed before never opens its end of the pipe that start waits at.
+	ctx, cancel := c.whileAlive(s.work.commands)
+	defer cancel(nil)
+	_, err = s.runtimeOutput(ctx, rec.Container.Runtime, "start", c.path("start.log"), [3]*os.File{}, func(errorLog string) []string {
 		return rec.Container.Runtime.Start(errorLog, id)
 	})
+	if ended := context.Cause(ctx); err != nil && fault.Is(ended, fault.Precondition) {
+		return ended
+	}
 	if err != nil {
 		return err
 	}
 	return c.save(func(r *record) { r.Phase = max(r.Phase, started) })
 }
 
+// endGrace is how much longer than its container a `start` may take: its
+// poststart hooks run beside the container.
+const endGrace = time.Second
+
+// whileAlive returns a context that ends soon after the container.
+func (c *container) whileAlive(parent context.Context) (context.Context, context.CancelCauseFunc) {
+	ctx, cancel := context.WithCancelCause(parent)
+	go func() {
+		select {
+		case <-ctx.Done():
+			return
+		case <-c.ended:
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(endGrace):
+			cancel(fault.New(fault.Precondition, "monitor.Start", "container %s ended before it was started", c.id))
+		}
+	}()
+	return ctx, cancel
+}
+
 // hasStarted asks the OCI runtime whether a `start` that was cut short got through.
 func (s *server) hasStarted(c *container) bool {
 	r := c.get().Container.Runtime
-	out, err := s.runtimeOutput(r, "state", c.path("state.log"), [3]*os.File{}, func(errorLog string) []string {
+	out, err := s.runtimeOutput(s.work.commands, r, "state", c.path("state.log"), [3]*os.File{}, func(errorLog string) []string {
 		return r.State(errorLog, c.id)
 	})
 	if err != nil {
@@ -213,12 +241,12 @@ const maxErrorText = 64 << 10
 // log, which is removed afterwards. Absent stdio is /dev/null, but standard
 // error, which then goes into the error's text.
 func (s *server) runtime(r ociruntime.Runtime, command, errorLog string, stdio [3]*os.File, args func(errorLog string) []string) error {
-	_, err := s.runtimeOutput(r, command, errorLog, stdio, args)
+	_, err := s.runtimeOutput(s.work.commands, r, command, errorLog, stdio, args)
 	return err
 }
 
-func (s *server) runtimeOutput(r ociruntime.Runtime, command, errorLog string, stdio [3]*os.File, args func(errorLog string) []string) ([]byte, error) {
-	ctx, cancel := context.WithTimeoutCause(s.work.commands, commandLimit, errHung)
+func (s *server) runtimeOutput(ctx context.Context, r ociruntime.Runtime, command, errorLog string, stdio [3]*os.File, args func(errorLog string) []string) ([]byte, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, commandLimit, errHung)
 	defer cancel()
 	line := args(errorLog)
 	var out, text limited

@@ -157,7 +157,7 @@ func (x *execution) spawn(args []string) error {
 
 // explain gives the reason that OCI runtimes do not name: the container ended.
 func (x *execution) explain(err error) error {
-	if fault.KindOf(err) != fault.Internal {
+	if k := fault.KindOf(err); k != fault.Internal && k != fault.Exhausted { // no memory to fork is what a dying PID namespace says
 		return err
 	}
 	select {

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/davit-runtime/davit/internal/fault"
 )
 
 // A full disk stops neither the container nor the monitor, and leaves whole
@@ -119,4 +121,27 @@ func TestBadLogPath(t *testing.T) {
 	if left := n.left(); len(left) > 0 {
 		t.Errorf("left behind: %q", left)
 	}
+}
+
+// A container that is killed while the OCI runtime starts it ends the start: its
+// process never opens the pipe that crun's start waits at, for ever.
+func TestKilledWhileStarted(t *testing.T) {
+	n := newNode(t)
+	c := n.container("crun", "true")
+	wrapper := filepath.Join(n.dir, "slow-start")
+	must(t, os.WriteFile(wrapper, []byte("#!/bin/sh\ncase \" $* \" in *' start '*) exec sleep 3600;; esac\nexec "+c.Runtime.Path+" \"$@\"\n"), 0o755))
+	c.Runtime.Path = wrapper
+	_, err := n.Create(n.ctx(), c)
+	must(t, err)
+	started := make(chan error, 1)
+	go func() { started <- n.Start(n.ctx(), c.ID) }()
+	time.Sleep(100 * time.Millisecond)
+	must(t, n.Signal(n.ctx(), c.ID, int(unix.SIGKILL)))
+	select {
+	case err := <-started:
+		wantKind(t, err, fault.Precondition)
+	case <-time.After(15 * time.Second):
+		t.Error("start waits for a dead container")
+	}
+	n.remove(c.ID)
 }
