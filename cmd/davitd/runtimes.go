@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/davit-runtime/davit/internal/cri"
+	"github.com/davit-runtime/davit/internal/cri/validate"
 	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/ociruntime"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -109,11 +109,11 @@ func (r *runtimes) ready() error {
 }
 
 // handlers describes all for Status.
-func (r *runtimes) handlers() []cri.Handler {
-	var all []cri.Handler
+func (r *runtimes) handlers() []validate.Handler {
+	var all []validate.Handler
 	fallback := r.defaultName()
 	for _, name := range r.names() {
-		h := cri.Handler{Name: name, Default: name == fallback}
+		h := validate.Handler{Name: name, Default: name == fallback}
 		if path, err := r.find(name); err == nil {
 			f, _ := r.known(path)
 			h.RecursiveReadOnly = f.MountOptions["rro"] && kernelAtLeast(5, 12)

@@ -11,7 +11,7 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
-	"github.com/davit-runtime/davit/internal/cri"
+	"github.com/davit-runtime/davit/internal/cri/validate"
 	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/ociruntime"
 	"github.com/davit-runtime/davit/internal/ocispec"
@@ -49,7 +49,7 @@ func TestMissingRuntime(t *testing.T) {
 	}
 	var found bool
 	for _, h := range r.handlers() {
-		found = found || h == cri.Handler{Name: "fast", Default: true}
+		found = found || h == validate.Handler{Name: "fast", Default: true}
 		if h.Default != (h.Name == "fast") {
 			t.Errorf("handler %+v", h)
 		}

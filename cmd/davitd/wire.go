@@ -16,6 +16,7 @@ import (
 
 	"github.com/davit-runtime/davit/internal/cgroup"
 	"github.com/davit-runtime/davit/internal/cri"
+	"github.com/davit-runtime/davit/internal/cri/validate"
 	"github.com/davit-runtime/davit/internal/image"
 	"github.com/davit-runtime/davit/internal/monitor"
 	"github.com/davit-runtime/davit/internal/namespace"
@@ -209,10 +210,9 @@ func (p *parts) server(c *config, log *slog.Logger) *grpc.Server {
 	return cri.New(
 		cri.Parts{Pods: p.pods, Containers: p.pods, Views: p.pods, Sessions: p.pods, Images: p.images},
 		cri.Config{
+			Node:          validate.Node{Handlers: p.runtimes.handlers, AppArmor: appArmor()},
 			Version:       version,
 			SystemdCgroup: p.cgroups.Driver() == cgroup.Systemd,
-			Handlers:      p.runtimes.handlers,
-			AppArmor:      appArmor(),
 			RuntimeReady:  func() error { return cmp.Or(p.runtimes.ready(), p.keeper.err()) },
 			NetworkReady:  p.network.Status,
 			Spec: func(id string) ([]byte, error) {

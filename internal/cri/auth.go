@@ -7,13 +7,14 @@ import (
 	"github.com/distribution/reference"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/davit-runtime/davit/internal/cri/validate"
 	"github.com/davit-runtime/davit/internal/image"
 )
 
 // auth turns PullImage's credentials into those of a pull. Credentials that
 // name another registry than the image's are left out. No error text contains
 // any of them.
-func (c *check) auth(field string, a *runtimeapi.AuthConfig, ref string) image.Auth {
+func checkAuth(c *validate.Check, field string, a *runtimeapi.AuthConfig, ref string) image.Auth {
 	if a == nil || !meantFor(a.GetServerAddress(), ref) {
 		return image.Auth{}
 	}
@@ -22,14 +23,14 @@ func (c *check) auth(field string, a *runtimeapi.AuthConfig, ref string) image.A
 		IdentityToken: a.GetIdentityToken(), RegistryToken: a.GetRegistryToken(),
 	}
 	if strings.ContainsAny(out.RegistryToken, "\x00\r\n") { // it goes into a header as it is
-		c.bad(field+".registry_token", "contains a line break or a zero byte")
+		c.Bad(field+".registry_token", "contains a line break or a zero byte")
 	}
 	if a.GetAuth() == "" || out.Username != "" {
 		return out
 	}
 	user, password, ok := decodeAuth(a.GetAuth())
 	if !ok {
-		c.bad(field+".auth", "is not base64 of user:password")
+		c.Bad(field+".auth", "is not base64 of user:password")
 		return image.Auth{}
 	}
 	out.Username, out.Password = user, password

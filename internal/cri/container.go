@@ -8,25 +8,26 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/davit-runtime/davit/internal/cri/validate"
 	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/pod"
 )
 
 func (s *service) CreateContainer(ctx context.Context, r *runtimeapi.CreateContainerRequest) (*runtimeapi.CreateContainerResponse, error) {
-	var c check
-	if c.set("pod_sandbox_id", r.GetPodSandboxId()); c.err != nil {
-		return nil, c.err
+	var c validate.Check
+	if c.Set("pod_sandbox_id", r.GetPodSandboxId()); c.Err != nil {
+		return nil, c.Err
 	}
 	// The pod's own config decides, not the copy in the request.
 	p, err := s.Pods.Pod(r.GetPodSandboxId())
 	if err != nil {
 		return nil, err
 	}
-	c.checkContainer(r.GetConfig(), p.Config, &s.config)
-	c.recursive(r.GetConfig(), func() Handler { return s.handlerOf(p) })
+	c.Container(r.GetConfig(), p.Config, &s.config.Node)
+	c.Recursive(r.GetConfig(), func() validate.Handler { return s.handlerOf(p) })
 	s.checkTarget(&c, r.GetConfig(), p)
-	if c.err != nil {
-		return nil, c.err
+	if c.Err != nil {
+		return nil, c.Err
 	}
 	id, err := s.Containers.CreateContainer(ctx, p.ID, r.GetConfig())
 	if err != nil {
@@ -35,17 +36,17 @@ func (s *service) CreateContainer(ctx context.Context, r *runtimeapi.CreateConta
 	return &runtimeapi.CreateContainerResponse{ContainerId: id}, nil
 }
 
-func (s *service) handlerOf(p *pod.Snapshot) Handler {
+func (s *service) handlerOf(p *pod.Snapshot) validate.Handler {
 	for _, h := range s.config.Handlers() {
 		if h.Name == p.Handler || p.Handler == "" && h.Default {
 			return h
 		}
 	}
-	return Handler{Name: p.Handler}
+	return validate.Handler{Name: p.Handler}
 }
 
 // checkTarget requires that a targeted container is in the same pod.
-func (s *service) checkTarget(c *check, config *runtimeapi.ContainerConfig, p *pod.Snapshot) {
+func (s *service) checkTarget(c *validate.Check, config *runtimeapi.ContainerConfig, p *pod.Snapshot) {
 	ns := config.GetLinux().GetSecurityContext().GetNamespaceOptions()
 	if ns.GetPid() != runtimeapi.NamespaceMode_TARGET || ns.GetTargetId() == "" {
 		return
@@ -54,16 +55,16 @@ func (s *service) checkTarget(c *check, config *runtimeapi.ContainerConfig, p *p
 	target, err := s.Views.Container(ns.GetTargetId())
 	switch {
 	case err != nil:
-		c.bad(field, "%w", err)
+		c.Bad(field, "%w", err)
 	case target.PodID != p.ID:
-		c.bad(field, "container %s is in another pod", target.ID)
+		c.Bad(field, "container %s is in another pod", target.ID)
 	}
 }
 
 func (s *service) StartContainer(ctx context.Context, r *runtimeapi.StartContainerRequest) (*runtimeapi.StartContainerResponse, error) {
-	var c check
-	if c.set("container_id", r.GetContainerId()); c.err != nil {
-		return nil, c.err
+	var c validate.Check
+	if c.Set("container_id", r.GetContainerId()); c.Err != nil {
+		return nil, c.Err
 	}
 	if err := s.Containers.StartContainer(ctx, r.GetContainerId()); err != nil {
 		return nil, err
@@ -72,11 +73,11 @@ func (s *service) StartContainer(ctx context.Context, r *runtimeapi.StartContain
 }
 
 func (s *service) StopContainer(ctx context.Context, r *runtimeapi.StopContainerRequest) (*runtimeapi.StopContainerResponse, error) {
-	var c check
-	c.set("container_id", r.GetContainerId())
-	c.timeout("timeout", r.GetTimeout())
-	if c.err != nil {
-		return nil, c.err
+	var c validate.Check
+	c.Set("container_id", r.GetContainerId())
+	c.Timeout("timeout", r.GetTimeout())
+	if c.Err != nil {
+		return nil, c.Err
 	}
 	if err := s.Containers.StopContainer(ctx, r.GetContainerId(), seconds(r.GetTimeout())); err != nil {
 		return nil, err
@@ -85,9 +86,9 @@ func (s *service) StopContainer(ctx context.Context, r *runtimeapi.StopContainer
 }
 
 func (s *service) RemoveContainer(ctx context.Context, r *runtimeapi.RemoveContainerRequest) (*runtimeapi.RemoveContainerResponse, error) {
-	var c check
-	if c.set("container_id", r.GetContainerId()); c.err != nil {
-		return nil, c.err
+	var c validate.Check
+	if c.Set("container_id", r.GetContainerId()); c.Err != nil {
+		return nil, c.Err
 	}
 	if err := s.Containers.RemoveContainer(ctx, r.GetContainerId()); err != nil {
 		return nil, err
@@ -96,14 +97,14 @@ func (s *service) RemoveContainer(ctx context.Context, r *runtimeapi.RemoveConta
 }
 
 func (s *service) UpdateContainerResources(ctx context.Context, r *runtimeapi.UpdateContainerResourcesRequest) (*runtimeapi.UpdateContainerResourcesResponse, error) {
-	var c check
-	c.set("container_id", r.GetContainerId())
+	var c validate.Check
+	c.Set("container_id", r.GetContainerId())
 	if r.GetLinux() == nil {
-		c.bad("linux", "is missing")
+		c.Bad("linux", "is missing")
 	}
-	c.resources("linux", r.GetLinux())
-	if c.err != nil {
-		return nil, c.err
+	c.Resources("linux", r.GetLinux())
+	if c.Err != nil {
+		return nil, c.Err
 	}
 	if err := s.Containers.UpdateContainer(ctx, r.GetContainerId(), r.GetLinux()); err != nil {
 		return nil, err
@@ -112,9 +113,9 @@ func (s *service) UpdateContainerResources(ctx context.Context, r *runtimeapi.Up
 }
 
 func (s *service) ReopenContainerLog(ctx context.Context, r *runtimeapi.ReopenContainerLogRequest) (*runtimeapi.ReopenContainerLogResponse, error) {
-	var c check
-	if c.set("container_id", r.GetContainerId()); c.err != nil {
-		return nil, c.err
+	var c validate.Check
+	if c.Set("container_id", r.GetContainerId()); c.Err != nil {
+		return nil, c.Err
 	}
 	if err := s.Sessions.ReopenLog(ctx, r.GetContainerId()); err != nil {
 		return nil, err
@@ -123,15 +124,15 @@ func (s *service) ReopenContainerLog(ctx context.Context, r *runtimeapi.ReopenCo
 }
 
 func (s *service) ExecSync(ctx context.Context, r *runtimeapi.ExecSyncRequest) (*runtimeapi.ExecSyncResponse, error) {
-	var c check
-	c.set("container_id", r.GetContainerId())
+	var c validate.Check
+	c.Set("container_id", r.GetContainerId())
 	if len(r.GetCmd()) == 0 || r.GetCmd()[0] == "" {
-		c.bad("cmd", "is empty")
+		c.Bad("cmd", "is empty")
 	}
-	c.words("cmd", r.GetCmd())
-	c.timeout("timeout", r.GetTimeout())
-	if c.err != nil {
-		return nil, c.err
+	c.Words("cmd", r.GetCmd())
+	c.Timeout("timeout", r.GetTimeout())
+	if c.Err != nil {
+		return nil, c.Err
 	}
 	result, err := s.Sessions.Exec(ctx, r.GetContainerId(), r.GetCmd(), seconds(r.GetTimeout()))
 	if err != nil {
@@ -147,10 +148,10 @@ func seconds(n int64) time.Duration {
 
 func (s *service) ListContainers(_ context.Context, r *runtimeapi.ListContainersRequest) (*runtimeapi.ListContainersResponse, error) {
 	f := r.GetFilter()
-	var c check
-	c.enum("filter.state.state", int32(f.GetState().GetState()), runtimeapi.ContainerState_name)
-	if c.err != nil {
-		return nil, c.err
+	var c validate.Check
+	c.Enum("filter.state.state", int32(f.GetState().GetState()), runtimeapi.ContainerState_name)
+	if c.Err != nil {
+		return nil, c.Err
 	}
 	resp := &runtimeapi.ListContainersResponse{}
 	for _, ctr := range s.Views.Containers() {
@@ -165,9 +166,9 @@ func (s *service) ListContainers(_ context.Context, r *runtimeapi.ListContainers
 }
 
 func (s *service) ContainerStatus(_ context.Context, r *runtimeapi.ContainerStatusRequest) (*runtimeapi.ContainerStatusResponse, error) {
-	var c check
-	if c.set("container_id", r.GetContainerId()); c.err != nil {
-		return nil, c.err
+	var c validate.Check
+	if c.Set("container_id", r.GetContainerId()); c.Err != nil {
+		return nil, c.Err
 	}
 	ctr, err := s.Views.Container(r.GetContainerId())
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/davit-runtime/davit/internal/cri/validate"
 	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/image"
 	"github.com/davit-runtime/davit/internal/span"
@@ -130,14 +131,14 @@ func TestAuth(t *testing.T) {
 		"other server":  {&runtimeapi.AuthConfig{Username: "u", ServerAddress: "quay.io"}, image.Auth{}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			var c check
-			got := c.auth("auth", tt.in, "nginx")
+			var c validate.Check
+			got := checkAuth(&c, "auth", tt.in, "nginx")
 			if tt.bad != "" {
-				want{codes.InvalidArgument, tt.bad}.check(t, grpcError(c.err, span.From(context.Background())))
+				want{codes.InvalidArgument, tt.bad}.check(t, grpcError(c.Err, span.From(context.Background())))
 				return
 			}
-			if c.err != nil || got != tt.want {
-				t.Errorf("got %+v, %v", got, c.err)
+			if c.Err != nil || got != tt.want {
+				t.Errorf("got %+v, %v", got, c.Err)
 			}
 		})
 	}
@@ -147,35 +148,13 @@ func FuzzAuth(f *testing.F) {
 	f.Add("dXNlcjpwYXNz", "https://index.docker.io/v1/", "nginx")
 	f.Add("dTpwAAA", "localhost:5000", "localhost:5000/a@sha256:00")
 	f.Fuzz(func(t *testing.T, auth, server, ref string) {
-		var c check
-		got := c.auth("auth", &runtimeapi.AuthConfig{Auth: auth, ServerAddress: server}, ref)
-		if c.err != nil && len(auth) > 8 && strings.Contains(c.err.Error(), auth) {
-			t.Errorf("the error tells the credentials: %v", c.err)
+		var c validate.Check
+		got := checkAuth(&c, "auth", &runtimeapi.AuthConfig{Auth: auth, ServerAddress: server}, ref)
+		if c.Err != nil && len(auth) > 8 && strings.Contains(c.Err.Error(), auth) {
+			t.Errorf("the error tells the credentials: %v", c.Err)
 		}
-		if c.err != nil && got.Username != "" {
+		if c.Err != nil && got.Username != "" {
 			t.Errorf("credentials beside an error")
 		}
-	})
-}
-
-// FuzzNames: whatever is given as a name never panics, and no sysctl passes
-// that would reach beyond its folder.
-func FuzzNames(f *testing.F) {
-	f.Add("net.ipv4.ip_forward")
-	f.Add("net/ipv4/conf/eth0.1/../../kernel")
-	f.Add("0-3,8")
-	f.Fuzz(func(t *testing.T, s string) {
-		var c check
-		c.sysctls("s", map[string]string{s: "1"}, nil)
-		// As namespaces write it: dots part folders, a slash is a dot in a name.
-		path := strings.Map(swapped, dotted(s))
-		if c.err == nil && climbs(path) {
-			t.Errorf("%q passes", s)
-		}
-		c = check{}
-		c.cpuset("c", s)
-		c.cgroupParent("p", s)
-		c.hostname("h", s, false)
-		c.name("n", s)
 	})
 }

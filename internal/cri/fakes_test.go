@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/davit-runtime/davit/internal/cri/validate"
 	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/image"
 	"github.com/davit-runtime/davit/internal/monitor"
@@ -115,9 +116,9 @@ func server(t testing.TB, w *world) (runtimeapi.RuntimeServiceClient, runtimeapi
 	log := &logBuffer{}
 	s := New(Parts{Pods: w, Containers: w, Views: w, Sessions: w, Images: imageWorld{w}}, Config{
 		Version: "1.2.3",
-		Handlers: func() []Handler {
-			return []Handler{{Name: "runc"}, {Name: "crun", Default: true, RecursiveReadOnly: true}}
-		},
+		Node: validate.Node{Handlers: func() []validate.Handler {
+			return []validate.Handler{{Name: "runc"}, {Name: "crun", Default: true, RecursiveReadOnly: true}}
+		}},
 		RuntimeReady: func() error { return nil },
 		NetworkReady: func() error { return errors.New("no CNI plugin bridge in /opt/cni/bin") },
 		Spec:         func(string) ([]byte, error) { return []byte(`{"ociVersion":"1.0.0"}`), nil },

@@ -7,6 +7,7 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/davit-runtime/davit/internal/cri/validate"
 	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/image"
 )
@@ -34,10 +35,10 @@ func (s *service) ListImages(_ context.Context, r *runtimeapi.ListImagesRequest)
 // ImageStatus answers without an image if there is none: the kubelet asks so
 // before each pull.
 func (s *service) ImageStatus(_ context.Context, r *runtimeapi.ImageStatusRequest) (*runtimeapi.ImageStatusResponse, error) {
-	var c check
-	c.image("image", r.GetImage(), &s.config)
-	if c.err != nil {
-		return nil, c.err
+	var c validate.Check
+	c.Image("image", r.GetImage(), &s.config.Node)
+	if c.Err != nil {
+		return nil, c.Err
 	}
 	i, err := s.Images.Get(r.GetImage().GetImage())
 	if fault.Is(err, fault.NotFound) {
@@ -54,11 +55,11 @@ func (s *service) ImageStatus(_ context.Context, r *runtimeapi.ImageStatusReques
 }
 
 func (s *service) PullImage(ctx context.Context, r *runtimeapi.PullImageRequest) (*runtimeapi.PullImageResponse, error) {
-	var c check
-	c.image("image", r.GetImage(), &s.config)
-	auth := c.auth("auth", r.GetAuth(), r.GetImage().GetImage())
-	if c.err != nil {
-		return nil, c.err
+	var c validate.Check
+	c.Image("image", r.GetImage(), &s.config.Node)
+	auth := checkAuth(&c, "auth", r.GetAuth(), r.GetImage().GetImage())
+	if c.Err != nil {
+		return nil, c.Err
 	}
 	i, err := s.Images.Pull(ctx, r.GetImage().GetImage(), image.PullOptions{Auth: auth})
 	if err != nil {
@@ -68,10 +69,10 @@ func (s *service) PullImage(ctx context.Context, r *runtimeapi.PullImageRequest)
 }
 
 func (s *service) RemoveImage(ctx context.Context, r *runtimeapi.RemoveImageRequest) (*runtimeapi.RemoveImageResponse, error) {
-	var c check
-	c.image("image", r.GetImage(), &s.config)
-	if c.err != nil {
-		return nil, c.err
+	var c validate.Check
+	c.Image("image", r.GetImage(), &s.config.Node)
+	if c.Err != nil {
+		return nil, c.Err
 	}
 	err := s.Images.Remove(ctx, r.GetImage().GetImage())
 	if err != nil && !fault.Is(err, fault.NotFound) {

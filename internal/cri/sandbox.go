@@ -7,15 +7,16 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/davit-runtime/davit/internal/cri/validate"
 	"github.com/davit-runtime/davit/internal/pod"
 )
 
 func (s *service) RunPodSandbox(ctx context.Context, r *runtimeapi.RunPodSandboxRequest) (*runtimeapi.RunPodSandboxResponse, error) {
-	var c check
-	c.checkPod(r.GetConfig(), s.config.AppArmor)
-	c.handler("runtime_handler", r.GetRuntimeHandler(), &s.config)
-	if c.err != nil {
-		return nil, c.err
+	var c validate.Check
+	c.Pod(r.GetConfig(), s.config.AppArmor)
+	c.Handler("runtime_handler", r.GetRuntimeHandler(), &s.config.Node)
+	if c.Err != nil {
+		return nil, c.Err
 	}
 	id, err := s.Pods.Run(ctx, r.GetConfig(), r.GetRuntimeHandler())
 	if err != nil {
@@ -25,9 +26,9 @@ func (s *service) RunPodSandbox(ctx context.Context, r *runtimeapi.RunPodSandbox
 }
 
 func (s *service) StopPodSandbox(ctx context.Context, r *runtimeapi.StopPodSandboxRequest) (*runtimeapi.StopPodSandboxResponse, error) {
-	var c check
-	if c.set("pod_sandbox_id", r.GetPodSandboxId()); c.err != nil {
-		return nil, c.err
+	var c validate.Check
+	if c.Set("pod_sandbox_id", r.GetPodSandboxId()); c.Err != nil {
+		return nil, c.Err
 	}
 	if err := s.Pods.Stop(ctx, r.GetPodSandboxId()); err != nil {
 		return nil, err
@@ -36,9 +37,9 @@ func (s *service) StopPodSandbox(ctx context.Context, r *runtimeapi.StopPodSandb
 }
 
 func (s *service) RemovePodSandbox(ctx context.Context, r *runtimeapi.RemovePodSandboxRequest) (*runtimeapi.RemovePodSandboxResponse, error) {
-	var c check
-	if c.set("pod_sandbox_id", r.GetPodSandboxId()); c.err != nil {
-		return nil, c.err
+	var c validate.Check
+	if c.Set("pod_sandbox_id", r.GetPodSandboxId()); c.Err != nil {
+		return nil, c.Err
 	}
 	if err := s.Pods.Remove(ctx, r.GetPodSandboxId()); err != nil {
 		return nil, err
@@ -48,10 +49,10 @@ func (s *service) RemovePodSandbox(ctx context.Context, r *runtimeapi.RemovePodS
 
 func (s *service) ListPodSandbox(_ context.Context, r *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error) {
 	f := r.GetFilter()
-	var c check
-	c.enum("filter.state.state", int32(f.GetState().GetState()), runtimeapi.PodSandboxState_name)
-	if c.err != nil {
-		return nil, c.err
+	var c validate.Check
+	c.Enum("filter.state.state", int32(f.GetState().GetState()), runtimeapi.PodSandboxState_name)
+	if c.Err != nil {
+		return nil, c.Err
 	}
 	resp := &runtimeapi.ListPodSandboxResponse{}
 	for _, p := range s.Pods.List() {
@@ -63,9 +64,9 @@ func (s *service) ListPodSandbox(_ context.Context, r *runtimeapi.ListPodSandbox
 }
 
 func (s *service) PodSandboxStatus(_ context.Context, r *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
-	var c check
-	if c.set("pod_sandbox_id", r.GetPodSandboxId()); c.err != nil {
-		return nil, c.err
+	var c validate.Check
+	if c.Set("pod_sandbox_id", r.GetPodSandboxId()); c.Err != nil {
+		return nil, c.Err
 	}
 	p, err := s.Pods.Pod(r.GetPodSandboxId())
 	if err != nil {

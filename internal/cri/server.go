@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/davit-runtime/davit/internal/cri/validate"
 	"github.com/davit-runtime/davit/internal/image"
 	"github.com/davit-runtime/davit/internal/monitor"
 	"github.com/davit-runtime/davit/internal/pod"
@@ -64,22 +65,13 @@ type Parts struct {
 	Images     Images
 }
 
-// A Handler is one RuntimeClass handler.
-type Handler struct {
-	Name    string
-	Default bool // also listed under the empty name
-	// RecursiveReadOnly: mounts can be made read-only with all below them.
-	RecursiveReadOnly bool
-}
-
 // A Config says what the surface tells about this node.
 type Config struct {
-	Version       string           // davit's, semantic
-	SystemdCgroup bool             // cgroups by systemd instead of cgroupfs
-	Handlers      func() []Handler // in any order; one of them the default
-	AppArmor      bool             // the kernel enforces it
-	RuntimeReady  func() error     // nil: ready; else the reason, for people
-	NetworkReady  func() error     // nil: ready; else the reason, for people
+	validate.Node
+	Version       string       // davit's, semantic
+	SystemdCgroup bool         // cgroups by systemd instead of cgroupfs
+	RuntimeReady  func() error // nil: ready; else the reason, for people
+	NetworkReady  func() error // nil: ready; else the reason, for people
 	// Spec returns a container's OCI runtime spec as it is on disk, for verbose status.
 	Spec func(containerID string) ([]byte, error)
 	// Info is told in verbose Status as "config", in JSON.

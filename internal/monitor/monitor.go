@@ -2,6 +2,7 @@
 package monitor
 
 import (
+	"io"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -52,6 +53,18 @@ type ExecResult struct {
 	Code           int // as Exit.Code
 	Stdout, Stderr []byte
 }
+
+// A Stream is the caller's side of an interactive session: what is nil is not
+// connected. The session owns none of it.
+type Stream struct {
+	Stdin          io.Reader // its end closes the command's standard input
+	Stdout, Stderr io.Writer
+	TTY            bool        // Exec: a pseudo-terminal, all of whose output goes to Stdout
+	Resize         <-chan Size // of the terminal, until closed
+}
+
+// A Size is that of a terminal, in characters.
+type Size struct{ Width, Height uint16 }
 
 // A Holder is a process of davit's own that keeps a PID namespace alive and
 // reaps in it as its first process, for pods with a shared PID namespace.

@@ -20,6 +20,7 @@ import (
 	"github.com/davit-runtime/davit/internal/monitor"
 	"github.com/davit-runtime/davit/internal/ocispec"
 	"github.com/davit-runtime/davit/internal/store"
+	"github.com/davit-runtime/davit/internal/volume"
 )
 
 // A recipe is what is known of a container only while it is made.
@@ -66,7 +67,7 @@ func (p *Pods) unmountRootfs(ctx context.Context, c *container) error {
 }
 
 func (p *Pods) makeVolumes(_ context.Context, c *container) (err error) {
-	c.recipe.mounts, err = makeVolumes(c.recipe.image.Volumes, c.state.Load().Config.GetMounts(), c.recipe.rootfs, p.volumes(c.id))
+	c.recipe.mounts, err = volume.Make(c.recipe.image.Volumes, c.state.Load().Config.GetMounts(), c.recipe.rootfs, p.volumes(c.id))
 	return err
 }
 

@@ -40,7 +40,7 @@ func (p *Pods) containerExited(c *container, e monitor.Exit) {
 
 // sweep kills, in the background, what a container's first process left behind.
 func (p *Pods) sweep(c *container) {
-	p.crew.start(func(ctx context.Context) {
+	p.crew.Start(func(ctx context.Context) {
 		ctx, cancel := context.WithTimeout(ctx, killWait)
 		defer cancel()
 		if err := p.opt.Cgroups.Kill(ctx, c.state.Load().Place); err != nil && ctx.Err() != context.Canceled {

@@ -84,7 +84,7 @@ const (
 // retry calls attempt, with growing pauses, until it succeeds or the crew is
 // dismissed. Each failure is one line in the log.
 func (p *Pods) retry(what, id string, attempt func(context.Context) error) {
-	p.crew.start(func(ctx context.Context) {
+	p.crew.Start(func(ctx context.Context) {
 		for wait := retryFirst; ; wait = min(2*wait, retryMost) {
 			select {
 			case <-ctx.Done():

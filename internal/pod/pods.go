@@ -1,3 +1,25 @@
+// Package pod is the core: what pods and containers are, what they hold, and
+// how they change.
+//
+// It owns their records (one directory each, one file, replaced whole) and is
+// the only one to change their state. Everything that touches the kernel, an
+// image or a process is a driver behind the interfaces in drivers.go; the few
+// mounts of a pod's own are in podsteps.go. Package cri calls it.
+//
+// Nothing is acquired before it is written down. No lock is held across I/O,
+// exec or RPC, save a record's own for its one small file. Reading waits for
+// nothing. No work ends because its caller has gone.
+//
+//	Open(ctx, Options) (*Pods, error)            load records, recover; then it may be served
+//	(*Pods) Serve(ctx) error                     watch exits and retry releases until ctx ends
+//	(*Pods) Close()                              end what is under way, as a crash would; wait
+//	(*Pods) Run(ctx, config, handler) (id, error)
+//	(*Pods) Stop, Remove(ctx, id) error          idempotent; unknown IDs succeed
+//	(*Pods) Pod(id) (*Snapshot, error), List()   id: any unique prefix; never blocks
+//	(*Pods) CreateContainer(ctx, podID, config) (id, error)
+//	(*Pods) StartContainer(ctx, id); StopContainer(ctx, id, grace); RemoveContainer(ctx, id)
+//	(*Pods) Container(id), Containers()          never blocks
+//	(*Pods) UpdateContainer(ctx, id, resources); ReopenLog(ctx, id); Exec(ctx, id, args, timeout)
 package pod
 
 import (
@@ -15,7 +37,15 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/operation"
 	"github.com/davit-runtime/davit/internal/store"
+)
+
+// How long operations may take, whoever waits for them.
+const (
+	makeBudget    = 5 * time.Minute // of a pod or a container
+	startBudget   = 2 * time.Minute
+	releaseBudget = time.Minute
 )
 
 // Options are what Open needs. All drivers are required.
@@ -42,7 +72,7 @@ type Options struct {
 type Pods struct {
 	opt            Options
 	log            *slog.Logger
-	crew           *crew
+	crew           *operation.Crew
 	podSteps       []step[*pod]
 	containerSteps []step[*container]
 	leftovers      []func(context.Context) // what recovery leaves to Serve
@@ -88,12 +118,10 @@ func Open(ctx context.Context, opt Options) (*Pods, error) {
 		opt.Host.BootID = strings.TrimSpace(string(id))
 	}
 	p := &Pods{
-		opt: opt, log: opt.Log, crew: &crew{log: opt.Log},
+		opt: opt, log: opt.Log, crew: operation.NewCrew(ctx, opt.Log),
 		pods: map[string]*pod{}, containers: map[string]*container{},
 		podKeys: map[podKey]*pod{}, containerKeys: map[containerKey]*container{},
 	}
-	// The crew works for no caller: what ends it is Close.
-	p.crew.ctx, p.crew.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	p.podSteps = p.stepsOfPods()
 	p.containerSteps = p.stepsOfContainers()
 	for _, dir := range []string{opt.Root, opt.State} {
@@ -136,7 +164,7 @@ func (p *Pods) Serve(ctx context.Context) error {
 func (p *Pods) finishRecovery() {
 	turn := make(chan struct{}, 8)
 	for _, f := range p.leftovers {
-		p.crew.start(func(ctx context.Context) {
+		p.crew.Start(func(ctx context.Context) {
 			select {
 			case turn <- struct{}{}:
 				f(ctx)
@@ -150,7 +178,7 @@ func (p *Pods) finishRecovery() {
 
 // Close ends operations under way, as a crash would, and waits for them. What
 // they held is released after the next Open. Idempotent.
-func (p *Pods) Close() { p.crew.dismiss() }
+func (p *Pods) Close() { p.crew.Dismiss() }
 
 // Pod returns one pod. NotFound if there is none.
 func (p *Pods) Pod(id string) (*Snapshot, error) {
@@ -272,7 +300,7 @@ func newID() string {
 // addPod makes a pod known. p.mu must be held, or nobody else have p yet.
 func (p *Pods) addPod(s *podState) *pod {
 	pod := &pod{}
-	pod.id, pod.slot, pod.save = s.ID, newSlot(), p.savePod
+	pod.id, pod.slot, pod.save = s.ID, operation.NewSlot(), p.savePod
 	pod.unsaved = func(err error) { p.log.Error("save a pod's record", "pod", pod.id, "error", err) }
 	pod.state.Store(s)
 	p.pods[s.ID] = pod
@@ -282,7 +310,7 @@ func (p *Pods) addPod(s *podState) *pod {
 // addContainer makes a container known. p.mu must be held, or nobody else have p yet.
 func (p *Pods) addContainer(s *containerState) *container {
 	c := &container{podID: s.PodID, done: make(chan struct{})}
-	c.id, c.slot, c.save = s.ID, newSlot(), p.saveContainer
+	c.id, c.slot, c.save = s.ID, operation.NewSlot(), p.saveContainer
 	c.unsaved = func(err error) { p.log.Error("save a container's record", "container", c.id, "error", err) }
 	c.state.Store(s)
 	if s.State == Exited {

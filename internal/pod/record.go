@@ -16,6 +16,7 @@ import (
 	"github.com/davit-runtime/davit/internal/cgroup"
 	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/monitor"
+	"github.com/davit-runtime/davit/internal/operation"
 	"github.com/davit-runtime/davit/internal/store"
 )
 
@@ -71,7 +72,7 @@ type (
 // A record is one pod or container: an immutable state that is replaced whole.
 type record[S any] struct {
 	id      string
-	slot    slot // one operation at a time; before mu
+	slot    operation.Slot // one operation at a time; before mu
 	save    func(*S) error
 	unsaved func(error) // told of a fact that could not be saved
 
@@ -130,22 +131,22 @@ func (r *record[S]) forget(dir string) error {
 
 type pod struct {
 	record[podState]
-	making   *operation // that makes, or made, it; nil after a restart
+	making   *operation.Operation // that makes, or made, it; nil after a restart
 	retrying atomic.Bool
 }
 
 type container struct {
 	record[containerState]
 	podID    string
-	making   *operation // as a pod's
-	recipe   *recipe    // while it is made
+	making   *operation.Operation // as a pod's
+	recipe   *recipe              // while it is made
 	retrying atomic.Bool
 	done     chan struct{} // closed once it has exited
 
 	// guarded by record.mu
-	early    *monitor.Exit // one that came while it was being made
-	stoppers int           // callers that wait for its end
-	killing  *operation    // under way, or nil
+	early    *monitor.Exit        // one that came while it was being made
+	stoppers int                  // callers that wait for its end
+	killing  *operation.Operation // under way, or nil
 }
 
 func (c *container) held() []string { return c.state.Load().Held }

@@ -29,7 +29,7 @@ func (p *Pods) Run(ctx context.Context, config *runtimeapi.PodSandboxConfig, han
 	if err != nil {
 		return "", err
 	}
-	if err := pod.making.wait(ctx); err != nil {
+	if err := pod.making.Wait(ctx); err != nil {
 		return "", err
 	}
 	return pod.id, nil
@@ -62,8 +62,8 @@ func (p *Pods) beginRun(ctx context.Context, config *runtimeapi.PodSandboxConfig
 		},
 		config: encoded,
 	})
-	pod.slot.token <- struct{}{} // nobody else knows it yet
-	pod.making = p.crew.occupy(ctx, &pod.slot, "pod "+pod.id+": run", makeBudget, func(ctx context.Context) error {
+	pod.slot.Seize() // nobody else knows it yet
+	pod.making = p.crew.Occupy(ctx, &pod.slot, "pod "+pod.id+": run", makeBudget, func(ctx context.Context) error {
 		return p.makePod(ctx, key, pod)
 	})
 	p.podKeys[key] = pod
@@ -101,7 +101,7 @@ func (p *Pods) CreateContainer(ctx context.Context, podID string, config *runtim
 	if err != nil {
 		return "", err
 	}
-	if err := c.making.wait(ctx); err != nil {
+	if err := c.making.Wait(ctx); err != nil {
 		return "", err
 	}
 	return c.id, nil
@@ -132,8 +132,8 @@ func (p *Pods) beginCreate(ctx context.Context, podID string, config *runtimeapi
 		return nil, err
 	}
 	c := p.addContainer(s)
-	c.slot.token <- struct{}{} // nobody else knows it yet
-	c.making = p.crew.occupy(ctx, &c.slot, "container "+c.id+": create", makeBudget, func(ctx context.Context) error {
+	c.slot.Seize() // nobody else knows it yet
+	c.making = p.crew.Occupy(ctx, &c.slot, "container "+c.id+": create", makeBudget, func(ctx context.Context) error {
 		return p.makeContainer(ctx, key, c)
 	})
 	p.containerKeys[key] = c
@@ -196,7 +196,7 @@ func (p *Pods) makeContainer(ctx context.Context, key containerKey, c *container
 
 // releaseNow runs f with a time limit of its own: that of what failed may be over.
 func (p *Pods) releaseNow(ctx context.Context, f func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(span.Attach(p.crew.ctx, span.From(ctx)), releaseBudget)
+	ctx, cancel := context.WithTimeout(span.Attach(p.crew.Context(), span.From(ctx)), releaseBudget)
 	defer cancel()
 	return f(ctx)
 }

@@ -27,7 +27,7 @@ func (p *Pods) StartContainer(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	return p.crew.with(ctx, &c.slot, "container "+c.id+": start", startBudget, func(ctx context.Context) error {
+	return p.crew.With(ctx, &c.slot, "container "+c.id+": start", startBudget, func(ctx context.Context) error {
 		return p.start(ctx, c)
 	})
 }
@@ -74,7 +74,7 @@ func (p *Pods) startFailed(ctx context.Context, c *container, cause error) error
 		return cause
 	}
 	p.retry("remove the process of a container that could not be started", c.id, func(ctx context.Context) error {
-		err := p.crew.with(ctx, &c.slot, "container "+c.id+": start", releaseBudget, func(ctx context.Context) error {
+		err := p.crew.With(ctx, &c.slot, "container "+c.id+": start", releaseBudget, func(ctx context.Context) error {
 			if c.state.Load().State != Created {
 				return nil // stopped, or started after all
 			}
@@ -114,7 +114,7 @@ func (p *Pods) UpdateContainer(ctx context.Context, id string, r *runtimeapi.Lin
 	if err != nil {
 		return err
 	}
-	return p.crew.with(ctx, &c.slot, "container "+c.id+": update", startBudget, func(ctx context.Context) error {
+	return p.crew.With(ctx, &c.slot, "container "+c.id+": update", startBudget, func(ctx context.Context) error {
 		s := c.state.Load()
 		if s.State != Created && s.State != Running {
 			return fault.New(fault.Precondition, "", "container %s is %s", c.id, s.State)

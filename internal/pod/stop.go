@@ -39,7 +39,7 @@ func (p *Pods) Stop(ctx context.Context, id string) error {
 // quiet ends a pod's making and its containers, and keeps new ones from it.
 func (p *Pods) quiet(ctx context.Context, pod *pod) error {
 	if pod.state.Load().State == Preparing {
-		if err := pod.making.interrupt(ctx); err != nil {
+		if err := pod.making.Interrupt(ctx); err != nil {
 			return err
 		}
 	}
@@ -55,7 +55,7 @@ func (p *Pods) releasePod(ctx context.Context, pod *pod) error {
 	if len(pod.held()) == 0 && pod.state.Load().State == NotReady {
 		return nil
 	}
-	return p.crew.with(ctx, &pod.slot, "pod "+pod.id+": stop", releaseBudget, func(ctx context.Context) error {
+	return p.crew.With(ctx, &pod.slot, "pod "+pod.id+": stop", releaseBudget, func(ctx context.Context) error {
 		return release(ctx, pod, p.podSteps)
 	})
 }
@@ -78,7 +78,7 @@ func (p *Pods) StopContainer(ctx context.Context, id string, grace time.Duration
 		// A start under way decides whether there is something to ask; one
 		// that hangs uses up the patience.
 		begun := time.Now()
-		if err := c.slot.await(ctx, "container "+c.id+": stop", grace); err != nil {
+		if err := c.slot.Await(ctx, "container "+c.id+": stop", grace); err != nil {
 			return err
 		}
 		grace -= time.Since(begun)
@@ -135,7 +135,7 @@ func (p *Pods) kill(ctx context.Context, c *container) error {
 		return context.Cause(ctx)
 	}
 	if c.state.Load().State == Preparing {
-		if err := c.making.interrupt(ctx); err != nil {
+		if err := c.making.Interrupt(ctx); err != nil {
 			return err
 		}
 	}
@@ -144,14 +144,14 @@ func (p *Pods) kill(ctx context.Context, c *container) error {
 		c.mu.Unlock()
 		return nil // what was not made in the end goes by itself
 	}
-	if c.killing == nil || c.killing.over() {
-		c.killing = p.crew.begin(ctx, "container "+c.id+": kill", 2*killWait, func(ctx context.Context) error {
+	if c.killing == nil || c.killing.Over() {
+		c.killing = p.crew.Begin(ctx, "container "+c.id+": kill", 2*killWait, func(ctx context.Context) error {
 			return p.killAll(ctx, c)
 		}, func() {})
 	}
 	o := c.killing
 	c.mu.Unlock()
-	return o.wait(ctx)
+	return o.Wait(ctx)
 }
 
 // killAll sends SIGKILL to all processes of a container and waits until the
@@ -277,7 +277,7 @@ func (p *Pods) dropPod(ctx context.Context, pod *pod) error {
 	if err != nil {
 		return err
 	}
-	err = p.crew.with(ctx, &pod.slot, "pod "+pod.id+": remove", releaseBudget, func(ctx context.Context) error {
+	err = p.crew.With(ctx, &pod.slot, "pod "+pod.id+": remove", releaseBudget, func(ctx context.Context) error {
 		return p.losePod(ctx, pod)
 	})
 	return unlessGone(err)
@@ -285,7 +285,7 @@ func (p *Pods) dropPod(ctx context.Context, pod *pod) error {
 
 // dropContainer removes a container that has exited, or was never made.
 func (p *Pods) dropContainer(ctx context.Context, c *container) error {
-	err := p.crew.with(ctx, &c.slot, "container "+c.id+": remove", releaseBudget, func(ctx context.Context) error {
+	err := p.crew.With(ctx, &c.slot, "container "+c.id+": remove", releaseBudget, func(ctx context.Context) error {
 		if err := c.note(func(s *containerState) error { s.Doomed = true; return nil }); err != nil {
 			return err
 		}

@@ -1,4 +1,4 @@
-package cri
+package validate
 
 import (
 	"fmt"
@@ -12,49 +12,49 @@ import (
 // pageSize is what the files hugetlb.<size>.max are named by.
 var pageSize = regexp.MustCompile(`^[1-9][0-9]*[KMG]B$`)
 
-func (c *check) resources(field string, r *runtimeapi.LinuxContainerResources) {
+func (c *Check) Resources(field string, r *runtimeapi.LinuxContainerResources) {
 	// kernel: sched-bwc.rst, a period is from 1 ms to 1 s, a quota at least 1 ms.
 	if n := r.GetCpuPeriod(); n != 0 && (n < 1000 || n > 1000000) {
-		c.bad(field+".cpu_period", "%d is neither 0 nor from 1000 to 1000000", n)
+		c.Bad(field+".cpu_period", "%d is neither 0 nor from 1000 to 1000000", n)
 	}
 	if n := r.GetCpuQuota(); n < -1 || n > 0 && n < 1000 {
-		c.bad(field+".cpu_quota", "%d is not -1, 0 or at least 1000", n)
+		c.Bad(field+".cpu_quota", "%d is not -1, 0 or at least 1000", n)
 	}
 	if n := r.GetCpuShares(); n < 0 {
-		c.bad(field+".cpu_shares", "%d is negative", n)
+		c.Bad(field+".cpu_shares", "%d is negative", n)
 	}
 	memory, swap := r.GetMemoryLimitInBytes(), r.GetMemorySwapLimitInBytes()
 	if memory < -1 {
-		c.bad(field+".memory_limit_in_bytes", "%d is negative", memory)
+		c.Bad(field+".memory_limit_in_bytes", "%d is negative", memory)
 	}
 	if swap < -1 {
-		c.bad(field+".memory_swap_limit_in_bytes", "%d is negative", swap)
+		c.Bad(field+".memory_swap_limit_in_bytes", "%d is negative", swap)
 	}
 	if swap > 0 && swap < memory {
-		c.bad(field+".memory_swap_limit_in_bytes", "%d is below memory_limit_in_bytes, which it includes", swap)
+		c.Bad(field+".memory_swap_limit_in_bytes", "%d is below memory_limit_in_bytes, which it includes", swap)
 	}
 	if n := r.GetOomScoreAdj(); n < -1000 || n > 1000 {
-		c.bad(field+".oom_score_adj", "%d is not from -1000 to 1000", n)
+		c.Bad(field+".oom_score_adj", "%d is not from -1000 to 1000", n)
 	}
 	c.cpuset(field+".cpuset_cpus", r.GetCpusetCpus())
 	c.cpuset(field+".cpuset_mems", r.GetCpusetMems())
 	for i, h := range r.GetHugepageLimits() {
 		if !pageSize.MatchString(h.GetPageSize()) {
-			c.bad(fmt.Sprintf("%s.hugepage_limits[%d].page_size", field, i), "%q is not a size such as 2MB", h.GetPageSize())
+			c.Bad(fmt.Sprintf("%s.hugepage_limits[%d].page_size", field, i), "%q is not a size such as 2MB", h.GetPageSize())
 		}
 	}
 	for file, value := range r.GetUnified() {
 		f := fmt.Sprintf("%s.unified[%q]", field, file)
 		controller, _, ok := strings.Cut(file, ".")
 		if !ok || controller == "" || strings.ContainsAny(file, "/\x00") || climbs(file) {
-			c.bad(f, "is not the name of a cgroup file")
+			c.Bad(f, "is not the name of a cgroup file")
 		}
-		c.text(f, value)
+		c.Text(f, value)
 	}
 }
 
 // cpuset requires the kernel's list format, "0-3,8".
-func (c *check) cpuset(field, list string) {
+func (c *Check) cpuset(field, list string) {
 	if list == "" {
 		return
 	}
@@ -66,7 +66,7 @@ func (c *check) cpuset(field, list string) {
 			b, err = strconv.ParseUint(last, 10, 16)
 		}
 		if err != nil || b < a {
-			c.bad(field, "%q is not a list such as 0-3,8", list)
+			c.Bad(field, "%q is not a list such as 0-3,8", list)
 			return
 		}
 	}

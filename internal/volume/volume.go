@@ -1,4 +1,5 @@
-package pod
+// Package volume makes the volumes that images ask for.
+package volume
 
 import (
 	"errors"
@@ -17,10 +18,10 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// makeVolumes makes a directory below dir for each of an image's VOLUMEs that
+// Make makes a directory below dir for each of an image's VOLUMEs that
 // no mount of the container's covers, fills it with the image's content there,
 // and returns how to mount them.
-func makeVolumes(names map[string]struct{}, covered []*runtimeapi.Mount, rootfs, dir string) ([]*runtimeapi.Mount, error) {
+func Make(names map[string]struct{}, covered []*runtimeapi.Mount, rootfs, dir string) ([]*runtimeapi.Mount, error) {
 	taken := map[string]bool{"/": true}
 	for _, m := range covered {
 		taken[path.Clean("/"+m.ContainerPath)] = true

@@ -1,4 +1,4 @@
-package cri
+package validate
 
 import (
 	"fmt"
@@ -11,91 +11,91 @@ import (
 )
 
 // namespaces checks namespace options alone, without those of the pod.
-func (c *check) namespaces(field string, ns *runtimeapi.NamespaceOption) {
+func (c *Check) namespaces(field string, ns *runtimeapi.NamespaceOption) {
 	for _, of := range []struct {
 		name string
 		mode runtimeapi.NamespaceMode
 	}{{"network", ns.GetNetwork()}, {"ipc", ns.GetIpc()}} {
 		f := field + "." + of.name
-		name := c.enum(f, int32(of.mode), runtimeapi.NamespaceMode_name)
+		name := c.Enum(f, int32(of.mode), runtimeapi.NamespaceMode_name)
 		if of.mode != runtimeapi.NamespaceMode_POD && of.mode != runtimeapi.NamespaceMode_NODE {
-			c.bad(f, "is %s, only POD and NODE are possible", name)
+			c.Bad(f, "is %s, only POD and NODE are possible", name)
 		}
 	}
-	c.enum(field+".pid", int32(ns.GetPid()), runtimeapi.NamespaceMode_name)
+	c.Enum(field+".pid", int32(ns.GetPid()), runtimeapi.NamespaceMode_name)
 	target := ns.GetPid() == runtimeapi.NamespaceMode_TARGET
 	if target && ns.GetTargetId() == "" {
-		c.bad(field+".target_id", "is empty, but pid is TARGET")
+		c.Bad(field+".target_id", "is empty, but pid is TARGET")
 	}
 	if !target && ns.GetTargetId() != "" {
-		c.bad(field+".target_id", "is set, but pid is not TARGET")
+		c.Bad(field+".target_id", "is set, but pid is not TARGET")
 	}
 	c.userns(field+".userns_options", ns.GetUsernsOptions())
 }
 
-func (c *check) userns(field string, u *runtimeapi.UserNamespace) {
+func (c *Check) userns(field string, u *runtimeapi.UserNamespace) {
 	if u == nil {
 		return // no user namespace, as both other runtimes read it
 	}
-	name := c.enum(field+".mode", int32(u.GetMode()), runtimeapi.NamespaceMode_name)
+	name := c.Enum(field+".mode", int32(u.GetMode()), runtimeapi.NamespaceMode_name)
 	switch u.GetMode() {
 	case runtimeapi.NamespaceMode_NODE:
 		if len(u.GetUids()) > 0 {
-			c.bad(field+".uids", "are set, but mode is NODE")
+			c.Bad(field+".uids", "are set, but mode is NODE")
 		}
 		if len(u.GetGids()) > 0 {
-			c.bad(field+".gids", "are set, but mode is NODE")
+			c.Bad(field+".gids", "are set, but mode is NODE")
 		}
 	case runtimeapi.NamespaceMode_POD:
 		c.lacking(field+".mode", "POD: user namespaces are not implemented")
 	default:
-		c.bad(field+".mode", "is %s, only POD and NODE are possible", name)
+		c.Bad(field+".mode", "is %s, only POD and NODE are possible", name)
 	}
 }
 
 // id requires a user or group ID that the kernel accepts.
-func (c *check) id(field string, v *runtimeapi.Int64Value) {
+func (c *Check) id(field string, v *runtimeapi.Int64Value) {
 	if v != nil {
 		c.idValue(field, v.GetValue())
 	}
 }
 
-func (c *check) idValue(field string, v int64) {
+func (c *Check) idValue(field string, v int64) {
 	if v < 0 || v >= math.MaxUint32 { // the last one means "unchanged"
-		c.bad(field, "%d is not from 0 to %d", v, uint32(math.MaxUint32)-1)
+		c.Bad(field, "%d is not from 0 to %d", v, uint32(math.MaxUint32)-1)
 	}
 }
 
-func (c *check) groups(field string, groups []int64, policy runtimeapi.SupplementalGroupsPolicy) {
+func (c *Check) groups(field string, groups []int64, policy runtimeapi.SupplementalGroupsPolicy) {
 	for i, g := range groups {
 		c.idValue(fmt.Sprintf("%s.supplemental_groups[%d]", field, i), g)
 	}
-	c.enum(field+".supplemental_groups_policy", int32(policy), runtimeapi.SupplementalGroupsPolicy_name)
+	c.Enum(field+".supplemental_groups_policy", int32(policy), runtimeapi.SupplementalGroupsPolicy_name)
 }
 
 // seccomp checks the profile in force: the new field, else the old one.
-func (c *check) seccomp(field string, p *runtimeapi.SecurityProfile, old string) {
+func (c *Check) seccomp(field string, p *runtimeapi.SecurityProfile, old string) {
 	if p == nil {
 		field += ".seccomp_profile_path"
 		path, local := strings.CutPrefix(old, "localhost/")
 		switch {
 		case old == "", old == "unconfined", old == "runtime/default", old == "docker/default":
 		case !local:
-			c.bad(field, "%q is not runtime/default, unconfined or localhost/…", old)
+			c.Bad(field, "%q is not runtime/default, unconfined or localhost/…", old)
 		default:
-			c.absolute(field, path)
+			c.Absolute(field, path)
 		}
 		return
 	}
 	field += ".seccomp"
 	if c.profile(field, p) {
-		c.absolute(field+".localhost_ref", p.GetLocalhostRef())
+		c.Absolute(field+".localhost_ref", p.GetLocalhostRef())
 	}
 }
 
 // apparmor checks the profile in force: the new field, else the old one.
 // enabled says whether the kernel has AppArmor.
-func (c *check) apparmor(field string, p *runtimeapi.SecurityProfile, old string, enabled bool) {
+func (c *Check) apparmor(field string, p *runtimeapi.SecurityProfile, old string, enabled bool) {
 	var profile string
 	if p == nil {
 		field += ".apparmor_profile"
@@ -104,7 +104,7 @@ func (c *check) apparmor(field string, p *runtimeapi.SecurityProfile, old string
 		case old == "", old == "unconfined", old == "runtime/default":
 			return
 		case !local:
-			c.bad(field, "%q is not runtime/default, unconfined or localhost/…", old)
+			c.Bad(field, "%q is not runtime/default, unconfined or localhost/…", old)
 		}
 		profile = name
 	} else {
@@ -115,19 +115,19 @@ func (c *check) apparmor(field string, p *runtimeapi.SecurityProfile, old string
 		field += ".localhost_ref"
 		profile = strings.TrimPrefix(p.GetLocalhostRef(), "localhost/")
 	}
-	c.set(field, profile)
-	c.text(field, profile)
+	c.Set(field, profile)
+	c.Text(field, profile)
 	if !enabled {
 		c.lacking(field, "profile %q cannot be applied: AppArmor is not enabled on this host", profile)
 	}
 }
 
 // profile checks a profile's type and reports whether it is a local one.
-func (c *check) profile(field string, p *runtimeapi.SecurityProfile) bool {
-	c.enum(field+".profile_type", int32(p.GetProfileType()), runtimeapi.SecurityProfile_ProfileType_name)
+func (c *Check) profile(field string, p *runtimeapi.SecurityProfile) bool {
+	c.Enum(field+".profile_type", int32(p.GetProfileType()), runtimeapi.SecurityProfile_ProfileType_name)
 	local := p.GetProfileType() == runtimeapi.SecurityProfile_Localhost
 	if !local && p.GetLocalhostRef() != "" {
-		c.bad(field+".localhost_ref", "is set, but profile_type is not Localhost")
+		c.Bad(field+".localhost_ref", "is set, but profile_type is not Localhost")
 	}
 	return local
 }
@@ -149,7 +149,7 @@ var capabilities = func() map[string]bool {
 	return set
 }()
 
-func (c *check) capabilities(field string, caps *runtimeapi.Capability) {
+func (c *Check) capabilities(field string, caps *runtimeapi.Capability) {
 	for _, list := range []struct {
 		name string
 		caps []string
@@ -160,18 +160,18 @@ func (c *check) capabilities(field string, caps *runtimeapi.Capability) {
 	} {
 		for i, name := range list.caps {
 			if !capabilities[strings.TrimPrefix(strings.ToUpper(name), "CAP_")] {
-				c.bad(fmt.Sprintf("%s.%s[%d]", field, list.name, i), "%q is not a capability", name)
+				c.Bad(fmt.Sprintf("%s.%s[%d]", field, list.name, i), "%q is not a capability", name)
 			}
 		}
 	}
 }
 
-func (c *check) paths(field string, paths []string) {
+func (c *Check) paths(field string, paths []string) {
 	for i, p := range paths {
 		f := fmt.Sprintf("%s[%d]", field, i)
-		c.absolute(f, p)
+		c.Absolute(f, p)
 		if p != "" && filepath.Clean(p) == "/" {
-			c.bad(f, "is the root itself")
+			c.Bad(f, "is the root itself")
 		}
 	}
 }

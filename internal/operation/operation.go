@@ -1,4 +1,6 @@
-package pod
+// Package operation runs work that goes on when its caller has gone, that others
+// may join, and that has a pod or a container for itself meanwhile.
+package operation
 
 import (
 	"context"
@@ -12,20 +14,13 @@ import (
 	"github.com/davit-runtime/davit/internal/span"
 )
 
-// How long operations may take, whoever waits for them.
-const (
-	makeBudget    = 5 * time.Minute // of a pod or a container
-	startBudget   = 2 * time.Minute
-	releaseBudget = time.Minute
-)
-
 var (
 	errStopped = fault.New(fault.Canceled, "", "stopped while it was being made")
 	errClosing = fault.New(fault.Unavailable, "", "davitd is shutting down")
 )
 
-// A crew is the goroutines that work for nobody who waits, and their end.
-type crew struct {
+// A Crew is the goroutines that work for nobody who waits, and their end.
+type Crew struct {
 	log    *slog.Logger
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -35,9 +30,19 @@ type crew struct {
 	wg     sync.WaitGroup
 }
 
-// start runs f, with a context that ends with the crew. It reports whether it
+// NewCrew returns a crew whose work has ctx's values, but ends with Dismiss only.
+func NewCrew(ctx context.Context, log *slog.Logger) *Crew {
+	c := &Crew{log: log}
+	c.ctx, c.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	return c
+}
+
+// Context is the one that the crew's work ends with.
+func (c *Crew) Context() context.Context { return c.ctx }
+
+// Start runs f, with a context that ends with the crew. It reports whether it
 // did: not once the crew has been dismissed.
-func (c *crew) start(f func(context.Context)) bool {
+func (c *Crew) Start(f func(context.Context)) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
@@ -47,8 +52,8 @@ func (c *crew) start(f func(context.Context)) bool {
 	return true
 }
 
-// dismiss ends the work and waits for it. Idempotent.
-func (c *crew) dismiss() {
+// Dismiss ends the work and waits for it. Idempotent.
+func (c *Crew) Dismiss() {
 	c.mu.Lock()
 	c.closed = true
 	c.mu.Unlock()
@@ -56,9 +61,9 @@ func (c *crew) dismiss() {
 	c.wg.Wait()
 }
 
-// An operation is work that goes on when its caller has gone, and that others
+// An Operation is work that goes on when its caller has gone, and that others
 // may join.
-type operation struct {
+type Operation struct {
 	what   string // "pod 0123… : run"
 	trace  *span.Trace
 	cancel context.CancelCauseFunc
@@ -67,11 +72,11 @@ type operation struct {
 	left   atomic.Bool // a caller has gone before its end
 }
 
-// begin starts f within budget. Steps are noted in the trace that ctx, the
+// Begin starts f within budget. Steps are noted in the trace that ctx, the
 // caller's, carries, but ctx does not bound f. after runs when f has returned
 // and before anybody learns of it.
-func (c *crew) begin(ctx context.Context, what string, budget time.Duration, f func(context.Context) error, after func()) *operation {
-	o := &operation{what: what, trace: span.From(ctx), done: make(chan struct{})}
+func (c *Crew) Begin(ctx context.Context, what string, budget time.Duration, f func(context.Context) error, after func()) *Operation {
+	o := &Operation{what: what, trace: span.From(ctx), done: make(chan struct{})}
 	work, cancel := context.WithCancelCause(c.ctx)
 	o.cancel = cancel
 	if o.trace == nil {
@@ -79,7 +84,7 @@ func (c *crew) begin(ctx context.Context, what string, budget time.Duration, f f
 	} else {
 		work = span.Attach(work, o.trace)
 	}
-	ok := c.start(func(context.Context) {
+	ok := c.Start(func(context.Context) {
 		work, stop := context.WithTimeoutCause(work, budget, fault.New(fault.Deadline, "", "%s took longer than %v", what, budget))
 		o.err = f(work)
 		stop()
@@ -99,11 +104,11 @@ func (c *crew) begin(ctx context.Context, what string, budget time.Duration, f f
 	return o
 }
 
-// wait waits for the operation's end and returns its error. If ctx ends before
+// Wait waits for the operation's end and returns its error. If ctx ends before
 // that, it returns Unavailable and names the step under way and its age.
 //
 // No operation is over, and succeeded.
-func (o *operation) wait(ctx context.Context) error {
+func (o *Operation) Wait(ctx context.Context) error {
 	if o == nil {
 		return nil
 	}
@@ -113,7 +118,7 @@ func (o *operation) wait(ctx context.Context) error {
 	case <-o.done:
 		return o.err
 	case <-ctx.Done():
-		if o.over() {
+		if o.Over() {
 			return o.err
 		}
 		o.left.Store(true)
@@ -121,8 +126,8 @@ func (o *operation) wait(ctx context.Context) error {
 	}
 }
 
-// over reports whether the operation has ended.
-func (o *operation) over() bool {
+// Over reports whether the operation has ended.
+func (o *Operation) Over() bool {
 	select {
 	case <-o.done:
 		return true
@@ -131,20 +136,20 @@ func (o *operation) over() bool {
 	}
 }
 
-// interrupt cancels a making and waits for its end. Whatever that was is no error.
-func (o *operation) interrupt(ctx context.Context) error {
+// Interrupt cancels a making and waits for its end. Whatever that was is no error.
+func (o *Operation) Interrupt(ctx context.Context) error {
 	if o == nil {
 		return nil
 	}
 	o.cancel(errStopped)
-	if err := o.wait(ctx); !o.over() {
+	if err := o.Wait(ctx); !o.Over() {
 		return err
 	}
 	return nil
 }
 
 // stuck says what the operation is at; ctx, the caller's, has ended.
-func (o *operation) stuck(ctx context.Context) error {
+func (o *Operation) stuck(ctx context.Context) error {
 	kind := fault.Unavailable
 	if errors.Is(ctx.Err(), context.Canceled) {
 		kind = fault.Canceled
@@ -166,17 +171,17 @@ func early(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithDeadline(ctx, deadline.Add(-min(time.Second, time.Until(deadline)/10)))
 }
 
-// A slot lets one operation at a time have a pod or a container.
-type slot struct {
+// A Slot lets one operation at a time have a pod or a container.
+type Slot struct {
 	token chan struct{}
-	by    atomic.Pointer[operation] // whose it is
+	by    atomic.Pointer[Operation] // whose it is
 }
 
-func newSlot() slot { return slot{token: make(chan struct{}, 1)} }
+func NewSlot() Slot { return Slot{token: make(chan struct{}, 1)} }
 
-// take waits for the slot as long as ctx allows. It returns Unavailable, which
+// Take waits for the slot as long as ctx allows. It returns Unavailable, which
 // names what has the slot, if ctx ends first.
-func (s *slot) take(ctx context.Context, what string) error {
+func (s *Slot) Take(ctx context.Context, what string) error {
 	ctx, cancel := early(ctx)
 	defer cancel()
 	select {
@@ -187,14 +192,17 @@ func (s *slot) take(ctx context.Context, what string) error {
 	}
 }
 
-// await waits until nobody has the slot, but for no longer than patience. It
+// Seize takes the slot of something that nobody else knows yet.
+func (s *Slot) Seize() { s.token <- struct{}{} }
+
+// Await waits until nobody has the slot, but for no longer than patience. It
 // returns an error as take does.
-func (s *slot) await(ctx context.Context, what string, patience time.Duration) error {
+func (s *Slot) Await(ctx context.Context, what string, patience time.Duration) error {
 	ctx, cancel := early(ctx)
 	defer cancel()
 	select {
 	case s.token <- struct{}{}:
-		s.give()
+		s.Give()
 	case <-time.After(patience):
 	case <-ctx.Done():
 		return s.busy(ctx, what)
@@ -203,32 +211,32 @@ func (s *slot) await(ctx context.Context, what string, patience time.Duration) e
 }
 
 // busy says what has the slot; ctx, of somebody who waited for it, has ended.
-func (s *slot) busy(ctx context.Context, what string) error {
+func (s *Slot) busy(ctx context.Context, what string) error {
 	if o := s.by.Load(); o != nil {
 		return o.stuck(ctx)
 	}
 	return fault.New(fault.Unavailable, "", "%s: another operation is under way", what)
 }
 
-// give ends take.
-func (s *slot) give() {
+// Give ends take.
+func (s *Slot) Give() {
 	s.by.Store(nil)
 	<-s.token
 }
 
-// with runs f as an operation that has the slot, and waits for it as long as
+// With runs f as an operation that has the slot, and waits for it as long as
 // ctx allows. The operation goes on after that.
-func (c *crew) with(ctx context.Context, s *slot, what string, budget time.Duration, f func(context.Context) error) error {
-	if err := s.take(ctx, what); err != nil {
+func (c *Crew) With(ctx context.Context, s *Slot, what string, budget time.Duration, f func(context.Context) error) error {
+	if err := s.Take(ctx, what); err != nil {
 		return err
 	}
-	return c.occupy(ctx, s, what, budget, f).wait(ctx)
+	return c.Occupy(ctx, s, what, budget, f).Wait(ctx)
 }
 
-// occupy begins an operation that has the slot, which the caller took.
-func (c *crew) occupy(ctx context.Context, s *slot, what string, budget time.Duration, f func(context.Context) error) *operation {
+// Occupy begins an operation that has the slot, which the caller took.
+func (c *Crew) Occupy(ctx context.Context, s *Slot, what string, budget time.Duration, f func(context.Context) error) *Operation {
 	begun := make(chan struct{})
-	o := c.begin(ctx, what, budget, func(ctx context.Context) error { <-begun; return f(ctx) }, s.give)
+	o := c.Begin(ctx, what, budget, func(ctx context.Context) error { <-begun; return f(ctx) }, s.Give)
 	s.by.Store(o)
 	close(begun)
 	return o

@@ -1,4 +1,4 @@
-package cri
+package validate
 
 import (
 	"fmt"
@@ -11,23 +11,23 @@ import (
 	"github.com/davit-runtime/davit/internal/fault"
 )
 
-// checkContainer checks CreateContainer's config for a container in a pod
+// Container checks CreateContainer's config for a container in a pod
 // with the given config. What needs the disk, or an image, is checked where
 // it is used.
-func (c *check) checkContainer(config *runtimeapi.ContainerConfig, in *runtimeapi.PodSandboxConfig, node *Config) {
+func (c *Check) Container(config *runtimeapi.ContainerConfig, in *runtimeapi.PodSandboxConfig, node *Node) {
 	if config == nil {
-		c.bad("config", "is missing")
+		c.Bad("config", "is missing")
 		return
 	}
 	if config.GetMetadata() == nil {
-		c.bad("config.metadata", "is missing")
+		c.Bad("config.metadata", "is missing")
 	}
-	c.name("config.metadata.name", config.GetMetadata().GetName())
-	c.image("config.image", config.GetImage(), node)
-	c.words("config.command", config.GetCommand())
-	c.words("config.args", config.GetArgs())
+	c.Name("config.metadata.name", config.GetMetadata().GetName())
+	c.Image("config.image", config.GetImage(), node)
+	c.Words("config.command", config.GetCommand())
+	c.Words("config.args", config.GetArgs())
 	if dir := config.GetWorkingDir(); dir != "" {
-		c.absolute("config.working_dir", dir)
+		c.Absolute("config.working_dir", dir)
 	}
 	c.envs("config.envs", config.GetEnvs())
 	for i, m := range config.GetMounts() {
@@ -38,26 +38,26 @@ func (c *check) checkContainer(config *runtimeapi.ContainerConfig, in *runtimeap
 		c.lacking("config.CDI_devices", "CDI is not implemented")
 	}
 	if path := config.GetLogPath(); path != "" {
-		c.text("config.log_path", path)
+		c.Text("config.log_path", path)
 		if !filepath.IsLocal(path) || filepath.Clean(path) == "." {
-			c.bad("config.log_path", "%q is not a path below the pod's log_directory", path)
+			c.Bad("config.log_path", "%q is not a path below the pod's log_directory", path)
 		}
 	}
-	c.enum("config.stop_signal", int32(config.GetStopSignal()), runtimeapi.Signal_name)
-	c.resources("config.linux.resources", config.GetLinux().GetResources())
+	c.Enum("config.stop_signal", int32(config.GetStopSignal()), runtimeapi.Signal_name)
+	c.Resources("config.linux.resources", config.GetLinux().GetResources())
 	c.containerSecurity("config.linux.security_context", config.GetLinux().GetSecurityContext(), in, node.AppArmor)
 }
 
-func (c *check) image(field string, i *runtimeapi.ImageSpec, node *Config) {
+func (c *Check) Image(field string, i *runtimeapi.ImageSpec, node *Node) {
 	if i == nil {
-		c.bad(field, "is missing")
+		c.Bad(field, "is missing")
 	}
-	c.set(field+".image", i.GetImage())
-	c.text(field+".image", i.GetImage())
-	c.handler(field+".runtime_handler", i.GetRuntimeHandler(), node)
+	c.Set(field+".image", i.GetImage())
+	c.Text(field+".image", i.GetImage())
+	c.Handler(field+".runtime_handler", i.GetRuntimeHandler(), node)
 }
 
-func (c *check) handler(field, name string, node *Config) {
+func (c *Check) Handler(field, name string, node *Node) {
 	if name == "" {
 		return
 	}
@@ -69,49 +69,49 @@ func (c *check) handler(field, name string, node *Config) {
 		names = append(names, h.Name)
 	}
 	slices.Sort(names)
-	c.bad(field, "%q is not a runtime handler of this node; known: %s", name, strings.Join(names, ", "))
+	c.Bad(field, "%q is not a runtime handler of this node; known: %s", name, strings.Join(names, ", "))
 }
 
-func (c *check) words(field string, words []string) {
+func (c *Check) Words(field string, words []string) {
 	for i, w := range words {
-		c.text(fmt.Sprintf("%s[%d]", field, i), w)
+		c.Text(fmt.Sprintf("%s[%d]", field, i), w)
 	}
 }
 
-func (c *check) envs(field string, envs []*runtimeapi.KeyValue) {
+func (c *Check) envs(field string, envs []*runtimeapi.KeyValue) {
 	for i, e := range envs {
 		f := fmt.Sprintf("%s[%d]", field, i)
-		c.set(f+".key", e.GetKey())
-		c.text(f+".key", e.GetKey())
+		c.Set(f+".key", e.GetKey())
+		c.Text(f+".key", e.GetKey())
 		if strings.Contains(e.GetKey(), "=") {
-			c.bad(f+".key", "%q contains an equals sign", e.GetKey())
+			c.Bad(f+".key", "%q contains an equals sign", e.GetKey())
 		}
 		if slices.Contains(e.GetValue(), 0) {
-			c.bad(f+".value", "of %q contains a zero byte", e.GetKey())
+			c.Bad(f+".value", "of %q contains a zero byte", e.GetKey())
 		}
 	}
 }
 
-func (c *check) mount(field string, m *runtimeapi.Mount) {
-	c.absolute(field+".container_path", m.GetContainerPath())
+func (c *Check) mount(field string, m *runtimeapi.Mount) {
+	c.Absolute(field+".container_path", m.GetContainerPath())
 	if path := m.GetContainerPath(); path != "" && filepath.Clean(path) == "/" {
-		c.bad(field+".container_path", "is the root itself")
+		c.Bad(field+".container_path", "is the root itself")
 	}
-	propagation := c.enum(field+".propagation", int32(m.GetPropagation()), runtimeapi.MountPropagation_name)
+	propagation := c.Enum(field+".propagation", int32(m.GetPropagation()), runtimeapi.MountPropagation_name)
 	if m.GetImage() != nil {
 		c.imageMount(field, m)
 		return
 	}
-	c.absolute(field+".host_path", m.GetHostPath())
+	c.Absolute(field+".host_path", m.GetHostPath())
 	if m.GetImageSubPath() != "" {
-		c.bad(field+".image_sub_path", "is set without an image")
+		c.Bad(field+".image_sub_path", "is set without an image")
 	}
 	if m.GetRecursiveReadOnly() {
 		if !m.GetReadonly() {
-			c.bad(field+".recursive_read_only", "is set without readonly")
+			c.Bad(field+".recursive_read_only", "is set without readonly")
 		}
 		if m.GetPropagation() != runtimeapi.MountPropagation_PROPAGATION_PRIVATE {
-			c.bad(field+".recursive_read_only", "is set, which %s excludes", propagation)
+			c.Bad(field+".recursive_read_only", "is set, which %s excludes", propagation)
 		}
 	}
 	if len(m.GetUidMappings()) > 0 {
@@ -122,40 +122,40 @@ func (c *check) mount(field string, m *runtimeapi.Mount) {
 	}
 	for i, o := range m.GetMountOptions() {
 		if o != "noexec" && o != "nodev" && o != "nosuid" {
-			c.bad(fmt.Sprintf("%s.mount_options[%d]", field, i), "%q is not noexec, nodev or nosuid", o)
+			c.Bad(fmt.Sprintf("%s.mount_options[%d]", field, i), "%q is not noexec, nodev or nosuid", o)
 		}
 	}
 }
 
 // imageMount checks a volume that is an image. Its errors start with the text
 // that the kubelet looks for.
-func (c *check) imageMount(field string, m *runtimeapi.Mount) {
+func (c *Check) imageMount(field string, m *runtimeapi.Mount) {
 	field = "ImageVolumeMountFailed: " + field
-	c.set(field+".image.image", m.GetImage().GetImage())
+	c.Set(field+".image.image", m.GetImage().GetImage())
 	if m.GetHostPath() != "" {
-		c.bad(field+".host_path", "is set beside an image")
+		c.Bad(field+".host_path", "is set beside an image")
 	}
 	if !m.GetReadonly() {
-		c.bad(field+".readonly", "is false, but image volumes are read-only")
+		c.Bad(field+".readonly", "is false, but image volumes are read-only")
 	}
 	c.lacking(field+".image", "image volumes are not implemented")
 }
 
-func (c *check) devices(field string, devices []*runtimeapi.Device) {
+func (c *Check) devices(field string, devices []*runtimeapi.Device) {
 	for i, d := range devices {
 		f := fmt.Sprintf("%s[%d]", field, i)
-		c.absolute(f+".host_path", d.GetHostPath())
-		c.absolute(f+".container_path", d.GetContainerPath())
+		c.Absolute(f+".host_path", d.GetHostPath())
+		c.Absolute(f+".container_path", d.GetContainerPath())
 		if p := d.GetPermissions(); p == "" || strings.Trim(p, "rwm") != "" {
-			c.bad(f+".permissions", "%q is not one or more of r, w and m", p)
+			c.Bad(f+".permissions", "%q is not one or more of r, w and m", p)
 		}
 	}
 }
 
-func (c *check) containerSecurity(field string, sc *runtimeapi.LinuxContainerSecurityContext, in *runtimeapi.PodSandboxConfig, apparmor bool) {
+func (c *Check) containerSecurity(field string, sc *runtimeapi.LinuxContainerSecurityContext, in *runtimeapi.PodSandboxConfig, apparmor bool) {
 	of := in.GetLinux().GetSecurityContext()
 	if sc.GetPrivileged() && !of.GetPrivileged() {
-		c.bad(field+".privileged", "is set, but the pod is not privileged")
+		c.Bad(field+".privileged", "is set, but the pod is not privileged")
 	}
 	c.capabilities(field+".capabilities", sc.GetCapabilities())
 	ns, podNS := sc.GetNamespaceOptions(), of.GetNamespaceOptions()
@@ -169,19 +169,19 @@ func (c *check) containerSecurity(field string, sc *runtimeapi.LinuxContainerSec
 		{"ipc", ns.GetIpc(), podNS.GetIpc()},
 	} {
 		if m.mode == runtimeapi.NamespaceMode_NODE && m.podsMode != runtimeapi.NamespaceMode_NODE {
-			c.bad(field+".namespace_options."+m.name, "is NODE, but the pod's is %s", m.podsMode)
+			c.Bad(field+".namespace_options."+m.name, "is NODE, but the pod's is %s", m.podsMode)
 		}
 	}
 	c.id(field+".run_as_user", sc.GetRunAsUser())
 	c.id(field+".run_as_group", sc.GetRunAsGroup())
 	if sc.GetRunAsUser() != nil && sc.GetRunAsUsername() != "" {
-		c.bad(field+".run_as_username", "is set beside run_as_user")
+		c.Bad(field+".run_as_username", "is set beside run_as_user")
 	}
 	if sc.GetRunAsGroup() != nil && sc.GetRunAsUser() == nil && sc.GetRunAsUsername() == "" {
-		c.bad(field+".run_as_group", "is set without run_as_user or run_as_username")
+		c.Bad(field+".run_as_group", "is set without run_as_user or run_as_username")
 	}
 	if strings.ContainsAny(sc.GetRunAsUsername(), ":\n\x00") {
-		c.bad(field+".run_as_username", "%q is not a user name", sc.GetRunAsUsername())
+		c.Bad(field+".run_as_username", "%q is not a user name", sc.GetRunAsUsername())
 	}
 	c.groups(field, sc.GetSupplementalGroups(), sc.GetSupplementalGroupsPolicy())
 	c.paths(field+".masked_paths", sc.GetMaskedPaths())
@@ -195,9 +195,9 @@ func (c *check) containerSecurity(field string, sc *runtimeapi.LinuxContainerSec
 	c.apparmor(field, sc.GetApparmor(), sc.GetApparmorProfile(), apparmor)
 }
 
-// recursive refuses recursive read-only mounts where the pod's handler cannot
+// Recursive refuses recursive read-only mounts where the pod's handler cannot
 // make them. The text is the kubelet's.
-func (c *check) recursive(config *runtimeapi.ContainerConfig, handler func() Handler) {
+func (c *Check) Recursive(config *runtimeapi.ContainerConfig, handler func() Handler) {
 	for i, m := range config.GetMounts() {
 		if !m.GetRecursiveReadOnly() {
 			continue

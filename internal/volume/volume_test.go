@@ -1,4 +1,4 @@
-package pod
+package volume
 
 import (
 	"os"
@@ -16,7 +16,7 @@ func TestMakeVolumes(t *testing.T) {
 	must(t, os.Symlink("/data", filepath.Join(rootfs, "alias")))
 	must(t, os.Symlink("../../../../../..", filepath.Join(rootfs, "escape")))
 	must(t, os.Chmod(filepath.Join(rootfs, "data"), 0o777|os.ModeSticky))
-	mounts, err := makeVolumes(map[string]struct{}{
+	mounts, err := Make(map[string]struct{}{
 		"/data": {}, "C:/x": {}, "/:x": {}, "/covered/": {}, "/alias": {}, "/": {}, "/data/": {}, "/escape/x": {},
 	}, []*runtimeapi.Mount{{ContainerPath: "/covered"}}, rootfs, dir)
 	must(t, err)
@@ -46,5 +46,12 @@ func TestMakeVolumes(t *testing.T) {
 	}
 	if entries, _ := os.ReadDir(got["/escape/x"]); len(entries) > 0 {
 		t.Errorf("from outside the image: %v", entries)
+	}
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
 	}
 }

@@ -1,0 +1,14 @@
+//go:build seed
+
+// Package davit pins libraries until their first use.
+package davit
+
+import (
+	_ "github.com/containerd/nri/pkg/adaptation"
+	_ "github.com/containerd/nri/pkg/stub"
+	_ "github.com/moby/profiles/apparmor"
+	_ "github.com/opencontainers/selinux/go-selinux"
+	_ "github.com/opencontainers/selinux/go-selinux/label"
+	_ "k8s.io/cri-streaming/pkg/streaming"
+	_ "tags.cncf.io/container-device-interface/pkg/cdi"
+)
