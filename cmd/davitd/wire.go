@@ -24,6 +24,7 @@ import (
 	"github.com/davit-runtime/davit/internal/ocispec"
 	"github.com/davit-runtime/davit/internal/pod"
 	"github.com/davit-runtime/davit/internal/registry"
+	"github.com/davit-runtime/davit/internal/stats"
 	"github.com/davit-runtime/davit/internal/store"
 )
 
@@ -208,7 +209,8 @@ func (p *parts) server(c *config, log *slog.Logger) *grpc.Server {
 		confDir = "/etc/cni/net.d"
 	}
 	return cri.New(
-		cri.Parts{Pods: p.pods, Containers: p.pods, Views: p.pods, Sessions: p.pods, Images: p.images},
+		cri.Parts{Pods: p.pods, Containers: p.pods, Views: p.pods, Sessions: p.pods, Images: p.images,
+			Stats: stats.New(p.pods, p.cgroups, p.images)},
 		cri.Config{
 			Node:          validate.Node{Handlers: p.runtimes.handlers, AppArmor: appArmor()},
 			Version:       version,

@@ -63,6 +63,7 @@ type Parts struct {
 	Views      Views
 	Sessions   Sessions
 	Images     Images
+	Stats      Stats
 }
 
 // A Config says what the surface tells about this node.

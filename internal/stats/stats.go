@@ -29,6 +29,7 @@ type Views interface {
 // Layers knows what writable layers take on disk. *image.Store implements it.
 type Layers interface {
 	WritableUsage(id string) (image.Usage, error)
+	WritableUsages() image.Usage // of all together
 }
 
 // A Reader reads figures. Safe for concurrent use.
@@ -90,6 +91,10 @@ func (r *Reader) Containers(list []*pod.ContainerSnapshot) []*Container {
 	r.prune()
 	return all
 }
+
+// Layers returns what all writable layers take together, those of containers
+// that have exited included.
+func (r *Reader) Layers() image.Usage { return r.layers.WritableUsages() }
 
 // Pods returns the figures of pods.
 func (r *Reader) Pods(list []*pod.Snapshot) ([]*Pod, error) {
