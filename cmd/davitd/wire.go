@@ -16,6 +16,7 @@ import (
 
 	"github.com/davit-runtime/davit/internal/cgroup"
 	"github.com/davit-runtime/davit/internal/cri"
+	"github.com/davit-runtime/davit/internal/cri/metrics"
 	"github.com/davit-runtime/davit/internal/cri/validate"
 	"github.com/davit-runtime/davit/internal/image"
 	"github.com/davit-runtime/davit/internal/monitor"
@@ -220,6 +221,7 @@ func (p *parts) server(c *config, log *slog.Logger) *grpc.Server {
 			Spec: func(id string) ([]byte, error) {
 				return os.ReadFile(filepath.Join(c.State, "containers", id, "config.json"))
 			},
+			Metrics: metrics.New(metrics.Host{CgroupV2: p.cgroups.Layout() == cgroup.V2, Scheduled: p.cgroups.HasScheduled()}),
 			Info: map[string]any{
 				"maxContainerLogLineSize": 16 << 10,
 				"cni":                     map[string]any{"confDir": confDir},

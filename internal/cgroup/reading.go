@@ -291,15 +291,15 @@ func (h *Host) Above(p Place) Place {
 	return up
 }
 
-// Processes returns how many processes there are in p and below.
-func (h *Host) Processes(p Place) uint64 {
+// Processes returns the processes in p and below.
+func (h *Host) Processes(p Place) []int {
 	dir, ok := h.dirOf(p, "pids")
 	if !ok && len(p.Dirs) > 0 {
 		dir = p.Dirs[0]
 	}
 	s := scratches.Get().(*scratch)
 	defer scratches.Put(s)
-	return uint64(len(s.pids(dir, nil)))
+	return s.pids(dir, nil)
 }
 
 // pids appends the processes in dir and below. What is removed meanwhile has none.

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/davit-runtime/davit/internal/cri/metrics"
 	"github.com/davit-runtime/davit/internal/cri/validate"
 	"github.com/davit-runtime/davit/internal/image"
 	"github.com/davit-runtime/davit/internal/monitor"
@@ -74,7 +75,8 @@ type Config struct {
 	RuntimeReady  func() error // nil: ready; else the reason, for people
 	NetworkReady  func() error // nil: ready; else the reason, for people
 	// Spec returns a container's OCI runtime spec as it is on disk, for verbose status.
-	Spec func(containerID string) ([]byte, error)
+	Spec    func(containerID string) ([]byte, error)
+	Metrics *metrics.Table // what this host can tell
 	// Info is told in verbose Status as "config", in JSON.
 	Info any
 	Log  *slog.Logger

@@ -2,6 +2,7 @@ package cri
 
 import (
 	"context"
+	"iter"
 	"slices"
 	"strings"
 	"time"
@@ -21,7 +22,8 @@ type Stats interface {
 	Container(c *pod.ContainerSnapshot) (*stats.Container, error)
 	Containers(list []*pod.ContainerSnapshot) []*stats.Container
 	Pods(list []*pod.Snapshot) ([]*stats.Pod, error)
-	Layers() image.Usage // all writable ones together
+	Layers() image.Usage            // all writable ones together
+	Details() ([]*stats.Pod, error) // for metrics
 }
 
 func (s *service) ContainerStats(_ context.Context, r *runtimeapi.ContainerStatsRequest) (*runtimeapi.ContainerStatsResponse, error) {
@@ -128,6 +130,43 @@ func (s *service) podsStats(f *runtimeapi.PodSandboxStatsFilter) ([]*runtimeapi.
 		all = append(all, podStats(p))
 	}
 	return all, nil
+}
+
+func (s *service) ListMetricDescriptors(context.Context, *runtimeapi.ListMetricDescriptorsRequest) (*runtimeapi.ListMetricDescriptorsResponse, error) {
+	return &runtimeapi.ListMetricDescriptorsResponse{Descriptors: s.config.Metrics.Descriptors()}, nil
+}
+
+func (s *service) ListPodSandboxMetrics(context.Context, *runtimeapi.ListPodSandboxMetricsRequest) (*runtimeapi.ListPodSandboxMetricsResponse, error) {
+	pods, err := s.Stats.Details()
+	if err != nil {
+		return nil, err
+	}
+	all, err := inOne(s.metrics(pods), "StreamPodSandboxMetrics")
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.ListPodSandboxMetricsResponse{PodMetrics: all}, nil
+}
+
+func (s *service) StreamPodSandboxMetrics(_ *runtimeapi.StreamPodSandboxMetricsRequest, to runtimeapi.RuntimeService_StreamPodSandboxMetricsServer) error {
+	pods, err := s.Stats.Details()
+	if err != nil {
+		return err
+	}
+	return inBatches(s.metrics(pods), func(some []*runtimeapi.PodSandboxMetrics) error {
+		return to.Send(&runtimeapi.StreamPodSandboxMetricsResponse{PodSandboxMetrics: some})
+	})
+}
+
+// metrics makes one pod's at a time.
+func (s *service) metrics(pods []*stats.Pod) iter.Seq[*runtimeapi.PodSandboxMetrics] {
+	return func(yield func(*runtimeapi.PodSandboxMetrics) bool) {
+		for _, p := range pods {
+			if !yield(s.config.Metrics.Of(p)) {
+				return
+			}
+		}
+	}
 }
 
 func containerStats(c *stats.Container) *runtimeapi.ContainerStats {

@@ -55,6 +55,8 @@ type Container struct {
 	NanoCores      uint64 // how much of a CPU it uses
 	Layer          image.Usage
 	Place          cgroup.Place
+	Cgroup         string  // its path, "/kubepods/…"; by Details only
+	Detail         *Detail // by Details only
 }
 
 // A Pod is a pod's figures. Those of its own cgroup count whatever is in the
@@ -67,6 +69,7 @@ type Pod struct {
 	Interfaces []namespace.Interface // the default one first; none with the host's network
 	Containers []*Container
 	Place      cgroup.Place
+	Cgroup     string // its path; by Details only
 }
 
 // Active reports whether a container has processes to be counted.
@@ -98,40 +101,42 @@ func (r *Reader) Layers() image.Usage { return r.layers.WritableUsages() }
 
 // Pods returns the figures of pods.
 func (r *Reader) Pods(list []*pod.Snapshot) ([]*Pod, error) {
-	ready := map[string]*Pod{}
+	byID := map[string]*Pod{}
 	all := make([]*Pod, len(list))
+	var ready, connected []*Pod
 	var files []string
-	var connected []*Pod
 	for i, s := range list {
 		all[i] = &Pod{Snapshot: s, Reading: cgroup.Reading{At: time.Now()}}
 		if s.State != pod.Ready {
 			continue
 		}
-		ready[s.ID] = all[i]
+		byID[s.ID], ready = all[i], append(ready, all[i])
 		if file := s.Paths["net"]; file != "" {
 			files, connected = append(files, file), append(connected, all[i])
 		}
 	}
+	var network sync.WaitGroup
+	var err error
+	network.Go(func() {
+		var interfaces [][]namespace.Interface
+		interfaces, err = namespace.Interfaces(files)
+		for i := range interfaces {
+			connected[i].Interfaces = defaultFirst(interfaces[i], connected[i].Network.Interface)
+		}
+	})
 	parents := r.parents()
 	var want []*pod.ContainerSnapshot
 	for _, c := range r.views.Containers() {
-		if ready[c.PodID] != nil && Active(c) {
+		if byID[c.PodID] != nil && Active(c) {
 			want = append(want, c)
 		}
 	}
 	for _, c := range r.readAll(want, parents) {
-		p := ready[c.PodID]
+		p := byID[c.PodID]
 		p.Containers = append(p.Containers, c)
 	}
-	for _, p := range ready {
-		r.readPod(p, parents)
-	}
-	interfaces, err := namespace.Interfaces(files)
-	for i, p := range connected {
-		if i < len(interfaces) {
-			p.Interfaces = defaultFirst(interfaces[i], p.Network.Interface)
-		}
-	}
+	inHalves(len(ready), func(i int) { r.readPod(ready[i], parents) })
+	network.Wait()
 	r.prune()
 	return all, err
 }
@@ -159,25 +164,30 @@ func (r *Reader) parents() parents {
 // one, others may give several pods the same, or none.
 func (a parents) own(id string) bool { return a.of[id] != "/" && a.shared[a.of[id]] == 1 }
 
-// parallel is from how many containers on several threads read them.
+// parallel is from how many things on two threads read them.
 const parallel = 16
 
-// readAll reads containers, on two threads if it is worth that.
-func (r *Reader) readAll(list []*pod.ContainerSnapshot, parents parents) []*Container {
-	all := make([]*Container, len(list))
+// inHalves calls f for 0 to n-1, on two threads if it is worth that.
+func inHalves(n int, f func(int)) {
 	part := func(from, to int) {
 		for i := from; i < to; i++ {
-			all[i] = r.read(list[i], parents.of[list[i].PodID])
+			f(i)
 		}
 	}
-	if half := len(list) / 2; len(list) >= parallel && runtime.GOMAXPROCS(0) > 1 {
-		var wg sync.WaitGroup
-		wg.Go(func() { part(0, half) })
-		part(half, len(list))
-		wg.Wait()
-	} else {
-		part(0, len(list))
+	if n < parallel || runtime.GOMAXPROCS(0) < 2 {
+		part(0, n)
+		return
 	}
+	var wg sync.WaitGroup
+	wg.Go(func() { part(0, n/2) })
+	part(n/2, n)
+	wg.Wait()
+}
+
+// readAll reads containers.
+func (r *Reader) readAll(list []*pod.ContainerSnapshot, parents parents) []*Container {
+	all := make([]*Container, len(list))
+	inHalves(len(list), func(i int) { all[i] = r.read(list[i], parents.of[list[i].PodID]) })
 	there := all[:0]
 	for _, c := range all {
 		if c != nil {
@@ -214,7 +224,7 @@ func (r *Reader) readPod(p *Pod, parents parents) {
 	holder := r.cgroups.Place(parents.of[p.ID], p.ID)
 	p.Place = r.cgroups.Above(holder)
 	for _, c := range p.Containers {
-		p.Processes += r.cgroups.Processes(c.Place)
+		p.Processes += uint64(len(r.cgroups.Processes(c.Place)))
 	}
 	if p.HolderPid > 0 {
 		p.Processes++
