@@ -19,6 +19,7 @@
 //	(*Pods) CreateContainer(ctx, podID, config) (id, error)
 //	(*Pods) StartContainer(ctx, id); StopContainer(ctx, id, grace); RemoveContainer(ctx, id)
 //	(*Pods) Container(id), Containers()          never blocks
+//	(*Pods) Subscribe(ctx)                       events from now on; nobody waits for a reader
 //	(*Pods) UpdateContainer(ctx, id, resources); ReopenLog(ctx, id); Exec(ctx, id, args, timeout)
 package pod
 
@@ -26,7 +27,9 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"iter"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -76,10 +79,12 @@ type Pods struct {
 	podSteps       []step[*pod]
 	containerSteps []step[*container]
 	leftovers      []func(context.Context) // what recovery leaves to Serve
+	board          board
 
 	mu            sync.RWMutex // for the maps: never held across anything that waits
 	pods          map[string]*pod
 	containers    map[string]*container
+	ofPods        map[string][]*container // by pod ID
 	podKeys       map[podKey]*pod
 	containerKeys map[containerKey]*container
 }
@@ -119,7 +124,7 @@ func Open(ctx context.Context, opt Options) (*Pods, error) {
 	}
 	p := &Pods{
 		opt: opt, log: opt.Log, crew: operation.NewCrew(ctx, opt.Log),
-		pods: map[string]*pod{}, containers: map[string]*container{},
+		pods: map[string]*pod{}, containers: map[string]*container{}, ofPods: map[string][]*container{},
 		podKeys: map[podKey]*pod{}, containerKeys: map[containerKey]*container{},
 	}
 	p.podSteps = p.stepsOfPods()
@@ -217,19 +222,40 @@ func (p *Pods) Container(id string) (*ContainerSnapshot, error) {
 }
 
 // Containers returns all containers that have been made, the oldest first.
-func (p *Pods) Containers() []*ContainerSnapshot {
+func (p *Pods) Containers() []*ContainerSnapshot { return slices.Collect(p.EachContainer()) }
+
+// EachContainer is Containers, one at a time.
+func (p *Pods) EachContainer() iter.Seq[*ContainerSnapshot] {
 	p.mu.RLock()
-	all := make([]*ContainerSnapshot, 0, len(p.containers))
-	for _, c := range p.containers {
-		if s := c.state.Load(); s.State != Preparing {
-			all = append(all, &s.ContainerSnapshot)
+	all := slices.Collect(maps.Values(p.containers))
+	p.mu.RUnlock()
+	return snapshots(all)
+}
+
+// ContainersOf returns a pod's containers that have been made, the oldest first.
+func (p *Pods) ContainersOf(podID string) []*ContainerSnapshot {
+	return slices.Collect(snapshots(p.containersOf(podID)))
+}
+
+// snapshots are those of all that have been made, the oldest first, as they
+// are when asked for.
+func snapshots(all []*container) iter.Seq[*ContainerSnapshot] {
+	return func(yield func(*ContainerSnapshot) bool) {
+		states := make([]*containerState, 0, len(all))
+		for _, c := range all {
+			if s := c.state.Load(); s.State != Preparing {
+				states = append(states, s)
+			}
+		}
+		slices.SortFunc(states, func(a, b *containerState) int {
+			return cmpAge(a.CreatedAt, b.CreatedAt, a.ID, b.ID)
+		})
+		for _, s := range states {
+			if !yield(&s.ContainerSnapshot) {
+				return
+			}
 		}
 	}
-	p.mu.RUnlock()
-	slices.SortFunc(all, func(a, b *ContainerSnapshot) int {
-		return cmpAge(a.CreatedAt, b.CreatedAt, a.ID, b.ID)
-	})
-	return all
 }
 
 func cmpAge(a, b time.Time, aID, bID string) int {
@@ -280,13 +306,7 @@ func find[E any](all map[string]E, id, what string) (found E, err error) {
 func (p *Pods) containersOf(podID string) []*container {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
-	var all []*container
-	for _, c := range p.containers {
-		if c.podID == podID {
-			all = append(all, c)
-		}
-	}
-	return all
+	return slices.Clone(p.ofPods[podID])
 }
 
 const idDigits = 64
@@ -301,6 +321,7 @@ func newID() string {
 func (p *Pods) addPod(s *podState) *pod {
 	pod := &pod{}
 	pod.id, pod.slot, pod.save = s.ID, operation.NewSlot(), p.savePod
+	pod.changed = p.podChanged
 	pod.unsaved = func(err error) { p.log.Error("save a pod's record", "pod", pod.id, "error", err) }
 	pod.state.Store(s)
 	p.pods[s.ID] = pod
@@ -311,12 +332,14 @@ func (p *Pods) addPod(s *podState) *pod {
 func (p *Pods) addContainer(s *containerState) *container {
 	c := &container{podID: s.PodID, done: make(chan struct{})}
 	c.id, c.slot, c.save = s.ID, operation.NewSlot(), p.saveContainer
+	c.changed = func(was, is *containerState) { p.containerChanged(c, was, is) }
 	c.unsaved = func(err error) { p.log.Error("save a container's record", "container", c.id, "error", err) }
 	c.state.Store(s)
 	if s.State == Exited {
 		close(c.done)
 	}
 	p.containers[s.ID] = c
+	p.ofPods[s.PodID] = append(p.ofPods[s.PodID], c)
 	return c
 }
 

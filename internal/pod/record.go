@@ -74,7 +74,8 @@ type record[S any] struct {
 	id      string
 	slot    operation.Slot // one operation at a time; before mu
 	save    func(*S) error
-	unsaved func(error) // told of a fact that could not be saved
+	unsaved func(error)      // told of a fact that could not be saved
+	changed func(was, is *S) // told of each new state, with mu held: it must not wait
 
 	mu    sync.Mutex // held to make, save and swap a state, and for nothing else
 	state atomic.Pointer[S]
@@ -108,7 +109,8 @@ func (r *record[S]) replace(change, save func(*S) error) error {
 	if r.gone {
 		return fault.New(fault.NotFound, "", "%s: %w", r.id, errGone)
 	}
-	next := *r.state.Load()
+	was := r.state.Load()
+	next := *was
 	if err := change(&next); err != nil {
 		return err
 	}
@@ -116,6 +118,7 @@ func (r *record[S]) replace(change, save func(*S) error) error {
 		return err
 	}
 	r.state.Store(&next)
+	r.changed(was, &next)
 	return nil
 }
 
@@ -124,9 +127,11 @@ func (r *record[S]) replace(change, save func(*S) error) error {
 func (r *record[S]) forget(dir string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	err := os.RemoveAll(dir)
-	r.gone = err == nil
-	return err
+	if err := os.RemoveAll(dir); err != nil {
+		return err
+	}
+	r.gone = true
+	return nil
 }
 
 type pod struct {
@@ -146,6 +151,8 @@ type container struct {
 	// guarded by record.mu
 	early    *monitor.Exit        // one that came while it was being made
 	stoppers int                  // callers that wait for its end
+	starting bool                 // between startBegins and startOver
+	outran   bool                 // its end was heard of meanwhile
 	killing  *operation.Operation // under way, or nil
 }
 
