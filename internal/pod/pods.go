@@ -221,41 +221,47 @@ func (p *Pods) Container(id string) (*ContainerSnapshot, error) {
 	return &s.ContainerSnapshot, nil
 }
 
-// Containers returns all containers that have been made, the oldest first.
+// Containers returns all containers that have been made, the oldest first, as
+// EachContainer shows them.
 func (p *Pods) Containers() []*ContainerSnapshot { return slices.Collect(p.EachContainer()) }
 
-// EachContainer is Containers, one at a time.
+// EachContainer is Containers, one at a time. Of the configuration of those
+// that have exited it shows name, image, labels and annotations only; and no
+// user, limits or log path.
 func (p *Pods) EachContainer() iter.Seq[*ContainerSnapshot] {
 	p.mu.RLock()
 	all := slices.Collect(maps.Values(p.containers))
 	p.mu.RUnlock()
-	return snapshots(all)
-}
-
-// ContainersOf returns a pod's containers that have been made, the oldest first.
-func (p *Pods) ContainersOf(podID string) []*ContainerSnapshot {
-	return slices.Collect(snapshots(p.containersOf(podID)))
-}
-
-// snapshots are those of all that have been made, the oldest first, as they
-// are when asked for.
-func snapshots(all []*container) iter.Seq[*ContainerSnapshot] {
 	return func(yield func(*ContainerSnapshot) bool) {
-		states := make([]*containerState, 0, len(all))
-		for _, c := range all {
-			if s := c.state.Load(); s.State != Preparing {
-				states = append(states, s)
-			}
-		}
-		slices.SortFunc(states, func(a, b *containerState) int {
-			return cmpAge(a.CreatedAt, b.CreatedAt, a.ID, b.ID)
-		})
-		for _, s := range states {
-			if !yield(&s.ContainerSnapshot) {
+		for _, s := range byAge(all) {
+			if !yield(s.brief()) {
 				return
 			}
 		}
 	}
+}
+
+// ContainersOf returns a pod's containers that have been made, the oldest first.
+func (p *Pods) ContainersOf(podID string) []*ContainerSnapshot {
+	var all []*ContainerSnapshot
+	for _, s := range byAge(p.containersOf(podID)) {
+		all = append(all, &s.whole().ContainerSnapshot)
+	}
+	return all
+}
+
+// byAge returns the states of all that have been made, as they are kept.
+func byAge(all []*container) []*containerState {
+	states := make([]*containerState, 0, len(all))
+	for _, c := range all {
+		if s := c.state.kept.Load(); s.State != Preparing {
+			states = append(states, s)
+		}
+	}
+	slices.SortFunc(states, func(a, b *containerState) int {
+		return cmpAge(a.CreatedAt, b.CreatedAt, a.ID, b.ID)
+	})
+	return states
 }
 
 func cmpAge(a, b time.Time, aID, bID string) int {
