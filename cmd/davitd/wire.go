@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
@@ -53,6 +54,7 @@ func run(ctx context.Context, c *config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	debug.FreeOSMemory() // what reading thousands of records leaves
 	// Calls under way may end after ctx did: the parts outlive it.
 	background, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	var workers sync.WaitGroup

@@ -13,6 +13,7 @@ import (
 
 	"github.com/klauspost/compress/s2"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -31,12 +32,8 @@ func Pack(c Container) ([]byte, error) {
 		return nil, err
 	}
 	// The parts of a message may stand apart: put together, they are the whole.
-	config := proto.CloneOf(c.Config)
-	if config != nil {
-		config.Metadata, config.Image, config.Labels, config.Annotations = nil, nil, nil, nil
-	}
 	var rest []byte
-	for _, m := range []proto.Message{config, c.Resources} {
+	for _, m := range []proto.Message{restOf(c.Config), c.Resources} {
 		part, err := proto.Marshal(m)
 		if err != nil {
 			return nil, err
@@ -52,6 +49,17 @@ func Pack(c Container) ([]byte, error) {
 
 func briefOf(c *runtimeapi.ContainerConfig) *runtimeapi.ContainerConfig {
 	return &runtimeapi.ContainerConfig{Metadata: c.GetMetadata(), Image: c.GetImage(), Labels: c.GetLabels(), Annotations: c.GetAnnotations()}
+}
+
+// restOf returns a configuration without what briefOf has; it shares the rest.
+func restOf(c *runtimeapi.ContainerConfig) *runtimeapi.ContainerConfig {
+	rest := &runtimeapi.ContainerConfig{}
+	c.ProtoReflect().Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		rest.ProtoReflect().Set(f, v)
+		return true
+	})
+	rest.Metadata, rest.Image, rest.Labels, rest.Annotations = nil, nil, nil, nil
+	return rest
 }
 
 // Whole returns what Pack was given.

@@ -334,16 +334,19 @@ func (p *Pods) addPod(s *podState) *pod {
 	return pod
 }
 
+// over is the end of containers that have exited when they become known.
+var over = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
+
 // addContainer makes a container known. p.mu must be held, or nobody else have p yet.
 func (p *Pods) addContainer(s *containerState) *container {
-	c := &container{podID: s.PodID, done: make(chan struct{})}
+	c := &container{podID: s.PodID, done: over}
+	if s.State != Exited {
+		c.done = make(chan struct{})
+	}
 	c.id, c.slot, c.save = s.ID, operation.NewSlot(), p.saveContainer
 	c.changed = func(was, is *containerState) { p.containerChanged(c, was, is) }
 	c.unsaved = func(err error) { p.log.Error("save a container's record", "container", c.id, "error", err) }
 	c.state.Store(s)
-	if s.State == Exited {
-		close(c.done)
-	}
 	p.containers[s.ID] = c
 	p.ofPods[s.PodID] = append(p.ofPods[s.PodID], c)
 	return c

@@ -359,5 +359,5 @@ func loadContainer(path string) (*containerState, error) {
 	if s.ID != filepath.Base(filepath.Dir(path)) {
 		return nil, fault.New(fault.Invalid, "", "%s is the record of %q", path, s.ID)
 	}
-	return s, nil
+	return s.slim(), nil
 }
