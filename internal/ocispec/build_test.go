@@ -162,7 +162,6 @@ func TestRefused(t *testing.T) {
 		{"capability", secure(func(sc *runtimeapi.LinuxContainerSecurityContext) {
 			sc.Capabilities = &runtimeapi.Capability{DropCapabilities: []string{"NET_ADMIM"}}
 		}), fault.Invalid, `"NET_ADMIM"`},
-		{"image volume", mounted(&runtimeapi.Mount{ContainerPath: "/i", Image: &runtimeapi.ImageSpec{Image: "x"}}), fault.Unimplemented, "ImageVolumeMountFailed"},
 		{"no host path", mounted(&runtimeapi.Mount{ContainerPath: "/i"}), fault.Invalid, `host path ""`},
 		{"no container path", mounted(&runtimeapi.Mount{HostPath: "/i"}), fault.Invalid, "no container path"},
 		{"ID-mapped", mounted(&runtimeapi.Mount{ContainerPath: "/i", HostPath: "/h", UidMappings: []*runtimeapi.IDMapping{{}}}), fault.Unimplemented, "ID-mapped"},

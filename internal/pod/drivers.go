@@ -9,6 +9,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/davit-runtime/davit/internal/cgroup"
+	"github.com/davit-runtime/davit/internal/image"
 	"github.com/davit-runtime/davit/internal/monitor"
 	"github.com/davit-runtime/davit/internal/namespace"
 	"github.com/davit-runtime/davit/internal/network"
@@ -40,6 +41,11 @@ type Rootfs interface {
 	// its path. Its image's layers stay until Unmount, whatever becomes of the image.
 	Mount(ctx context.Context, id, imageID string) (path string, err error)
 	Unmount(ctx context.Context, id string) error // idempotent; deletes the writable layer
+	// MountVolume mounts an image for a container to see, read-only, and returns
+	// where. Its layers stay until UnmountVolumes. NotFound if the image is
+	// absent, or has no such sub path.
+	MountVolume(ctx context.Context, v image.Volume) (path string, err error)
+	UnmountVolumes(ctx context.Context, container string) error // all of a container's; idempotent
 }
 
 // Cgroups names, limits, kills and removes control groups. Package cgroup implements it.

@@ -16,7 +16,7 @@ func life(t *testing.T, d *daemon) error {
 	if err != nil {
 		return err
 	}
-	id, err := d.CreateContainer(ctx, podID, containerConfig("main"))
+	id, err := d.CreateContainer(ctx, podID, withVolume(containerConfig("main"), ""))
 	if err != nil {
 		return err
 	}

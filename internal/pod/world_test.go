@@ -19,6 +19,7 @@ import (
 
 	"github.com/davit-runtime/davit/internal/cgroup"
 	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/image"
 	"github.com/davit-runtime/davit/internal/monitor"
 	"github.com/davit-runtime/davit/internal/namespace"
 	"github.com/davit-runtime/davit/internal/network"
@@ -233,6 +234,17 @@ func (f fakeRootfs) Mount(ctx context.Context, id, _ string) (string, error) {
 
 func (f fakeRootfs) Unmount(ctx context.Context, id string) error {
 	return f.unmake(ctx, "Rootfs.Unmount", "rootfs "+id)
+}
+
+func (f fakeRootfs) MountVolume(ctx context.Context, v image.Volume) (string, error) {
+	if v.SubPath == "absent" {
+		return "", fault.New(fault.NotFound, "", "no sub path %q", v.SubPath)
+	}
+	return fmt.Sprintf("/nonexistent/volumes/%s/%d", v.Container, v.Index), f.make(ctx, "Rootfs.MountVolume", "volumes "+v.Container)
+}
+
+func (f fakeRootfs) UnmountVolumes(ctx context.Context, container string) error {
+	return f.unmake(ctx, "Rootfs.UnmountVolumes", "volumes "+container)
 }
 
 func (f fakeCgroups) Expect() {}
