@@ -208,7 +208,7 @@ func (p *parts) server(c *config, log *slog.Logger) *grpc.Server {
 		confDir = "/etc/cni/net.d"
 	}
 	return cri.New(
-		cri.Parts{Pods: p.pods, Containers: p.pods, Views: p.pods, Sessions: p.pods, Images: p.images},
+		cri.Parts{Pods: p.pods, Containers: p.pods, Resources: p.pods, Views: p.pods, Sessions: p.pods, Images: p.images},
 		cri.Config{
 			Node:          validate.Node{Handlers: p.runtimes.handlers, AppArmor: appArmor()},
 			Version:       version,

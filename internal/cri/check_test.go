@@ -338,6 +338,14 @@ func TestRequestChecks(t *testing.T) {
 			_, err := rt.UpdateContainerResources(ctx, parse(t, &runtimeapi.UpdateContainerResourcesRequest{}, `container_id: "c" linux { cpu_quota: 1 }`))
 			return err
 		}, bad("linux.cpu_quota: 1")},
+		"update no pod": {func() error {
+			_, err := rt.UpdatePodSandboxResources(ctx, &runtimeapi.UpdatePodSandboxResourcesRequest{})
+			return err
+		}, bad("pod_sandbox_id: ")},
+		"update a pod badly": {func() error {
+			_, err := rt.UpdatePodSandboxResources(ctx, parse(t, &runtimeapi.UpdatePodSandboxResourcesRequest{}, `pod_sandbox_id: "p" overhead { cpu_shares: -1 }`))
+			return err
+		}, bad("overhead.cpu_shares: -1")},
 		"reopen": {func() error {
 			_, err := rt.ReopenContainerLog(ctx, &runtimeapi.ReopenContainerLogRequest{})
 			return err

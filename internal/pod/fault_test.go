@@ -2,6 +2,7 @@ package pod
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"testing"
 	"testing/synctest"
@@ -135,5 +136,6 @@ func (n *node) copy() *node {
 		c.procs[id] = &p
 	}
 	c.pid = n.pid
+	c.memory, c.score = maps.Clone(n.memory), maps.Clone(n.score)
 	return c
 }

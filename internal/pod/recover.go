@@ -13,10 +13,12 @@ import (
 	"github.com/davit-runtime/davit/internal/monitor"
 )
 
-// How long recovery waits for davit-monitor, and for the network to collect.
+// How long recovery waits for davit-monitor, for the network to collect, and
+// for one update to be taken back.
 const (
 	listBudget    = 30 * time.Second
 	collectBudget = 5 * time.Second
+	undoBudget    = 5 * time.Second
 )
 
 // A verdict is what recovery makes of a pod or container.
@@ -108,7 +110,7 @@ func (p *Pods) recover(ctx context.Context) error {
 		p.recoverPod(pod, known)
 	}
 	for _, c := range p.containers {
-		p.recoverContainer(c, known)
+		p.recoverContainer(ctx, c, known)
 	}
 	p.findOrphans(known)
 	p.collectNetwork(ctx)
@@ -172,7 +174,7 @@ func (p *Pods) checkNetwork(ctx context.Context, pod *pod) {
 	}
 }
 
-func (p *Pods) recoverContainer(c *container, known map[string]monitor.Status) {
+func (p *Pods) recoverContainer(ctx context.Context, c *container, known map[string]monitor.Status) {
 	s := c.state.Load()
 	status, ok := known[c.id]
 	pod := p.pods[c.podID]
@@ -182,6 +184,9 @@ func (p *Pods) recoverContainer(c *container, known map[string]monitor.Status) {
 	}.verdict()
 	if v != discard {
 		p.containerKeys[keyOfContainer(c.podID, s.Config)] = c
+	}
+	if v == keep || v == restart {
+		p.recoverUpdate(ctx, c)
 	}
 	switch v {
 	case restart:
@@ -206,6 +211,16 @@ func (p *Pods) recoverContainer(c *container, known map[string]monitor.Status) {
 				p.retryContainer(c)
 			}
 		})
+	}
+}
+
+// recoverUpdate takes back an update of limits that was cut short.
+func (p *Pods) recoverUpdate(ctx context.Context, c *container) {
+	ctx, cancel := context.WithTimeout(ctx, undoBudget)
+	defer cancel()
+	if err := p.undoUpdate(ctx, c); err != nil {
+		p.log.Warn("an update was cut short", "container", c.id, "error", err)
+		p.leave(func(context.Context) { p.retryUndo(c) })
 	}
 }
 
