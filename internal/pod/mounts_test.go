@@ -23,7 +23,7 @@ func withVolume(c *runtimeapi.ContainerConfig, subPath string) *runtimeapi.Conta
 	return c
 }
 
-func TestImageVolumes(t *testing.T) {
+func TestImagesAsVolumes(t *testing.T) {
 	n := newNode(t)
 	n.image.Volumes = map[string]struct{}{"/model": {}, "/other": {}} // the first is covered
 	d := n.open()

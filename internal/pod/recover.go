@@ -216,10 +216,14 @@ func (p *Pods) recoverContainer(ctx context.Context, c *container, known map[str
 
 // recoverUpdate takes back an update of limits that was cut short.
 func (p *Pods) recoverUpdate(ctx context.Context, c *container) {
+	if c.state.Load().Undo == nil {
+		return
+	}
+	p.log.Info("an update of limits was cut short and is taken back", "container", c.id)
 	ctx, cancel := context.WithTimeout(ctx, undoBudget)
 	defer cancel()
 	if err := p.undoUpdate(ctx, c); err != nil {
-		p.log.Warn("an update was cut short", "container", c.id, "error", err)
+		p.log.Warn("it could not be, and will be tried again", "container", c.id, "error", err)
 		p.leave(func(context.Context) { p.retryUndo(c) })
 	}
 }
