@@ -73,6 +73,19 @@ func testParent(t *testing.T, h *Host) string {
 	return parent
 }
 
+// limitable makes p's cgroup and, on v2, passes controllers on to it, as the
+// kubelet does for its pods.
+func limitable(t *testing.T, h *Host, p Place) {
+	t.Helper()
+	if err := h.Create(t.Context(), p); err != nil {
+		t.Fatal(err)
+	}
+	if h.layout == V2 {
+		h.enable(h.trees[0].mount)
+		h.enable(filepath.Dir(p.Dirs[0]))
+	}
+}
+
 // join starts a shell script whose processes are in p.
 func join(t *testing.T, h *Host, p Place, script string) *exec.Cmd {
 	if err := h.Create(t.Context(), p); err != nil {
@@ -176,9 +189,7 @@ func killAndRemove(t *testing.T, h *Host) {
 func TestLimitReal(t *testing.T) {
 	h := realHost(t)
 	p := h.Place(testParent(t, h), "c1")
-	if err := h.Create(t.Context(), p); err != nil {
-		t.Fatal(err)
-	}
+	limitable(t, h, p)
 	for _, r := range []*runtimeapi.LinuxContainerResources{
 		{CpuShares: 512, CpuQuota: 50000, CpuPeriod: 100000, MemoryLimitInBytes: 64 << 20},
 		{MemoryLimitInBytes: 32 << 20},
@@ -241,10 +252,11 @@ func TestLimitReal(t *testing.T) {
 func TestLimitBelowUsage(t *testing.T) {
 	h := realHost(t)
 	p := h.Place(testParent(t, h), "c1")
-	// 32 MiB of anonymous memory.
-	cmd := join(t, h, p, "x=$(head -c 33554432 /dev/zero | tr \"\\\\0\" x); echo >&3; read forever; echo $x")
+	limitable(t, h, p)
+	// 8 MiB of anonymous memory.
+	cmd := join(t, h, p, "x=$(head -c 8388608 /dev/zero | tr \"\\\\0\" x); echo >&3; read forever; echo $x")
 	defer func() { _, _ = cmd.Process.Kill(), cmd.Wait() }()
-	err := h.Limit(t.Context(), p, &resources{CpuShares: 333, MemoryLimitInBytes: 4 << 20, MemorySwapLimitInBytes: 4 << 20})
+	err := h.Limit(t.Context(), p, &resources{CpuShares: 333, MemoryLimitInBytes: 2 << 20, MemorySwapLimitInBytes: 2 << 20})
 	if !fault.Is(err, fault.Precondition) || !strings.HasPrefix(err.Error(), "memory_limit_in_bytes: ") {
 		t.Errorf("%v", err)
 	}
