@@ -36,11 +36,12 @@ func (w *world) limits(id string) string {
 
 // shown returns what limits should return for a container of these resources.
 func shown(r *runtimeapi.LinuxContainerResources) string {
+	rest := fmt.Sprintf("%d %d %d %s %d", r.CpuQuota, r.CpuPeriod, r.MemoryLimitInBytes, r.CpusetCpus, r.OomScoreAdj)
 	if onV2() {
 		weight := map[int64]int64{400: 49, 700: 75}[r.CpuShares]
-		return fmt.Sprint(weight, r.CpuQuota, r.CpuPeriod, r.MemoryLimitInBytes, r.CpusetCpus, r.OomScoreAdj)
+		return fmt.Sprintf("%d %s", weight, rest)
 	}
-	return fmt.Sprintf("%d %d %d %d %s %d", r.CpuShares, r.CpuQuota, r.CpuPeriod, r.MemoryLimitInBytes, r.CpusetCpus, r.OomScoreAdj)
+	return fmt.Sprintf("%d %s", r.CpuShares, rest)
 }
 
 var (
@@ -143,7 +144,7 @@ func (w *world) refuseUpdates(ctr string) {
 // killUpdates kills davitd in the middle of updates.
 func (w *world) killUpdates(ctr string) {
 	c := w.d.Client(w.t) // the other one's connection is to be fit when davitd is back
-	for n := range 8 {
+	for n := range 5 {
 		ctx, cancel := context.WithCancel(w.ctx)
 		var updates sync.WaitGroup
 		updates.Go(func() {
