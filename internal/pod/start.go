@@ -46,6 +46,9 @@ func (p *Pods) start(ctx context.Context, c *container) error {
 	if err != nil {
 		return err
 	}
+	if err := p.tellStart(ctx, c); err != nil {
+		return p.startFailed(ctx, c, err)
+	}
 	s := c.state.Load()
 	// Left out of the spec, so that they slow nothing of davit's down.
 	quota, shares := s.Resources.GetCpuQuota(), s.Resources.GetCpuShares()
@@ -59,10 +62,14 @@ func (p *Pods) start(ctx context.Context, c *container) error {
 		return p.startFailed(ctx, c, err)
 	}
 	// The exit may have been heard of already.
-	return c.note(func(s *containerState) error {
+	err = c.note(func(s *containerState) error {
 		s.StartedAt = s.Starting
 		return s.enter(started)
 	})
+	if err == nil {
+		p.tellStarted(ctx, c)
+	}
+	return err
 }
 
 // startFailed makes an end of a container that could not be started, and
@@ -101,6 +108,7 @@ func (p *Pods) endUnstarted(ctx context.Context, c *container, cause error) erro
 	})
 	if err == nil {
 		c.end()
+		p.tellStopped(ctx, c)
 	}
 	return err
 }
@@ -115,17 +123,50 @@ func (p *Pods) UpdateContainer(ctx context.Context, id string, r *runtimeapi.Lin
 		return err
 	}
 	return p.crew.With(ctx, &c.slot, "container "+c.id+": update", startBudget, func(ctx context.Context) error {
-		s := c.state.Load()
-		if s.State != Created && s.State != Running {
-			return fault.New(fault.Precondition, "", "container %s is %s", c.id, s.State)
-		}
-		if err := p.opt.Cgroups.Limit(ctx, s.Place, r); err != nil {
+		if err := limitable(c); err != nil {
 			return err
 		}
-		return c.commit(func(s *containerState) error {
-			s.Resources = merged(s.Resources, r)
-			return nil
-		})
+		r, err := p.tellUpdate(ctx, c, r)
+		if err != nil {
+			return err
+		}
+		if err := p.limit(ctx, c, r); err != nil {
+			return err
+		}
+		p.tellUpdated(ctx, c)
+		return nil
+	})
+}
+
+// changeLimits is UpdateContainer on behalf of plugins, who are not asked again.
+func (p *Pods) changeLimits(ctx context.Context, id string, r *runtimeapi.LinuxContainerResources) error {
+	c, err := p.findContainer(id)
+	if err != nil {
+		return err
+	}
+	return p.crew.With(ctx, &c.slot, "container "+c.id+": update for a plugin", startBudget, func(ctx context.Context) error {
+		return p.limit(ctx, c, r)
+	})
+}
+
+func limitable(c *container) error {
+	if s := c.state.Load(); s.State != Created && s.State != Running {
+		return fault.New(fault.Precondition, "", "container %s is %s", c.id, s.State)
+	}
+	return nil
+}
+
+// limit changes the limits of a container, whose slot must be held.
+func (p *Pods) limit(ctx context.Context, c *container, r *runtimeapi.LinuxContainerResources) error {
+	if err := limitable(c); err != nil {
+		return err
+	}
+	if err := p.opt.Cgroups.Limit(ctx, c.state.Load().Place, r); err != nil {
+		return err
+	}
+	return c.commit(func(s *containerState) error {
+		s.Resources = merged(s.Resources, r)
+		return nil
 	})
 }
 
