@@ -270,7 +270,7 @@ func (p *Plugins) Create(ctx context.Context, pod *Pod, c *Container) (Answer, e
 	}
 	changed, err := adjust(c.Spec, reply.GetAdjust(), p.c.Inject)
 	if err != nil {
-		return Answer{}, objection(CreateContainer, err)
+		return Answer{}, fmt.Errorf("adjust the container as NRI plugins say: %w", err)
 	}
 	return Answer{Resources: changed, Updates: updates(reply.GetUpdate()), Evictions: heard.all()}, nil
 }
@@ -339,12 +339,16 @@ func (p *Plugins) update(ctx context.Context, asked []*api.ContainerUpdate) ([]*
 	return back, nil
 }
 
-// objection says whose fault an error is.
+// objection says whose fault an error is. Of a plugin's only the text counts:
+// it carries a status that is not davit's.
 func objection(e Event, err error) error {
 	if err == nil {
 		return nil
 	}
-	return fault.New(fault.Precondition, "", "NRI plugins object to %s: %w", e, err)
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("ask NRI plugins about %s: %w", e, err)
+	}
+	return fault.New(fault.Precondition, "", "NRI plugins object to %s: %s", e, err.Error())
 }
 
 // counter keeps count of the plugins, of all that the library would measure.

@@ -16,6 +16,7 @@ import (
 	"github.com/davit-runtime/davit/internal/cgroup"
 	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/nri"
+	"github.com/davit-runtime/davit/internal/span"
 )
 
 // Hooks let plugins take part in the life of pods and containers. Package nri
@@ -98,6 +99,7 @@ func (p *Pods) hook(ctx context.Context, k *knowledge, stage int32, f func() err
 	if !listening {
 		return nil
 	}
+	defer span.Step(ctx, "plugins")()
 	return f()
 }
 
