@@ -6,6 +6,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -173,7 +174,7 @@ func (p *Pods) tellCreate(ctx context.Context, c *container, spec *specs.Spec) e
 	if err != nil || answer.Resources == nil { // nobody listens
 		return err
 	}
-	p.heed(ctx, answer)
+	p.heed(ctx, c.id, answer)
 	if score := spec.Process.OOMScoreAdj; score != nil && *score < p.opt.Host.MinOOMScoreAdj {
 		spec.Process.OOMScoreAdj = &p.opt.Host.MinOOMScoreAdj
 	}
@@ -214,7 +215,7 @@ func (p *Pods) tellUpdate(ctx context.Context, c *container, r *runtimeapi.Linux
 		return err
 	})
 	if err == nil {
-		p.heed(ctx, answer)
+		p.heed(ctx, c.id, answer)
 	}
 	return answer.Resources, err
 }
@@ -263,7 +264,7 @@ func (p *Pods) tellStopped(ctx context.Context, c *container) {
 		answer, err = p.opt.Hooks.Container(ctx, nri.StopContainer, p.podOf(c), p.nriContainer(c, nil))
 		return err
 	})
-	p.heed(ctx, answer)
+	p.heed(ctx, c.id, answer)
 }
 
 // tellContainerRemoved tells plugins that a container will not be heard of
@@ -274,8 +275,10 @@ func (p *Pods) tellContainerRemoved(ctx context.Context, c *container) {
 	}
 }
 
-// heed does what plugins want of other containers than the one they were told of.
-func (p *Pods) heed(ctx context.Context, a nri.Answer) {
+// heed does what plugins want of other containers than the one they were told
+// of, whose slot is held.
+func (p *Pods) heed(ctx context.Context, own string, a nri.Answer) {
+	a.Updates = slices.DeleteFunc(a.Updates, func(u nri.Update) bool { return u.ID == own })
 	if len(a.Updates)+len(a.Evictions) == 0 {
 		return
 	}
@@ -418,7 +421,7 @@ func (p *Pods) placeAt(s *containerState, cgroupsPath string) (cgroup.Place, err
 	if cgroupsPath == s.Place.Path {
 		return s.Place, nil
 	}
-	parent, id := path.Split(path.Clean(cgroupsPath))
+	parent, id := path.Dir(cgroupsPath), path.Base(cgroupsPath)
 	if slice, rest, ok := strings.Cut(cgroupsPath, ":"); ok {
 		parent, id = slice, rest[strings.LastIndex(rest, ":")+1:]
 	}
