@@ -5,28 +5,50 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/containerd/nri/pkg/log"
 )
+
+// The library has one log for the whole process, to be set before it is used.
+var (
+	current atomic.Pointer[slog.Logger]
+	install = sync.OnceFunc(func() { log.Set(logger{}) })
+)
+
+// logTo makes the library log to l.
+func logTo(l *slog.Logger) {
+	current.Store(l)
+	install()
+}
 
 // logger is what the library logs to. Most of what it tells is for those who
 // look for a fault; that plugins come and go is for everybody.
-type logger struct{ l *slog.Logger }
+type logger struct{}
 
-func (l logger) Debugf(_ context.Context, format string, args ...any) {
-	l.l.Debug("nri: " + fmt.Sprintf(format, args...))
+func (logger) Debugf(_ context.Context, format string, args ...any) {
+	tell(slog.LevelDebug, format, args)
 }
 
-func (l logger) Infof(ctx context.Context, format string, args ...any) {
-	if !strings.Contains(format, "plugin %q") {
-		l.Debugf(ctx, format, args...)
-		return
+func (logger) Infof(_ context.Context, format string, args ...any) {
+	level := slog.LevelDebug
+	if strings.Contains(format, "plugin %q") {
+		level = slog.LevelInfo
 	}
-	l.l.Info("nri: " + fmt.Sprintf(format, args...))
+	tell(level, format, args)
 }
 
-func (l logger) Warnf(_ context.Context, format string, args ...any) {
-	l.l.Warn("nri: " + fmt.Sprintf(format, args...))
+func (logger) Warnf(_ context.Context, format string, args ...any) {
+	tell(slog.LevelWarn, format, args)
 }
 
-func (l logger) Errorf(_ context.Context, format string, args ...any) {
-	l.l.Error("nri: " + fmt.Sprintf(format, args...))
+func (logger) Errorf(_ context.Context, format string, args ...any) {
+	tell(slog.LevelError, format, args)
+}
+
+func tell(level slog.Level, format string, args []any) {
+	if l := current.Load(); l.Enabled(context.Background(), level) {
+		l.Log(context.Background(), level, "nri: "+fmt.Sprintf(format, args...))
+	}
 }

@@ -25,7 +25,6 @@ import (
 
 	"github.com/containerd/nri/pkg/adaptation"
 	"github.com/containerd/nri/pkg/api"
-	"github.com/containerd/nri/pkg/log"
 	"github.com/containerd/ttrpc"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -103,7 +102,7 @@ func New(c Config) *Plugins {
 // without plugins rather than not at all.
 func (p *Plugins) Run(ctx context.Context, node Node) error {
 	p.node, p.ctx = node, ctx
-	log.Set(logger{p.c.Log})
+	logTo(p.c.Log)
 	adaptation.SetPluginRegistrationTimeout(p.c.RegistrationTimeout)
 	adaptation.SetPluginRequestTimeout(p.c.RequestTimeout)
 	if err := p.start(); err != nil {
