@@ -35,15 +35,6 @@ type validatorConfig struct {
 	TolerateMissingAnnotation string   `toml:"tolerate_missing_plugins_annotation"`
 }
 
-// A duration is written as "2s" or "500ms".
-type duration time.Duration
-
-func (d *duration) UnmarshalText(text []byte) error {
-	parsed, err := time.ParseDuration(string(text))
-	*d = duration(parsed)
-	return err
-}
-
 func (n nriConfig) check(bad func(key, format string, args ...any), absolute func(key, path string)) {
 	absolute("nri.socket", n.Socket)
 	absolute("nri.plugin_dir", n.PluginDir)
