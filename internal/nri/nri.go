@@ -78,6 +78,8 @@ type Plugins struct {
 	count   atomic.Int64  // plugins that listen
 	pending sync.WaitGroup
 	ctx     context.Context // of what outlives a call; set by Run
+
+	launched []string // names of the plugins that start has started
 }
 
 // New returns plugins that Run is to start. Hooks wait for that.
@@ -112,7 +114,7 @@ func (p *Plugins) Run(ctx context.Context, node Node) error {
 	}
 	p.works.Store(true)
 	close(p.started)
-	<-ctx.Done()
+	reap(ctx, p.launched)
 	p.lib.Stop()
 	p.pending.Wait()
 	return nil
@@ -121,10 +123,12 @@ func (p *Plugins) Run(ctx context.Context, node Node) error {
 // start starts with all that is asked for, or else with what is possible.
 func (p *Plugins) start() error {
 	plugins, socket := p.c.PluginDir, p.c.Socket
-	if err := checkNames(plugins); err != nil {
+	names, err := installed(plugins)
+	if err != nil {
 		p.c.Log.Error("NRI plugins of the host are not started", "directory", plugins, "error", err)
-		plugins = ""
+		plugins, names = "", nil
 	}
+	p.launched = names
 	if err := checkSocket(socket); err != nil {
 		p.c.Log.Error("no NRI plugin can connect", "socket", socket, "error", err)
 		socket = ""
@@ -153,12 +157,12 @@ func (p *Plugins) start() error {
 	return nil
 }
 
-// checkNames says which program in dir has a name that no plugin may have: the
-// library would start none for that.
-func checkNames(dir string) error {
+// installed returns the names of the plugins in dir. Invalid if a program
+// there has a name that no plugin may have: the library would start none for that.
+func installed(dir string) (names []string, err error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+		return nil, err
 	}
 	var errs []error
 	for _, e := range entries {
@@ -169,8 +173,9 @@ func checkNames(dir string) error {
 		if _, _, err := api.ParsePluginName(e.Name()); err != nil {
 			errs = append(errs, fault.New(fault.Invalid, "", "%s: want two digits, a dash and a name: %w", e.Name(), err))
 		}
+		names = append(names, e.Name())
 	}
-	return errors.Join(errs...)
+	return names, errors.Join(errs...)
 }
 
 // checkSocket makes sure that nobody serves at path, which would be taken away.

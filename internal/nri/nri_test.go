@@ -335,6 +335,7 @@ func TestLaunched(t *testing.T) {
 	dir, configs := t.TempDir(), t.TempDir()
 	must(t, os.Symlink(self, filepath.Join(dir, "10-good")))
 	must(t, os.Symlink(self, filepath.Join(dir, "20-dies")))
+	must(t, os.WriteFile(filepath.Join(dir, "30-never-registers"), []byte("#!/bin/sh\necho $$ >"+configs+"/never.pid\n"), 0o755))
 	must(t, os.WriteFile(filepath.Join(dir, "README"), nil, 0o644)) // no program, so no plugin
 	for name, config := range map[string]string{"10-good.conf": configs + "/good.pid", "dies.conf": "die " + configs + "/dies.pid"} {
 		must(t, os.WriteFile(filepath.Join(configs, name), []byte(config+"\n"), 0o644))
@@ -360,16 +361,54 @@ func TestLaunched(t *testing.T) {
 				t.Errorf("environment %q", c.Spec.Process.Env)
 			}
 		}
-		if log := s.log(); !strings.Contains(log, "closing plugin 20-dies") {
+		if log := s.log(); !strings.Contains(log, "closing plugin 20-dies") || !strings.Contains(log, `failed to start pre-installed NRI plugin \"never-registers\"`) {
 			t.Errorf("log:\n%s", log)
 		}
+		text, err := os.ReadFile(filepath.Join(configs, "never.pid"))
+		must(t, err)
+		never, err := strconv.Atoi(strings.TrimSpace(string(text)))
+		must(t, err)
+		awaitGone(t, never) // while davitd goes on
 	})
 	for _, pid := range pids {
-		for until := time.Now().Add(10 * time.Second); unix.Kill(pid, 0) == nil; time.Sleep(5 * time.Millisecond) {
-			if time.Now().After(until) {
-				t.Fatalf("plugin %d is still there", pid)
-			}
+		awaitGone(t, pid)
+	}
+}
+
+// awaitGone waits until a process is gone, also as a zombie.
+func awaitGone(t *testing.T, pid int) {
+	t.Helper()
+	for until := time.Now().Add(10 * time.Second); unix.Kill(pid, 0) == nil; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(until) {
+			t.Fatalf("plugin %d is still there", pid)
 		}
+	}
+}
+
+// The library's own validator, and plugins that are required.
+func TestValidator(t *testing.T) {
+	s := newStand(t, nri.Config{Validator: &nri.Validator{Hooks: true, Required: []string{"needed"}}})
+	_, err := s.Create(t.Context(), podA(), containerA())
+	if err == nil || !strings.Contains(err.Error(), "needed") {
+		t.Errorf("without the plugin that is required: %v", err)
+	}
+	p := &nritest.Plugin{Name: "needed", OnCreate: func(context.Context, *api.PodSandbox, *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
+		return nil, nil, nil
+	}}
+	p.Join(t, s.socket)
+	s.enter(t)()
+	_, err = s.Create(t.Context(), podA(), containerA())
+	must(t, err)
+	hooks := &nritest.Plugin{Name: "hooks", OnCreate: func(context.Context, *api.PodSandbox, *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
+		a := &api.ContainerAdjustment{}
+		a.AddHooks(&api.Hooks{Prestart: []*api.Hook{{Path: "/x"}}})
+		return a, nil, nil
+	}}
+	hooks.Join(t, s.socket)
+	s.enter(t)()
+	_, err = s.Create(t.Context(), podA(), containerA())
+	if !fault.Is(err, fault.Precondition) || !strings.Contains(err.Error(), "hook") {
+		t.Errorf("hooks: %v", err)
 	}
 }
 
