@@ -330,9 +330,9 @@ func TestPluginsJoinWithoutARace(t *testing.T) {
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	ids := map[string][]string{} // of pods and containers, with their lives
-	for i := range 6 {
+	for i := range 4 {
 		wg.Go(func() {
-			for k := range 4 {
+			for k := range 3 {
 				podID, err := d.Run(t.Context(), podConfig(fmt.Sprintf("p%d-%d", i, k), private), "")
 				if err != nil {
 					t.Error(err)
@@ -364,7 +364,7 @@ func TestPluginsJoinWithoutARace(t *testing.T) {
 		})
 	}
 	var plugins []*nritest.Plugin
-	for i := range 5 {
+	for i := range 4 {
 		p := &nritest.Plugin{Index: fmt.Sprintf("%02d", i)}
 		p.Join(t, socket)
 		plugins = append(plugins, p)
