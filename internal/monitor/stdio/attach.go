@@ -37,36 +37,46 @@ type outlet struct {
 // connected; the others are the Attachment's, to be closed by its Close, also
 // after an error.
 func (o *Streams) Attach(in, stdout, stderr *os.File) (*Attachment, error) {
-	a := &Attachment{o: o, in: in}
-	var failed error
+	a := &Attachment{o: o, outs: [2]outlet{{fd: -1}, {fd: -1}}}
+	fd, err := nonblocking(in)
+	if fd >= 0 {
+		a.in = os.NewFile(uintptr(fd), "client")
+	}
 	for i, f := range []*os.File{stdout, stderr} {
-		a.outs[i].fd = -1
-		if f == nil {
-			continue
-		}
-		fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-		if err == nil {
-			a.outs[i].fd = fd
-			err = unix.SetNonblock(fd, true)
-		}
-		_ = f.Close()
-		failed = errors.Join(failed, err)
+		var failed error
+		a.outs[i].fd, failed = nonblocking(f)
+		err = errors.Join(err, failed)
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.closed && failed == nil {
-		failed = os.ErrClosed
+	if o.closed && err == nil {
+		err = os.ErrClosed
 	}
-	if failed != nil {
+	if err != nil {
+		a.stopFeed()
 		a.closeOuts()
-		if in != nil {
-			_ = in.Close()
-		}
-		return nil, failed
+		return nil, err
 	}
 	a.outs[0].crlf = o.streams[0].tty
 	o.attached = append(o.attached, a)
 	return a, nil
+}
+
+// nonblocking closes f and returns a descriptor in its place; -1 for nil, or
+// after an error.
+func nonblocking(f *os.File) (int, error) {
+	if f == nil {
+		return -1, nil
+	}
+	defer f.Close()
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	if err := unix.SetNonblock(fd, true); err != nil {
+		return -1, errors.Join(err, unix.Close(fd))
+	}
+	return fd, nil
 }
 
 // deliver gives output to all that are attached. It never waits. o.mu must be held.
