@@ -11,11 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// AttachBytes is the size of a pipe for an Attachment's output: how far a
-// client may lag behind before it loses some.
-const AttachBytes = 1 << 20
-
-// An Attachment is one client of a container's streams.
+// An Attachment is one client of a container's streams. How far it may lag
+// behind before it loses some is what its pipes hold.
 type Attachment struct {
 	o    *Streams
 	outs [2]outlet
@@ -29,7 +26,8 @@ type Attachment struct {
 // An outlet is the end of a client's pipe. It is used under Streams.mu.
 type outlet struct {
 	fd   int // non-blocking; -1: none, or the client has closed it
-	lost int // bytes since the pipe was full
+	size int // of the pipe
+	lost int // bytes since it was full
 	crlf bool
 }
 
@@ -45,6 +43,9 @@ func (o *Streams) Attach(in, stdout, stderr *os.File) (*Attachment, error) {
 	for i, f := range []*os.File{stdout, stderr} {
 		var failed error
 		a.outs[i].fd, failed = nonblocking(f)
+		if a.outs[i].fd >= 0 {
+			a.outs[i].size, failed = unix.FcntlInt(uintptr(a.outs[i].fd), unix.F_GETPIPE_SZ, 0)
+		}
 		err = errors.Join(err, failed)
 	}
 	o.mu.Lock()
@@ -94,7 +95,7 @@ func (w *outlet) write(data []byte) {
 	}
 	if w.lost > 0 {
 		held, err := unix.IoctlGetInt(w.fd, unix.TIOCINQ)
-		if err != nil || held > AttachBytes/2 || w.put(w.notice()) > 0 {
+		if err != nil || held > w.size/2 || w.put(w.notice()) > 0 {
 			w.lost += len(data)
 			return
 		}
