@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
@@ -57,6 +58,7 @@ func run(ctx context.Context, c *config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	debug.FreeOSMemory() // what reading thousands of records leaves
 	// Calls under way may end after ctx did: the parts outlive it.
 	background, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	var workers sync.WaitGroup
@@ -83,7 +85,12 @@ func run(ctx context.Context, c *config, log *slog.Logger) error {
 	if err := p.network.Status(); err != nil {
 		log.Warn("pods cannot be connected", "reason", err)
 	}
-	return serve(ctx, p.server(c, log), c.socketPath(), log, func() {
+	surface := p.surface(ctx, c, log)
+	sockets := map[string]*grpc.Server{c.socketPath(): surface.Server()}
+	if c.ImageSocket != "" {
+		sockets[c.ImageSocket] = surface.ImageServer()
+	}
+	return serve(ctx, sockets, log, func() {
 		log.Info("davitd serves", "socket", c.socketPath(), "pods", len(p.pods.List()), "containers", len(p.pods.Containers()),
 			"cgroups", p.cgroups.Layout(), "cgroup_driver", p.cgroups.Driver(), "started_in", time.Since(begun).Round(time.Millisecond))
 	})
@@ -212,8 +219,8 @@ func (p *parts) close(log *slog.Logger) {
 	}
 }
 
-// server puts the CRI on the parts.
-func (p *parts) server(c *config, log *slog.Logger) *grpc.Server {
+// surface puts the CRI on the parts. Streams without an end end with ctx.
+func (p *parts) surface(ctx context.Context, c *config, log *slog.Logger) *cri.Surface {
 	confDir := c.Network.CNIConfDir
 	if confDir == "" {
 		confDir = "/etc/cni/net.d"
@@ -221,7 +228,7 @@ func (p *parts) server(c *config, log *slog.Logger) *grpc.Server {
 	return cri.New(
 		cri.Parts{
 			Pods: p.pods, Containers: p.pods, Views: p.pods, Sessions: p.pods, Images: p.images,
-			Streams: p.streams, Stats: stats.New(p.pods, p.cgroups, p.images),
+			Streams: p.streams, Stats: stats.New(p.pods, p.cgroups, p.images), Events: p.pods,
 		},
 		cri.Config{
 			Node:          validate.Node{Handlers: p.runtimes.handlers, AppArmor: appArmor()},
@@ -243,8 +250,9 @@ func (p *parts) server(c *config, log *slog.Logger) *grpc.Server {
 				"root":                    c.Root,
 				"state":                   c.State,
 			},
-			Log: log,
-		})
+			Stopping: ctx.Done(),
+			Log:      log,
+		}, c.CRIVersions...)
 }
 
 // appArmor reports whether the kernel enforces AppArmor.
