@@ -110,6 +110,17 @@ func (w *world) need(name string) {
 	}
 }
 
+// needLegacy skips a test of v1alpha2 if the runtime does not serve it.
+func (w *world) needLegacy() {
+	w.t.Helper()
+	if _, err := w.call(&runtimeapi.VersionRequest{}, true); codeOf(err) == codes.Unimplemented {
+		if foreign {
+			differs(w.t, "no v1alpha2: %v", err)
+		}
+		w.t.Skip(errComing)
+	}
+}
+
 // TestEveryRPC: all 43 are served; what an empty request gets is told by field.
 func TestEveryRPC(t *testing.T) {
 	w := shared(t)
@@ -156,13 +167,7 @@ func TestEveryRPC(t *testing.T) {
 // TestLegacy: v1alpha2 has the 24 + 5 methods that it ever had, and no more.
 func TestLegacy(t *testing.T) {
 	w := shared(t)
-	_, err := w.call(&runtimeapi.VersionRequest{}, true)
-	if codeOf(err) == codes.Unimplemented {
-		if foreign {
-			differs(t, "no v1alpha2: %v", err)
-		}
-		t.Skip(errComing)
-	}
+	w.needLegacy()
 	had := strings.Fields(`Version RunPodSandbox StopPodSandbox RemovePodSandbox PodSandboxStatus ListPodSandbox CreateContainer StartContainer
 		StopContainer RemoveContainer ListContainers ContainerStatus UpdateContainerResources ReopenContainerLog ExecSync Exec Attach PortForward
 		ContainerStats ListContainerStats PodSandboxStats ListPodSandboxStats UpdateRuntimeConfig Status
