@@ -137,7 +137,7 @@ func badMounts(f files) []badContainer {
 		{cri, "image volume of an absent image", codes.NotFound, volume, mount(image("127.0.0.1:1/absent:1", ""))},
 		{cri, "image volume and host path", invalid, volume, of(func(m *runtimeapi.Mount, _ string) { m.HostPath = "/bin" })},
 		{cri, "image volume writable", invalid, volume, of(func(m *runtimeapi.Mount, _ string) { m.Readonly = false })},
-		{cri, "image volume's sub path missing", failed, volume, of(func(m *runtimeapi.Mount, _ string) { m.ImageSubPath = "no/such" })},
+		{cri, "image volume's sub path missing", codes.NotFound, volume, of(func(m *runtimeapi.Mount, _ string) { m.ImageSubPath = "no/such" })},
 		{cri, "image volume's sub path climbs", invalid, volume, of(func(m *runtimeapi.Mount, _ string) { m.ImageSubPath = "etc/../../.." })},
 		{cri, "image volume's sub path absolute", invalid, volume, of(func(m *runtimeapi.Mount, _ string) { m.ImageSubPath = "/etc" })},
 		{ours, "image volume's sub path with a zero byte", invalid, volume, of(func(m *runtimeapi.Mount, _ string) { m.ImageSubPath = "etc\x00" })},
