@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"iter"
 	"log/slog"
 	"net"
 	"slices"
@@ -21,6 +23,7 @@ import (
 	"github.com/davit-runtime/davit/internal/image"
 	"github.com/davit-runtime/davit/internal/monitor"
 	"github.com/davit-runtime/davit/internal/pod"
+	"github.com/davit-runtime/davit/internal/stream"
 )
 
 // world stands in for pod and image: it knows some pods, containers and
@@ -36,6 +39,11 @@ type world struct {
 	auth       image.Auth
 	grace      time.Duration
 	config     *runtimeapi.ContainerConfig
+	command    stream.Command
+	forward    stream.Forward
+	joined     monitor.Stream
+	events     chan pod.Event
+	stopping   chan struct{}
 }
 
 func (w *world) do(what string) error {
@@ -77,6 +85,20 @@ func (w *world) UpdateContainer(_ context.Context, id string, _ *runtimeapi.Linu
 	return w.do("update " + id)
 }
 func (w *world) Containers() []*pod.ContainerSnapshot { return w.containers }
+func (w *world) EachContainer() iter.Seq[*pod.ContainerSnapshot] {
+	return slices.Values(w.containers)
+}
+func (w *world) ContainersOf(podID string) (all []*pod.ContainerSnapshot) {
+	for _, c := range w.containers {
+		if c.PodID == podID && c.State != pod.Preparing {
+			all = append(all, c)
+		}
+	}
+	return all
+}
+func (w *world) Subscribe(context.Context) *pod.Subscription {
+	return &pod.Subscription{Events: w.events}
+}
 func (w *world) Container(id string) (*pod.ContainerSnapshot, error) {
 	for _, c := range w.containers {
 		if c.ID == id {
@@ -88,6 +110,31 @@ func (w *world) Container(id string) (*pod.ContainerSnapshot, error) {
 func (w *world) ReopenLog(_ context.Context, id string) error { return w.do("reopen " + id) }
 func (w *world) Exec(_ context.Context, id string, args []string, _ time.Duration) (monitor.ExecResult, error) {
 	return monitor.ExecResult{Code: 3, Stdout: []byte("out\xff"), Stderr: []byte("err")}, w.do("exec " + id + " " + args[0])
+}
+
+func (w *world) ExecStream(_ context.Context, id string, args []string, s monitor.Stream) (int, error) {
+	w.joined = s
+	return 4, w.do("exec " + id + " " + args[0])
+}
+func (w *world) Attach(_ context.Context, id string, s monitor.Stream) error {
+	w.joined = s
+	return w.do("attach " + id)
+}
+
+// streamWorld has the methods of the streaming server.
+type streamWorld struct{ *world }
+
+func (w streamWorld) Exec(c stream.Command) (string, error) {
+	w.command = c
+	return "http://exec", w.do("offer exec")
+}
+func (w streamWorld) Attach(c stream.Command) (string, error) {
+	w.command = c
+	return "http://attach", w.do("offer attach")
+}
+func (w streamWorld) Forward(f stream.Forward) (string, error) {
+	w.forward = f
+	return "http://forward", w.do("offer forward")
 }
 
 // imageWorld has the image methods, whose names overlap with the pod's.
@@ -110,25 +157,44 @@ func (w imageWorld) Usage() image.Usage {
 	return image.Usage{Mountpoint: "/images", Bytes: 5, Inodes: 6, At: time.Unix(7, 0)}
 }
 
+// statsWorld counts nothing but writable layers.
+type statsWorld struct{ Stats }
+
+func (statsWorld) Layers() image.Usage {
+	return image.Usage{Mountpoint: "/images", Bytes: 8, Inodes: 9, At: time.Unix(6, 0)}
+}
+
 // server serves the CRI over w in memory; the buffer is its log.
 func server(t testing.TB, w *world) (runtimeapi.RuntimeServiceClient, runtimeapi.ImageServiceClient, *grpc.ClientConn, *logBuffer) {
 	t.Helper()
 	log := &logBuffer{}
-	s := New(Parts{Pods: w, Containers: w, Views: w, Sessions: w, Images: imageWorld{w}}, Config{
+	surface := New(Parts{Pods: w, Containers: w, Views: w, Sessions: w, Images: imageWorld{w}, Streams: streamWorld{w}, Stats: statsWorld{}, Events: w}, Config{
 		Version: "1.2.3",
 		Node: validate.Node{Handlers: func() []validate.Handler {
 			return []validate.Handler{{Name: "runc"}, {Name: "crun", Default: true, RecursiveReadOnly: true}}
 		}},
+		Dial: func(_ context.Context, netns string, port uint16) (net.Conn, error) {
+			return nil, w.do(fmt.Sprintf("dial %s:%d", netns, port))
+		},
 		RuntimeReady: func() error { return nil },
 		NetworkReady: func() error { return errors.New("no CNI plugin bridge in /opt/cni/bin") },
 		Spec:         func(string) ([]byte, error) { return []byte(`{"ociVersion":"1.0.0"}`), nil },
 		Info:         map[string]any{"maxContainerLogLineSize": 16384},
+		Stopping:     w.stopping,
 		Log:          slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
+	conn := serve(t, surface.Server())
+	return runtimeapi.NewRuntimeServiceClient(conn), runtimeapi.NewImageServiceClient(conn), conn, log
+}
+
+// serve serves s in memory and returns a connection to it.
+func serve(t testing.TB, s *grpc.Server) *grpc.ClientConn {
+	t.Helper()
 	l := bufconn.Listen(1 << 20)
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
 	conn, err := grpc.NewClient("passthrough:///buf", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessageBytes)),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))
 	if err != nil {
 		t.Fatal(err)
@@ -138,7 +204,7 @@ func server(t testing.TB, w *world) (runtimeapi.RuntimeServiceClient, runtimeapi
 		s.Stop()
 		<-served
 	})
-	return runtimeapi.NewRuntimeServiceClient(conn), runtimeapi.NewImageServiceClient(conn), conn, log
+	return conn
 }
 
 type logBuffer struct {

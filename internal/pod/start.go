@@ -11,11 +11,10 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/davit-runtime/davit/internal/fault"
-	"github.com/davit-runtime/davit/internal/monitor"
 )
 
-// execMaxBytes keeps ExecSync's answer below the 16 MiB that clients receive.
-const execMaxBytes = 15 << 20
+// startError is the reason of a container that never ran.
+const startError = "StartError"
 
 // StartContainer lets a created container run. If that fails, the container
 // has exited with code 128 and reason StartError, and its process is gone.
@@ -36,6 +35,8 @@ func (p *Pods) start(ctx context.Context, c *container) error {
 	if pod, err := p.Pod(c.podID); err != nil || pod.State != Ready {
 		return fault.New(fault.Precondition, "", "pod %s of container %s is not ready", c.podID, c.id)
 	}
+	c.startBegins()
+	defer p.startOver(c)
 	err := c.commit(func(s *containerState) error {
 		if s.State != Created {
 			return fault.New(fault.Precondition, "", "container %s is %s", s.ID, s.State)
@@ -95,7 +96,8 @@ func (p *Pods) endUnstarted(ctx context.Context, c *container, cause error) erro
 		c.drop()
 	}
 	err := c.note(func(s *containerState) error {
-		s.ExitCode, s.Reason, s.FinishedAt = 128, "StartError", time.Now()
+		s.ExitCode, s.Reason, s.FinishedAt = 128, startError, time.Now()
+		s.StartedAt = time.Time{}
 		s.Message = strings.ToValidUTF8(cause.Error(), "?")
 		return s.enter(startFailed)
 	})
@@ -143,42 +145,4 @@ func merged(old, change *runtimeapi.LinuxContainerResources) *runtimeapi.LinuxCo
 		r.HugepageLimits[i] = limit
 	}
 	return r
-}
-
-// ReopenLog makes the log of a running container go on in a new file, if the
-// old one has been moved away. Precondition if it does not run.
-func (p *Pods) ReopenLog(ctx context.Context, id string) error {
-	c, err := p.running(id)
-	if err != nil {
-		return err
-	}
-	return p.opt.Sessions.ReopenLog(ctx, c.id)
-}
-
-// Exec runs a command in a running container and returns what it wrote, up to
-// 15 MiB. A zero timeout is none. It returns Precondition if the container
-// does not run, Deadline if the command, or a child that keeps its output
-// open, runs for longer than timeout.
-func (p *Pods) Exec(ctx context.Context, id string, args []string, timeout time.Duration) (monitor.ExecResult, error) {
-	c, err := p.running(id)
-	if err != nil {
-		return monitor.ExecResult{}, err
-	}
-	p.opt.Cgroups.Expect()
-	result, err := p.opt.Sessions.Exec(ctx, monitor.Exec{ContainerID: c.id, Args: args, Timeout: timeout, MaxBytes: execMaxBytes})
-	if err != nil {
-		return result, fmt.Errorf("run %q: %w", args[0], err)
-	}
-	return result, nil
-}
-
-func (p *Pods) running(id string) (*container, error) {
-	c, err := p.findContainer(id)
-	if err != nil {
-		return nil, err
-	}
-	if s := c.state.Load(); s.State != Running {
-		return nil, fault.New(fault.Precondition, "", "container %s is %s", c.id, s.State)
-	}
-	return c, nil
 }
