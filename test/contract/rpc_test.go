@@ -88,9 +88,7 @@ var later = map[string]bool{"CheckpointContainer": true, "CheckpointPod": true, 
 // coming are RPCs that are being made.
 var coming = map[string]bool{
 	"StreamPodSandboxes": true, "StreamContainers": true, "StreamContainerStats": true, "StreamPodSandboxStats": true,
-	"StreamPodSandboxMetrics": true, "StreamImages": true, "Exec": true, "Attach": true, "PortForward": true,
-	"ContainerStats": true, "ListContainerStats": true, "PodSandboxStats": true, "ListPodSandboxStats": true,
-	"ListMetricDescriptors": true, "ListPodSandboxMetrics": true, "GetContainerEvents": true,
+	"StreamPodSandboxMetrics": true, "StreamImages": true, "GetContainerEvents": true,
 	"UpdateRuntimeConfig": true, "UpdatePodSandboxResources": true,
 }
 

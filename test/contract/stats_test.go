@@ -19,9 +19,14 @@ func TestStats(t *testing.T) {
 	w := shared(t)
 	w.need("ContainerStats")
 	podID, pod := w.pod("stats")
-	config := w.config("main", "sh", "-c", "dd if=/dev/zero of=/written bs=1M count=3 2>/dev/null; i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done; sleep 1000")
+	config := w.config("main", "sleep", "1000")
 	config.Labels = map[string]string{"a": "b"}
 	ctr := w.run(podID, pod, config)
+	// All is written before anybody asks: a runtime may count layers at long intervals.
+	r, err := w.exec(ctr, 60, "sh", "-c", "dd if=/dev/zero of=/written bs=1M count=3; i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done")
+	if err != nil || r.ExitCode != 0 {
+		t.Fatal(r, err)
+	}
 	var s *runtimeapi.ContainerStats
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 		r, err := w.c.ContainerStats(w.ctx, &runtimeapi.ContainerStatsRequest{ContainerId: ctr})
