@@ -4,6 +4,7 @@ import (
 	"context"
 	"iter"
 	"log/slog"
+	"net/netip"
 	"time"
 
 	"google.golang.org/grpc"
@@ -68,6 +69,13 @@ type Parts struct {
 	Sessions   Sessions
 	Images     Images
 	Events     Events
+	Network    Network
+}
+
+// Network connects pods. *network.Network implements it.
+type Network interface {
+	// SetPodCIDR gives pods to come addresses of these subnets.
+	SetPodCIDR(ctx context.Context, subnets []netip.Prefix) error
 }
 
 // A Config says what the surface tells about this node.
