@@ -25,8 +25,7 @@ type Network struct {
 	bridge  *bridge
 	rules   *ruleset
 	plugins *plugins
-	ranges  atomic.Pointer[ranges]
-	cidr    sync.Mutex             // one SetPodCIDR at a time
+	cidr    cidr
 	choice  atomic.Pointer[choice] // what ConfDir says, as last seen
 	chosen  chan struct{}          // tells keep that it has changed; holds one
 	claim   net.Listener           // nobody connects; nil without Claim
