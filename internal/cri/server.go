@@ -4,6 +4,7 @@ import (
 	"context"
 	"iter"
 	"log/slog"
+	"net"
 	"net/netip"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/davit-runtime/davit/internal/cri/metrics"
 	"github.com/davit-runtime/davit/internal/cri/validate"
 	"github.com/davit-runtime/davit/internal/image"
 	"github.com/davit-runtime/davit/internal/monitor"
@@ -50,6 +52,8 @@ type Views interface {
 type Sessions interface {
 	ReopenLog(ctx context.Context, id string) error
 	Exec(ctx context.Context, id string, args []string, timeout time.Duration) (monitor.ExecResult, error)
+	ExecStream(ctx context.Context, id string, args []string, s monitor.Stream) (code int, err error)
+	Attach(ctx context.Context, id string, s monitor.Stream) error
 }
 
 // Images keeps images. *image.Store implements it.
@@ -68,6 +72,8 @@ type Parts struct {
 	Views      Views
 	Sessions   Sessions
 	Images     Images
+	Streams    Streams
+	Stats      Stats
 	Events     Events
 	Network    Network
 }
@@ -87,6 +93,10 @@ type Config struct {
 	NetworkReady  func() error // nil: ready; else the reason, for people
 	// Spec returns a container's OCI runtime spec as it is on disk, for verbose status.
 	Spec func(containerID string) ([]byte, error)
+	// Dial connects to a port of the loopback interface in the network
+	// namespace pinned at netns; empty is the host's.
+	Dial    func(ctx context.Context, netns string, port uint16) (net.Conn, error)
+	Metrics *metrics.Table // what this host can tell
 	// Info is told in verbose Status as "config", in JSON.
 	Info any
 	// Stopping is closed when davitd is to stop: streams without an end end then.
