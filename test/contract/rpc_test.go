@@ -87,9 +87,7 @@ var later = map[string]bool{"CheckpointContainer": true, "CheckpointPod": true, 
 
 // coming are RPCs that are being made.
 var coming = map[string]bool{
-	"StreamPodSandboxes": true, "StreamContainers": true, "StreamContainerStats": true, "StreamPodSandboxStats": true,
-	"StreamPodSandboxMetrics": true, "StreamImages": true, "GetContainerEvents": true,
-	"UpdateRuntimeConfig": true, "UpdatePodSandboxResources": true,
+	"UpdatePodSandboxResources": true,
 }
 
 var errComing = errors.New("still to come")
