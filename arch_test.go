@@ -44,7 +44,7 @@ var imports = map[string][]string{
 	"internal/cri/validate": base,
 	"internal/cri/metrics":  slices.Concat(base, []string{"internal/stats", "internal/cgroup", "internal/namespace"}),
 	"internal/stats":        slices.Concat(base, []string{"internal/pod", "internal/cgroup", "internal/namespace", "internal/image"}),
-	"internal/stream":       base,
+	"internal/stream":       slices.Concat(base, []string{"internal/monitor"}), // its value types
 	"internal/pod":          slices.Concat(base, drivers, []string{"internal/operation", "internal/volume"}),
 	"internal/operation":    base,
 	"internal/volume":       base,

@@ -3,6 +3,7 @@ package cri
 import (
 	"context"
 	"log/slog"
+	"net"
 	"time"
 
 	"google.golang.org/grpc"
@@ -46,6 +47,8 @@ type Views interface {
 type Sessions interface {
 	ReopenLog(ctx context.Context, id string) error
 	Exec(ctx context.Context, id string, args []string, timeout time.Duration) (monitor.ExecResult, error)
+	ExecStream(ctx context.Context, id string, args []string, s monitor.Stream) (code int, err error)
+	Attach(ctx context.Context, id string, s monitor.Stream) error
 }
 
 // Images keeps images. *image.Store implements it.
@@ -64,6 +67,7 @@ type Parts struct {
 	Views      Views
 	Sessions   Sessions
 	Images     Images
+	Streams    Streams
 	Stats      Stats
 }
 
@@ -77,6 +81,9 @@ type Config struct {
 	// Spec returns a container's OCI runtime spec as it is on disk, for verbose status.
 	Spec    func(containerID string) ([]byte, error)
 	Metrics *metrics.Table // what this host can tell
+	// Dial connects to a port of the loopback interface in the network
+	// namespace pinned at netns; empty is the host's.
+	Dial func(ctx context.Context, netns string, port uint16) (net.Conn, error)
 	// Info is told in verbose Status as "config", in JSON.
 	Info any
 	Log  *slog.Logger
