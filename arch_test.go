@@ -52,7 +52,8 @@ var imports = map[string][]string{
 	"internal/image":        slices.Concat(base, []string{"internal/registry", "internal/layer"}),
 	"internal/monitor":      {"internal/ociruntime", "internal/fault"},
 	// These four go into davit-monitor, so they use no base but fault.
-	"internal/monitor/server": {"internal/monitor", "internal/ociruntime", "internal/holder", "internal/fault"},
+	"internal/monitor/server": {"internal/monitor", "internal/monitor/stdio", "internal/ociruntime", "internal/holder", "internal/fault"},
+	"internal/monitor/stdio":  {"internal/monitor"},
 	"internal/holder":         {},
 	"internal/ociruntime":     {"internal/fault"},
 	"internal/ocispec":        base,
