@@ -32,12 +32,12 @@ func (s *Store) Mount(_ context.Context, id, imageID string) (string, error) {
 	if err := makeDir(writable, 0o700); err != nil {
 		return "", err
 	}
+	s.tally.begin(id, created)
 	if created {
 		if err := store.SaveJSON(leaseFile(writable), leaseVersion, l); err != nil {
 			return "", err
 		}
 	}
-	s.tally.begin(id)
 	lowers := make([]string, 0, len(l.Layers)+1)
 	for _, layerID := range l.Layers {
 		lower, err := s.layers.Lower(layerID)

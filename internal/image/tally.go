@@ -22,6 +22,7 @@ const (
 // the path of who asks.
 type tally struct {
 	dir    func(id string) string // of a container's writable side
+	books  *accounts              // nil: none are kept
 	ctx    context.Context        // ends with close
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // walkers
@@ -34,8 +35,10 @@ type tally struct {
 	pace sync.Mutex // held by a walk that rests, so that all rest
 }
 
-// A figure is what was counted last, and when; at is zero if nothing was.
+// A figure is what was counted last, and when; at is zero if nothing was. One
+// is kept for each layer there is, also of containers that have exited.
 type figure struct {
+	project       uint32 // 0: to be walked
 	bytes, inodes uint64
 	at            time.Time
 	next          time.Time // not to be walked again before
@@ -44,7 +47,7 @@ type figure struct {
 
 func newTally(dir func(id string) string) *tally {
 	ctx, cancel := context.WithCancel(context.Background()) //nolint:forbidigo // the owner is close
-	return &tally{dir: dir, ctx: ctx, cancel: cancel, layers: map[string]*figure{}}
+	return &tally{dir: dir, books: openAccounts(dir("")), ctx: ctx, cancel: cancel, layers: map[string]*figure{}}
 }
 
 // close ends walks under way, and waits.
@@ -53,15 +56,26 @@ func (t *tally) close() error {
 	t.cancel() // with mu held, so that nobody starts after
 	t.mu.Unlock()
 	t.wg.Wait()
+	if t.books != nil {
+		return t.books.close()
+	}
 	return nil
 }
 
-// begin makes a layer known; forget ends that.
-func (t *tally) begin(id string) {
+// begin makes a layer known whose directory is there; one that is empty, as new
+// says, is given a project where accounts are kept. forget ends that.
+func (t *tally) begin(id string, empty bool) {
+	f := &figure{}
+	if t.books != nil {
+		if empty {
+			_ = t.books.begin(t.dir(id)) // without one it is walked
+		}
+		f.project = projectIn(t.dir(id))
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.layers[id] == nil {
-		t.layers[id] = &figure{}
+		t.layers[id] = f
 	}
 }
 
@@ -74,25 +88,54 @@ func (t *tally) forget(id string) {
 // of returns what one layer takes, and sees to it that the next answer is newer.
 func (t *tally) of(id string) (figure, bool) {
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	f := t.layers[id]
 	if f == nil {
+		t.mu.Unlock()
 		return figure{}, false
 	}
-	t.want(id, f, time.Now())
-	return *f, true
+	if f.project == 0 {
+		t.want(id, f, time.Now())
+	}
+	now := *f
+	t.mu.Unlock()
+	t.ask(id, &now)
+	return now, true
+}
+
+// ask fills in what the file system's accounts say. One that no longer keeps
+// any, having been mounted otherwise, has the layer walked from now on.
+func (t *tally) ask(id string, f *figure) {
+	if f.project == 0 {
+		return
+	}
+	size, inodes, err := t.books.of(f.project)
+	if err == nil {
+		f.bytes, f.inodes, f.at = size, inodes, time.Now()
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if known := t.layers[id]; known != nil {
+		known.project = 0
+		t.want(id, known, time.Now())
+	}
 }
 
 // sum returns what all layers take, and when the oldest of its parts was counted.
 func (t *tally) sum() figure {
-	t.mu.Lock()
-	defer t.mu.Unlock()
 	now := time.Now()
-	all := figure{at: now}
+	t.mu.Lock()
+	parts := make(map[string]figure, len(t.layers))
 	for id, f := range t.layers {
-		if f.at.IsZero() || now.Sub(f.at) > walkRest {
+		if f.project == 0 && (f.at.IsZero() || now.Sub(f.at) > walkRest) {
 			t.want(id, f, now)
 		}
+		parts[id] = *f
+	}
+	t.mu.Unlock()
+	all := figure{at: now}
+	for id, f := range parts {
+		t.ask(id, &f)
 		all.bytes += f.bytes
 		all.inodes += f.inodes
 		if !f.at.IsZero() && f.at.Before(all.at) {
