@@ -42,12 +42,13 @@ var imports = map[string][]string{
 	// Of cgroup and monitor, cri uses value types that pod hands through.
 	"internal/cri":          slices.Concat(base, []string{"internal/pod", "internal/image", "internal/stream", "internal/cgroup", "internal/monitor", "internal/network", "internal/namespace", "internal/stats", "internal/cri/metrics", "internal/cri/validate"}),
 	"internal/cri/validate": base,
+	"internal/stream":       slices.Concat(base, []string{"internal/monitor"}), // its value types
 	"internal/cri/metrics":  slices.Concat(base, []string{"internal/stats", "internal/cgroup", "internal/namespace"}),
 	"internal/stats":        slices.Concat(base, []string{"internal/pod", "internal/cgroup", "internal/namespace", "internal/image"}),
-	"internal/stream":       slices.Concat(base, []string{"internal/monitor"}), // its value types
-	"internal/pod":          slices.Concat(base, drivers, []string{"internal/operation", "internal/volume"}),
+	"internal/pod":          slices.Concat(base, drivers, []string{"internal/operation", "internal/volume", "internal/compact"}),
 	"internal/operation":    base,
 	"internal/volume":       base,
+	"internal/compact":      {},
 	"internal/keeper":       {"internal/monitor", "internal/fault"},
 	"internal/image":        slices.Concat(base, []string{"internal/registry", "internal/layer"}),
 	"internal/monitor":      {"internal/ociruntime", "internal/fault"},

@@ -150,7 +150,7 @@ func TestStatsListed(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		streamed := drain(t, func() ([]*runtimeapi.ContainerStats, error) {
+		streamed := received(t, func() ([]*runtimeapi.ContainerStats, error) {
 			r, err := stream.Recv()
 			return r.GetContainerStats(), err
 		})
@@ -175,7 +175,7 @@ func TestStatsListed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	streamed := drain(t, func() ([]*runtimeapi.PodSandboxStats, error) {
+	streamed := received(t, func() ([]*runtimeapi.PodSandboxStats, error) {
 		r, err := stream.Recv()
 		return r.GetPodSandboxStats(), err
 	})
@@ -207,7 +207,7 @@ func TestMetricsListed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	streamed := drain(t, func() ([]*runtimeapi.PodSandboxMetrics, error) {
+	streamed := received(t, func() ([]*runtimeapi.PodSandboxMetrics, error) {
 		r, err := stream.Recv()
 		return r.GetPodSandboxMetrics(), err
 	})
@@ -218,8 +218,8 @@ func TestMetricsListed(t *testing.T) {
 	}
 }
 
-// drain receives until the end.
-func drain[T any](t *testing.T, recv func() ([]T, error)) (all []T) {
+// received receives until the end.
+func received[T any](t *testing.T, recv func() ([]T, error)) (all []T) {
 	t.Helper()
 	for {
 		some, err := recv()

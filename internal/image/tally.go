@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -62,21 +63,45 @@ func (t *tally) close() error {
 	return nil
 }
 
-// begin makes a layer known whose directory is there; one that is empty, as new
-// says, is given a project where accounts are kept. forget ends that.
-func (t *tally) begin(id string, empty bool) {
+// begin makes a layer known before there is anything in it: where accounts are
+// kept, it is given a project. One that is there already is known as it is.
+// forget ends that.
+func (t *tally) begin(id string) {
 	f := &figure{}
 	if t.books != nil {
-		if empty {
-			_ = t.books.begin(t.dir(id)) // without one it is walked
+		dir := t.dir(id)
+		if f.project = projectIn(dir); f.project == 0 && !isThere(upperDir(dir)) {
+			_ = t.books.begin(dir) // without one it is walked
+			f.project = projectIn(dir)
 		}
-		f.project = projectIn(t.dir(id))
 	}
+	t.add(id, f)
+}
+
+// adopt makes known what an earlier process made. Not every lease has a layer.
+func (t *tally) adopt(id string) {
+	if dir := t.dir(id); isThere(upperDir(dir)) {
+		f := &figure{}
+		if t.books != nil {
+			f.project = projectIn(dir)
+		}
+		t.add(id, f)
+	}
+}
+
+func (t *tally) add(id string, f *figure) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.layers[id] == nil {
 		t.layers[id] = f
 	}
+}
+
+func upperDir(writable string) string { return filepath.Join(writable, "upper") }
+
+func isThere(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
 }
 
 func (t *tally) forget(id string) {
@@ -181,7 +206,7 @@ func (t *tally) walk(id string) {
 		busy += d
 		return t.rest(d)
 	}}
-	blocks, inodes, err := w.measure(filepath.Join(t.dir(id), "upper"))
+	blocks, inodes, err := w.measure(upperDir(t.dir(id)))
 	last := time.Since(w.since)
 	busy += last
 	t.mu.Lock()
