@@ -40,9 +40,11 @@ var imports = map[string][]string{
 	"internal/play":   {"internal/store", "internal/fault"},
 	"internal/crilog": {},
 	// Of cgroup and monitor, cri uses value types that pod hands through.
-	"internal/cri":          slices.Concat(base, []string{"internal/pod", "internal/image", "internal/stream", "internal/cgroup", "internal/monitor", "internal/network", "internal/cri/validate"}),
+	"internal/cri":          slices.Concat(base, []string{"internal/pod", "internal/image", "internal/stream", "internal/cgroup", "internal/monitor", "internal/network", "internal/namespace", "internal/stats", "internal/cri/metrics", "internal/cri/validate"}),
 	"internal/cri/validate": base,
 	"internal/stream":       slices.Concat(base, []string{"internal/monitor"}), // its value types
+	"internal/cri/metrics":  slices.Concat(base, []string{"internal/stats", "internal/cgroup", "internal/namespace"}),
+	"internal/stats":        slices.Concat(base, []string{"internal/pod", "internal/cgroup", "internal/namespace", "internal/image"}),
 	"internal/pod":          slices.Concat(base, drivers, []string{"internal/operation", "internal/volume"}),
 	"internal/operation":    base,
 	"internal/volume":       base,

@@ -16,6 +16,7 @@ import (
 
 	"github.com/davit-runtime/davit/internal/cgroup"
 	"github.com/davit-runtime/davit/internal/cri"
+	"github.com/davit-runtime/davit/internal/cri/metrics"
 	"github.com/davit-runtime/davit/internal/cri/validate"
 	"github.com/davit-runtime/davit/internal/image"
 	"github.com/davit-runtime/davit/internal/monitor"
@@ -24,6 +25,7 @@ import (
 	"github.com/davit-runtime/davit/internal/ocispec"
 	"github.com/davit-runtime/davit/internal/pod"
 	"github.com/davit-runtime/davit/internal/registry"
+	"github.com/davit-runtime/davit/internal/stats"
 	"github.com/davit-runtime/davit/internal/store"
 	"github.com/davit-runtime/davit/internal/stream"
 )
@@ -217,7 +219,10 @@ func (p *parts) server(c *config, log *slog.Logger) *grpc.Server {
 		confDir = "/etc/cni/net.d"
 	}
 	return cri.New(
-		cri.Parts{Pods: p.pods, Containers: p.pods, Resources: p.pods, Views: p.pods, Sessions: p.pods, Images: p.images, Streams: p.streams},
+		cri.Parts{
+			Pods: p.pods, Containers: p.pods, Resources: p.pods, Views: p.pods, Sessions: p.pods, Images: p.images,
+			Streams: p.streams, Stats: stats.New(p.pods, p.cgroups, p.images),
+		},
 		cri.Config{
 			Node:          validate.Node{Handlers: p.runtimes.handlers, AppArmor: appArmor()},
 			Version:       version,
@@ -227,7 +232,8 @@ func (p *parts) server(c *config, log *slog.Logger) *grpc.Server {
 			Spec: func(id string) ([]byte, error) {
 				return os.ReadFile(filepath.Join(c.State, "containers", id, "config.json"))
 			},
-			Dial: namespace.Dial,
+			Dial:    namespace.Dial,
+			Metrics: metrics.New(metrics.Host{CgroupV2: p.cgroups.Layout() == cgroup.V2, Scheduled: p.cgroups.HasScheduled()}),
 			Info: map[string]any{
 				"maxContainerLogLineSize": 16 << 10,
 				"cni":                     map[string]any{"confDir": confDir},

@@ -80,9 +80,9 @@ func properties(values []Value) []dbus.Property {
 		name := filepath.Base(v.File)
 		switch name {
 		case "cpu.weight":
-			add("CPUWeight", number(v.Text))
+			add("CPUWeight", limitOf(v.Text))
 		case "cpu.shares":
-			add("CPUShares", number(v.Text))
+			add("CPUShares", limitOf(v.Text))
 		case "cpu.max":
 			quota, period, _ = strings.Cut(v.Text, " ")
 		case "cpu.cfs_quota_us":
@@ -99,21 +99,21 @@ func properties(values []Value) []dbus.Property {
 			add(map[string]string{"cpuset.cpus": "AllowedCPUs", "cpuset.mems": "AllowedMemoryNodes"}[name], bitmap(v.Text))
 		default:
 			if property, ok := byBytes[name]; ok {
-				add(property, number(v.Text))
+				add(property, limitOf(v.Text))
 			}
 		}
 	}
 	if period != "" {
-		add("CPUQuotaPeriodUSec", number(period))
+		add("CPUQuotaPeriodUSec", limitOf(period))
 	}
 	if quota != "" {
-		add("CPUQuotaPerSecUSec", perSecond(number(quota), number(period)))
+		add("CPUQuotaPerSecUSec", perSecond(limitOf(quota), limitOf(period)))
 	}
 	return all
 }
 
-// number reads a value of a control file; what is no number, or below 0, is no limit.
-func number(text string) uint64 {
+// limitOf reads a value of a control file; what is no number, or below 0, is no limit.
+func limitOf(text string) uint64 {
 	n, err := strconv.ParseUint(text, 10, 64)
 	if err != nil || n >= unlimitedV1 {
 		return math.MaxUint64

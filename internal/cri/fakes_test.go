@@ -143,11 +143,18 @@ func (w imageWorld) Usage() image.Usage {
 	return image.Usage{Mountpoint: "/images", Bytes: 5, Inodes: 6, At: time.Unix(7, 0)}
 }
 
+// statsWorld counts nothing but writable layers.
+type statsWorld struct{ Stats }
+
+func (statsWorld) Layers() image.Usage {
+	return image.Usage{Mountpoint: "/images", Bytes: 8, Inodes: 9, At: time.Unix(6, 0)}
+}
+
 // server serves the CRI over w in memory; the buffer is its log.
 func server(t testing.TB, w *world) (runtimeapi.RuntimeServiceClient, runtimeapi.ImageServiceClient, *grpc.ClientConn, *logBuffer) {
 	t.Helper()
 	log := &logBuffer{}
-	s := New(Parts{Pods: w, Containers: w, Resources: w, Views: w, Sessions: w, Images: imageWorld{w}, Streams: streamWorld{w}}, Config{
+	s := New(Parts{Pods: w, Containers: w, Resources: w, Views: w, Sessions: w, Images: imageWorld{w}, Streams: streamWorld{w}, Stats: statsWorld{}}, Config{
 		Version: "1.2.3",
 		Node: validate.Node{Handlers: func() []validate.Handler {
 			return []validate.Handler{{Name: "runc"}, {Name: "crun", Default: true, RecursiveReadOnly: true}}

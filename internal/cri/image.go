@@ -81,17 +81,22 @@ func (s *service) RemoveImage(ctx context.Context, r *runtimeapi.RemoveImageRequ
 	return &runtimeapi.RemoveImageResponse{}, nil
 }
 
-// ImageFsInfo fills every field: the kubelet reads used_bytes unchecked.
-// Containers' layers are on the same file system as images.
+// ImageFsInfo fills every field: the kubelet reads used_bytes unchecked. Layers
+// of images and writable ones are on one file system, counted apart.
 func (s *service) ImageFsInfo(context.Context, *runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {
-	u := s.Images.Usage()
-	fs := []*runtimeapi.FilesystemUsage{{
+	return &runtimeapi.ImageFsInfoResponse{
+		ImageFilesystems:     []*runtimeapi.FilesystemUsage{filesystemUsage(s.Images.Usage())},
+		ContainerFilesystems: []*runtimeapi.FilesystemUsage{filesystemUsage(s.Stats.Layers())},
+	}, nil
+}
+
+func filesystemUsage(u image.Usage) *runtimeapi.FilesystemUsage {
+	return &runtimeapi.FilesystemUsage{
 		Timestamp:  u.At.UnixNano(),
 		FsId:       &runtimeapi.FilesystemIdentifier{Mountpoint: u.Mountpoint},
-		UsedBytes:  &runtimeapi.UInt64Value{Value: u.Bytes},
-		InodesUsed: &runtimeapi.UInt64Value{Value: u.Inodes},
-	}}
-	return &runtimeapi.ImageFsInfoResponse{ImageFilesystems: fs, ContainerFilesystems: fs}, nil
+		UsedBytes:  value(u.Bytes),
+		InodesUsed: value(u.Inodes),
+	}
 }
 
 func criImage(i image.Image) *runtimeapi.Image {

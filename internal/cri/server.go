@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/davit-runtime/davit/internal/cri/metrics"
 	"github.com/davit-runtime/davit/internal/cri/validate"
 	"github.com/davit-runtime/davit/internal/image"
 	"github.com/davit-runtime/davit/internal/monitor"
@@ -73,6 +74,7 @@ type Parts struct {
 	Sessions   Sessions
 	Images     Images
 	Streams    Streams
+	Stats      Stats
 }
 
 // A Config says what the surface tells about this node.
@@ -86,7 +88,8 @@ type Config struct {
 	Spec func(containerID string) ([]byte, error)
 	// Dial connects to a port of the loopback interface in the network
 	// namespace pinned at netns; empty is the host's.
-	Dial func(ctx context.Context, netns string, port uint16) (net.Conn, error)
+	Dial    func(ctx context.Context, netns string, port uint16) (net.Conn, error)
+	Metrics *metrics.Table // what this host can tell
 	// Info is told in verbose Status as "config", in JSON.
 	Info any
 	Log  *slog.Logger

@@ -258,7 +258,7 @@ func TestImages(t *testing.T) {
 	}
 	fs := must[*runtimeapi.ImageFsInfoResponse](t)(im.ImageFsInfo(ctx, &runtimeapi.ImageFsInfoRequest{}))
 	const usage = ` { timestamp: 7000000000 fs_id { mountpoint: "/images" } used_bytes { value: 5 } inodes_used { value: 6 } } `
-	equal(t, fs, parse(t, &runtimeapi.ImageFsInfoResponse{}, "image_filesystems"+usage+"container_filesystems"+usage))
+	equal(t, fs, parse(t, &runtimeapi.ImageFsInfoResponse{}, "image_filesystems"+usage+`container_filesystems { timestamp: 6000000000 fs_id { mountpoint: "/images" } used_bytes { value: 8 } inodes_used { value: 9 } }`))
 }
 
 func TestCallsReachThePod(t *testing.T) {

@@ -25,6 +25,7 @@ func (s *Store) Mount(_ context.Context, id, imageID string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	s.tally.begin(id)
 	if len(lowers) == 0 {
 		lowers = append(lowers, s.config.empty())
 	}
@@ -106,6 +107,7 @@ func (s *Store) Unmount(_ context.Context, id string) error {
 	if err := s.trash.Put(s.config.writable(id)); err != nil {
 		return err
 	}
+	s.tally.forget(id)
 	s.mu.Lock()
 	l := s.use.leases[id]
 	delete(s.use.leases, id)
