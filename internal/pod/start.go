@@ -191,6 +191,9 @@ func (p *Pods) retryUndo(c *container) {
 // inForce makes of resources asked for those that are applied.
 func (p *Pods) inForce(r *runtimeapi.LinuxContainerResources) *runtimeapi.LinuxContainerResources {
 	r.OomScoreAdj = ocispec.ClampOOMScoreAdj(r.OomScoreAdj, p.opt.Host.MinOOMScoreAdj)
+	if r.CpuQuota > 0 && r.CpuPeriod == 0 {
+		r.CpuPeriod = 100_000 // the kernel's
+	}
 	return r
 }
 
