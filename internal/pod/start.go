@@ -48,13 +48,11 @@ func (p *Pods) start(ctx context.Context, c *container) error {
 		return err
 	}
 	s := c.state.Load()
-	// Left out of the spec, so that they slow nothing of davit's down.
-	quota, shares := s.Resources.GetCpuQuota(), s.Resources.GetCpuShares()
-	if quota != 0 || shares != 0 {
-		r := &runtimeapi.LinuxContainerResources{CpuQuota: quota, CpuPeriod: s.Resources.GetCpuPeriod(), CpuShares: shares}
-		if err := p.opt.Cgroups.Limit(ctx, s.Place, r); err != nil {
-			return p.startFailed(ctx, c, fmt.Errorf("limit cpu: %w", err))
-		}
+	// CPU quota and shares are left out of the spec, so that they slow nothing of
+	// davit's down. The rest is there already, but not every OCI runtime tells
+	// systemd of all that it writes.
+	if err := p.opt.Cgroups.Limit(ctx, s.Place, s.Resources); err != nil {
+		return p.startFailed(ctx, c, fmt.Errorf("limit: %w", err))
 	}
 	if err := p.opt.Processes.Start(ctx, c.id); err != nil {
 		return p.startFailed(ctx, c, err)
