@@ -45,13 +45,14 @@ var imports = map[string][]string{
 	"internal/stream":       slices.Concat(base, []string{"internal/monitor"}), // its value types
 	"internal/cri/metrics":  slices.Concat(base, []string{"internal/stats", "internal/cgroup", "internal/namespace"}),
 	"internal/stats":        slices.Concat(base, []string{"internal/pod", "internal/cgroup", "internal/namespace", "internal/image"}),
-	"internal/pod":          slices.Concat(base, drivers, []string{"internal/operation", "internal/volume"}),
+	"internal/pod":          slices.Concat(base, drivers, []string{"internal/operation", "internal/volume", "internal/compact"}),
 	"internal/operation":    base,
 	"internal/volume":       base,
+	"internal/compact":      {},
 	"internal/keeper":       {"internal/monitor", "internal/fault"},
 	"internal/image":        slices.Concat(base, []string{"internal/registry", "internal/layer"}),
 	"internal/monitor":      {"internal/ociruntime", "internal/fault"},
-	// These four go into davit-monitor, so they use no base but fault.
+	// These five go into davit-monitor, so they use no base but fault.
 	"internal/monitor/server": {"internal/monitor", "internal/monitor/stdio", "internal/ociruntime", "internal/holder", "internal/fault"},
 	"internal/monitor/stdio":  {"internal/monitor"},
 	"internal/holder":         {},

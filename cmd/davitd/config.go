@@ -15,12 +15,15 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
+	"github.com/davit-runtime/davit/internal/cri"
 	"github.com/davit-runtime/davit/internal/registry"
 )
 
 // A config is the configuration file. Every key may be left out.
 type config struct {
 	Socket         string                    `toml:"socket"`
+	ImageSocket    string                    `toml:"image_socket"` // empty: none beside socket
+	CRIVersions    []cri.Version             `toml:"cri_versions"` // empty: all
 	Root           string                    `toml:"root"`
 	State          string                    `toml:"state"`
 	Log            logConfig                 `toml:"log"`
@@ -28,6 +31,7 @@ type config struct {
 	DefaultRuntime string                    `toml:"default_runtime"`
 	Runtimes       map[string]runtimeConfig  `toml:"runtimes"` // by RuntimeClass handler
 	Network        networkConfig             `toml:"network"`
+	NRI            nriConfig                 `toml:"nri"`
 	Registries     map[string]registryConfig `toml:"registries"` // by host, as images name it
 	Streaming      streamingConfig           `toml:"streaming"`
 }
@@ -42,11 +46,12 @@ type runtimeConfig struct {
 }
 
 type networkConfig struct {
-	Bridge     string         `toml:"bridge"`
-	Subnets    []netip.Prefix `toml:"subnets"`
-	CNIConfDir string         `toml:"cni_conf_dir"`
-	CNIBinDirs []string       `toml:"cni_bin_dirs"`
-	MTU        int            `toml:"mtu"`
+	Bridge          string         `toml:"bridge"`
+	Subnets         []netip.Prefix `toml:"subnets"`
+	CNIConfDir      string         `toml:"cni_conf_dir"`
+	CNIBinDirs      []string       `toml:"cni_bin_dirs"`
+	CNIConfTemplate string         `toml:"cni_conf_template"` // a file; empty: none
+	MTU             int            `toml:"mtu"`
 }
 
 type registryConfig struct {
@@ -63,7 +68,7 @@ const maxState = 107 - len("/monitor.sock")
 // readConfig reads the file at path over the defaults. A missing file is an
 // error only if it was asked for.
 func readConfig(path string, required bool) (*config, error) {
-	c := &config{Root: "/var/lib/davit", State: "/run/davit"}
+	c := &config{Root: "/var/lib/davit", State: defaultState}
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) && !required {
 		return c, nil
@@ -124,6 +129,8 @@ func (c *config) check() error {
 		}
 	}
 	absolute("socket", c.Socket)
+	absolute("image_socket", c.ImageSocket)
+	c.checkSurface(bad)
 	absolute("root", c.Root)
 	absolute("state", c.State)
 	if c.Root != "" && filepath.Clean(c.Root) == filepath.Clean(c.State) {
@@ -143,7 +150,9 @@ func (c *config) check() error {
 		}
 		absolute("runtimes."+handler+".path", r.Path)
 	}
+	c.NRI.check(bad, absolute)
 	absolute("network.cni_conf_dir", c.Network.CNIConfDir)
+	absolute("network.cni_conf_template", c.Network.CNIConfTemplate)
 	for _, dir := range c.Network.CNIBinDirs {
 		absolute("network.cni_bin_dirs", dir)
 	}
@@ -176,6 +185,23 @@ func (c *config) check() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// checkSurface is check's part about what is served where.
+func (c *config) checkSurface(bad func(key, format string, args ...any)) {
+	if c.ImageSocket != "" && filepath.Clean(c.ImageSocket) == filepath.Clean(c.socketPath()) {
+		bad("image_socket", "%s is socket, which serves images already", c.ImageSocket)
+	}
+	for i, v := range c.CRIVersions {
+		if !slices.Contains(cri.Versions, v) {
+			bad("cri_versions", "%q is not one of %v", v, cri.Versions)
+		} else if slices.Contains(c.CRIVersions[:i], v) {
+			bad("cri_versions", "%q stands there twice", v)
+		}
+	}
+	if c.CRIVersions != nil && len(c.CRIVersions) == 0 {
+		bad("cri_versions", "names no version; leave it out for all")
+	}
 }
 
 // handlerName reports whether name is a DNS label, as RuntimeClass handlers are.

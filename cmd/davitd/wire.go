@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
@@ -22,6 +23,7 @@ import (
 	"github.com/davit-runtime/davit/internal/monitor"
 	"github.com/davit-runtime/davit/internal/namespace"
 	"github.com/davit-runtime/davit/internal/network"
+	"github.com/davit-runtime/davit/internal/nri"
 	"github.com/davit-runtime/davit/internal/ocispec"
 	"github.com/davit-runtime/davit/internal/pod"
 	"github.com/davit-runtime/davit/internal/registry"
@@ -39,6 +41,7 @@ type parts struct {
 	keeper   *keeperWatch
 	monitor  *monitor.Client
 	runtimes *runtimes
+	plugins  *nri.Plugins // nil: there may be none
 	pods     *pod.Pods
 	streams  *stream.Server
 }
@@ -57,6 +60,7 @@ func run(ctx context.Context, c *config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	debug.FreeOSMemory() // what reading thousands of records leaves
 	// Calls under way may end after ctx did: the parts outlive it.
 	background, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	var workers sync.WaitGroup
@@ -72,6 +76,9 @@ func run(ctx context.Context, c *config, log *slog.Logger) error {
 	work("network", p.network.Run)
 	work("pods", p.pods.Serve)
 	work("keeper", p.keeper.run)
+	if p.plugins != nil {
+		work("nri", func(ctx context.Context) error { return p.plugins.Run(ctx, p.pods) })
+	}
 	work("streams", p.streams.Serve)
 	work("seccomp", func(ctx context.Context) error {
 		p.runtimes.compile(ctx, p.monitor, p.host.Capabilities)
@@ -83,7 +90,12 @@ func run(ctx context.Context, c *config, log *slog.Logger) error {
 	if err := p.network.Status(); err != nil {
 		log.Warn("pods cannot be connected", "reason", err)
 	}
-	return serve(ctx, p.server(c, log), c.socketPath(), log, func() {
+	surface := p.surface(ctx, c, log)
+	sockets := map[string]*grpc.Server{c.socketPath(): surface.Server()}
+	if c.ImageSocket != "" {
+		sockets[c.ImageSocket] = surface.ImageServer()
+	}
+	return serve(ctx, sockets, log, func() {
 		log.Info("davitd serves", "socket", c.socketPath(), "pods", len(p.pods.List()), "containers", len(p.pods.Containers()),
 			"cgroups", p.cgroups.Layout(), "cgroup_driver", p.cgroups.Driver(), "started_in", time.Since(begun).Round(time.Millisecond))
 	})
@@ -137,7 +149,7 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 	if p.network, err = network.Open(network.Config{
 		Root:    filepath.Join(c.Root, "network"),
 		ConfDir: c.Network.CNIConfDir, PluginDirs: c.Network.CNIBinDirs,
-		Bridge: c.Network.Bridge, Subnets: c.Network.Subnets, MTU: c.Network.MTU,
+		Bridge: c.Network.Bridge, Subnets: c.Network.Subnets, MTU: c.Network.MTU, Template: c.Network.CNIConfTemplate,
 	}); err != nil {
 		return p, err
 	}
@@ -162,7 +174,7 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 		return p, err
 	}
 	p.monitor = monitor.Connect(c.State)
-	p.pods, err = pod.Open(ctx, pod.Options{
+	options := pod.Options{
 		Root: c.Root, State: c.State, Log: log,
 		Host: pod.Host{
 			CgroupV2: p.host.CgroupV2, Capabilities: p.host.Capabilities,
@@ -171,7 +183,12 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 		Specs:      pod.Specs{Build: ocispec.Make, ResolveUser: ocispec.ResolveUser},
 		Namespaces: namespace.New(), Network: p.network, Rootfs: p.images, Cgroups: p.cgroups,
 		Processes: p.monitor, Sessions: p.monitor, Runtimes: p.runtimes,
-	})
+	}
+	if !c.NRI.Disable {
+		p.plugins = nri.New(c.nri(log))
+		options.Hooks = p.plugins
+	}
+	p.pods, err = pod.Open(ctx, options)
 	return p, err
 }
 
@@ -212,8 +229,8 @@ func (p *parts) close(log *slog.Logger) {
 	}
 }
 
-// server puts the CRI on the parts.
-func (p *parts) server(c *config, log *slog.Logger) *grpc.Server {
+// surface puts the CRI on the parts. Streams without an end end with ctx.
+func (p *parts) surface(ctx context.Context, c *config, log *slog.Logger) *cri.Surface {
 	confDir := c.Network.CNIConfDir
 	if confDir == "" {
 		confDir = "/etc/cni/net.d"
@@ -221,7 +238,7 @@ func (p *parts) server(c *config, log *slog.Logger) *grpc.Server {
 	return cri.New(
 		cri.Parts{
 			Pods: p.pods, Containers: p.pods, Resources: p.pods, Views: p.pods, Sessions: p.pods, Images: p.images,
-			Streams: p.streams, Stats: stats.New(p.pods, p.cgroups, p.images),
+			Streams: p.streams, Stats: stats.New(p.pods, p.cgroups, p.images), Events: p.pods, Network: p.network,
 		},
 		cri.Config{
 			Node:          validate.Node{Handlers: p.runtimes.handlers, AppArmor: appArmor()},
@@ -243,8 +260,9 @@ func (p *parts) server(c *config, log *slog.Logger) *grpc.Server {
 				"root":                    c.Root,
 				"state":                   c.State,
 			},
-			Log: log,
-		})
+			Stopping: ctx.Done(),
+			Log:      log,
+		}, c.CRIVersions...)
 }
 
 // appArmor reports whether the kernel enforces AppArmor.
