@@ -18,6 +18,7 @@ root = "/r"
 state = "/s"
 cgroup_driver = "cgroupfs"
 default_runtime = "fast"
+cdi_spec_dirs = ["/etc/cdi"]
 [log]
 level = "debug"
 format = "json"
@@ -61,6 +62,7 @@ ca_file = "/ca.pem"
 		{"root = \"/a\"\nstate = \"/a/\"\n", `f: state: /a/ is root, too`},
 		{"state = \"/" + strings.Repeat("a", 94) + "\"\n", `f: state: the path is 95 bytes long; with 94 at most`},
 		{"[registries.\"https://a\"]\n", `f: registries.https://a: want a host as it stands`},
+		{"cdi_spec_dirs = [\"cdi\"]\n", `f: cdi_spec_dirs: "cdi" is not an absolute path`},
 		{"cgroup_driver = \"v2\"\n", `f: cgroup_driver: "v2" is not one of auto, systemd, cgroupfs`},
 		{"[log]\nformat = \"xml\"\n", `f: log.format: `},
 		{"[runtimes.Fast]\n", `f: runtimes.Fast: `},

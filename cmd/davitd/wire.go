@@ -14,6 +14,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/davit-runtime/davit/internal/cdi"
 	"github.com/davit-runtime/davit/internal/cgroup"
 	"github.com/davit-runtime/davit/internal/cri"
 	"github.com/davit-runtime/davit/internal/cri/validate"
@@ -169,6 +170,7 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 		Specs:      pod.Specs{Build: ocispec.Make, ResolveUser: ocispec.ResolveUser},
 		Namespaces: namespace.New(), Network: p.network, Rootfs: p.images, Cgroups: p.cgroups,
 		Processes: p.monitor, Sessions: p.monitor, Runtimes: p.runtimes,
+		Devices: cdi.New(c.CDISpecDirs, log),
 	})
 	return p, err
 }

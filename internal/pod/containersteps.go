@@ -96,6 +96,11 @@ func (p *Pods) writeSpec(_ context.Context, c *container) error {
 	if err != nil {
 		return err
 	}
+	if p.opt.Devices != nil {
+		if err := p.opt.Devices.Inject(spec, s.Config); err != nil {
+			return err
+		}
+	}
 	if err := p.finishSpec(spec, s.Handler); err != nil {
 		return err
 	}

@@ -100,6 +100,12 @@ type Runtimes interface {
 	Seccomp(r ociruntime.Runtime, profile *specs.LinuxSeccomp) map[string]string
 }
 
+// Devices changes a spec for the devices of the Container Device Interface that
+// a container asks for, if any. Package cdi implements it.
+type Devices interface {
+	Inject(spec *specs.Spec, c *runtimeapi.ContainerConfig) error
+}
+
 // Specs turns what is asked for into an OCI runtime spec. Package ocispec has both.
 type Specs struct {
 	Build       func(ocispec.Input) (*specs.Spec, error)

@@ -64,6 +64,7 @@ type Options struct {
 	Processes  Processes
 	Sessions   Sessions
 	Runtimes   Runtimes
+	Devices    Devices // nil: what containers ask for is ignored
 
 	mounts mounts                                      // the kernel's if nil
 	save   func(path string, version int, v any) error // store.SaveJSON if nil
