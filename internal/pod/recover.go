@@ -6,17 +6,23 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
+	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/monitor"
 )
 
-// How long recovery waits for davit-monitor, and for the network to collect.
+// How long recovery waits for davit-monitor, for the network to collect, and
+// for one update to be taken back.
 const (
 	listBudget    = 30 * time.Second
 	collectBudget = 5 * time.Second
+	undoBudget    = 5 * time.Second
 )
 
 // A verdict is what recovery makes of a pod or container.
@@ -90,44 +96,47 @@ func (p *Pods) recover(ctx context.Context) error {
 	for _, status := range all {
 		known[status.ID] = status
 	}
-	p.load("pods", func(path string) error {
-		s, err := loadPod(path)
-		if err == nil {
-			p.addPod(s)
-		}
-		return err
-	})
-	p.load("containers", func(path string) error {
-		s, err := loadContainer(path)
-		if err == nil {
-			p.addContainer(s)
-		}
-		return err
-	})
+	load(p, "pods", loadPod, func(s *podState) { p.addPod(s) })
+	load(p, "containers", loadContainer, func(s *containerState) { p.addContainer(s) })
 	for _, pod := range p.pods {
 		p.recoverPod(pod, known)
 	}
 	for _, c := range p.containers {
-		p.recoverContainer(c, known)
+		p.recoverContainer(ctx, c, known)
 	}
 	p.findOrphans(known)
 	p.collectNetwork(ctx)
 	return nil
 }
 
-// load calls f for each record of a kind. One that f cannot read is moved
-// aside; what it held then counts as an orphan's.
-func (p *Pods) load(kind string, f func(path string) error) {
+// load reads the records of a kind, several at once, and adds them one by one.
+// One that cannot be read is moved aside; what it held then counts as an orphan's.
+func load[S any](p *Pods, kind string, read func(path string) (*S, error), add func(*S)) {
+	var adding sync.Mutex
+	var readers errgroup.Group
+	readers.SetLimit(runtime.GOMAXPROCS(0))
 	for _, id := range subdirectories(filepath.Join(p.opt.Root, kind)) {
-		path := filepath.Join(p.opt.Root, kind, id, "record.json")
-		err := f(path)
-		if err == nil || fault.Is(err, fault.NotFound) {
-			continue // without one, the directory is an orphan's
-		}
-		aside := filepath.Join(p.opt.Root, "damaged", kind+"-"+id+".json")
-		moved := errors.Join(os.MkdirAll(filepath.Dir(aside), 0o700), os.Rename(path, aside))
-		p.log.Error("unreadable record, moved aside", "record", path, "to", aside, "error", errors.Join(err, moved))
+		readers.Go(func() error {
+			path := filepath.Join(p.opt.Root, kind, id, "record.json")
+			s, err := read(path)
+			switch {
+			case err == nil:
+				adding.Lock()
+				defer adding.Unlock()
+				add(s)
+			case !fault.Is(err, fault.NotFound): // without one, the directory is an orphan's
+				p.moveAside(kind, id, path, err)
+			}
+			return nil
+		})
 	}
+	_ = readers.Wait()
+}
+
+func (p *Pods) moveAside(kind, id, path string, why error) {
+	aside := filepath.Join(p.opt.Root, "damaged", kind+"-"+id+".json")
+	moved := errors.Join(os.MkdirAll(filepath.Dir(aside), 0o700), os.Rename(path, aside))
+	p.log.Error("unreadable record, moved aside", "record", path, "to", aside, "error", errors.Join(why, moved))
 }
 
 func (p *Pods) recoverPod(pod *pod, known map[string]monitor.Status) {
@@ -172,8 +181,8 @@ func (p *Pods) checkNetwork(ctx context.Context, pod *pod) {
 	}
 }
 
-func (p *Pods) recoverContainer(c *container, known map[string]monitor.Status) {
-	s := c.state.Load()
+func (p *Pods) recoverContainer(ctx context.Context, c *container, known map[string]monitor.Status) {
+	s := c.state.kept.Load()
 	status, ok := known[c.id]
 	pod := p.pods[c.podID]
 	v := containerFinding{
@@ -181,7 +190,10 @@ func (p *Pods) recoverContainer(c *container, known map[string]monitor.Status) {
 		starting: !s.Starting.IsZero(), known: ok, exit: status.Exit != nil,
 	}.verdict()
 	if v != discard {
-		p.containerKeys[keyOfContainer(c.podID, s.Config)] = c
+		p.containerKeys[keyOfContainer(c.podID, s.brief().Config)] = c
+	}
+	if (v == keep || v == restart) && s.State != Exited {
+		p.recoverUpdate(ctx, c)
 	}
 	switch v {
 	case restart:
@@ -198,7 +210,7 @@ func (p *Pods) recoverContainer(c *container, known map[string]monitor.Status) {
 		p.leave(func(context.Context) { p.sweep(c) })
 		_ = c.note(func(s *containerState) error { return s.lose() })
 		c.end()
-		p.log.Warn("container is lost", "container", c.id, "name", s.Config.GetMetadata().GetName())
+		p.log.Warn("container is lost", "container", c.id, "name", s.brief().Config.GetMetadata().GetName())
 	case discard:
 		_ = c.note(func(s *containerState) error { s.Doomed = true; return nil })
 		p.leave(func(ctx context.Context) {
@@ -206,6 +218,20 @@ func (p *Pods) recoverContainer(c *container, known map[string]monitor.Status) {
 				p.retryContainer(c)
 			}
 		})
+	}
+}
+
+// recoverUpdate takes back an update of limits that was cut short.
+func (p *Pods) recoverUpdate(ctx context.Context, c *container) {
+	if c.state.Load().Undo == nil {
+		return
+	}
+	p.log.Info("an update of limits was cut short and is taken back", "container", c.id)
+	ctx, cancel := context.WithTimeout(ctx, undoBudget)
+	defer cancel()
+	if err := p.undoUpdate(ctx, c); err != nil {
+		p.log.Warn("it could not be, and will be tried again", "container", c.id, "error", err)
+		p.leave(func(context.Context) { p.retryUndo(c) })
 	}
 }
 
@@ -254,6 +280,9 @@ func (p *Pods) leaveOrphan(what, id string, remove func(context.Context, string)
 
 func (p *Pods) removeOrphan(ctx context.Context, id string) error {
 	if err := p.opt.Processes.Remove(ctx, id); err != nil {
+		return err
+	}
+	if err := p.opt.Rootfs.UnmountVolumes(ctx, id); err != nil {
 		return err
 	}
 	if err := p.opt.Rootfs.Unmount(ctx, id); err != nil {
