@@ -11,7 +11,7 @@ BENCHFLAGS  ?=
 
 BINARIES := davitd davit-monitor davit
 # What several goroutines or processes share, and thus what the race detector looks at.
-CORE     := $(wildcard internal/pod internal/monitor internal/monitor/server internal/keeper internal/image internal/registry internal/network)
+CORE     := $(wildcard internal/pod internal/monitor internal/monitor/server internal/monitor/stdio internal/keeper internal/image internal/registry internal/network)
 GOTEST   := go run ./test/gotest -skips test/skips.txt
 
 .DEFAULT_GOAL := help
