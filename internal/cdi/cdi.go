@@ -69,14 +69,18 @@ func Requested(c *runtimeapi.ContainerConfig) []string {
 	return once
 }
 
-// Inject changes spec for the devices that c asks for, if any: environment,
-// device nodes with their control group rules, mounts, hooks, groups.
+// InjectRequested changes spec for the devices that c asks for, if any, as Inject does.
+func (d *Devices) InjectRequested(spec *specs.Spec, c *runtimeapi.ContainerConfig) error {
+	return d.Inject(spec, Requested(c))
+}
+
+// Inject changes spec for the named devices: environment, device nodes with
+// their control group rules, mounts, hooks, groups.
 //
 // It returns Precondition, naming the device, if no file describes it or what
 // it needs of the host is missing, and Unimplemented for what no OCI runtime
 // here can do. The spec may have been changed by then.
-func (d *Devices) Inject(spec *specs.Spec, c *runtimeapi.ContainerConfig) error {
-	names := Requested(c)
+func (d *Devices) Inject(spec *specs.Spec, names []string) error {
 	if len(names) == 0 {
 		return nil
 	}

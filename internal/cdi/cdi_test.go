@@ -66,7 +66,7 @@ func TestInject(t *testing.T) {
 	c := asking("vendor.com/gpu=1", "vendor.com/gpu=0")
 	c.Annotations = map[string]string{"cdi.k8s.io/b": "vendor.com/gpu=0", "cdi.k8s.io/a": "vendor.com/gpu=1,vendor.com/gpu=0", "other": "vendor.com/gpu=9"}
 	s := spec()
-	if err := d.Inject(s, c); err != nil {
+	if err := d.InjectRequested(s, c); err != nil {
 		t.Fatal(err)
 	}
 	if !slices.Equal(s.Process.Env, []string{"PATH=/bin", "MODE=zero", "DRIVER=1"}) {
@@ -86,7 +86,7 @@ func TestInject(t *testing.T) {
 		t.Errorf("rules %+v", rules)
 	}
 	untouched := spec()
-	if err := d.Inject(untouched, &runtimeapi.ContainerConfig{}); err != nil || untouched.Hooks != nil || len(untouched.Process.Env) != 2 {
+	if err := d.InjectRequested(untouched, &runtimeapi.ContainerConfig{}); err != nil || untouched.Hooks != nil || len(untouched.Process.Env) != 2 {
 		t.Errorf("nothing asked for: %v, %+v", err, untouched)
 	}
 }
@@ -118,11 +118,11 @@ func TestWhichFileCounts(t *testing.T) {
 	d := New([]string{early, late}, slog.New(slog.DiscardHandler))
 	for _, name := range []string{"hidden", "settled"} {
 		s := spec()
-		if err := d.Inject(s, asking("vendor.com/x="+name)); err != nil || !slices.Contains(s.Process.Env, "FROM=late") {
+		if err := d.InjectRequested(s, asking("vendor.com/x="+name)); err != nil || !slices.Contains(s.Process.Env, "FROM=late") {
 			t.Errorf("%s: %v, %q", name, err, s.Process.Env)
 		}
 	}
-	err := d.Inject(spec(), asking("vendor.com/x=twice"))
+	err := d.InjectRequested(spec(), asking("vendor.com/x=twice"))
 	if !fault.Is(err, fault.Precondition) || !strings.Contains(err.Error(), "vendor.com/x=twice") ||
 		!strings.Contains(err.Error(), first) || !strings.Contains(err.Error(), second) {
 		t.Error(err)
@@ -170,14 +170,14 @@ func TestHostileFiles(t *testing.T) {
 			d := New([]string{dir}, slog.New(slog.NewTextHandler(&log, nil)))
 			for range 2 {
 				s := spec()
-				if err := d.Inject(s, asking("vendor.com/x=d")); err != nil || !slices.Contains(s.Process.Env, "GOOD=1") {
+				if err := d.InjectRequested(s, asking("vendor.com/x=d")); err != nil || !slices.Contains(s.Process.Env, "GOOD=1") {
 					t.Errorf("the other device: %v", err)
 				}
 			}
 			if name == "one letter" {
 				return
 			}
-			err := d.Inject(spec(), asking("bad.com/x=d"))
+			err := d.InjectRequested(spec(), asking("bad.com/x=d"))
 			if !fault.Is(err, fault.Precondition) || !strings.Contains(err.Error(), "bad.com/x=d") || !strings.Contains(err.Error(), path) {
 				t.Errorf("its own device: %v", err)
 			}
@@ -205,10 +205,10 @@ func TestNoFiles(t *testing.T) {
 	write(t, dir, "good.json", one("d", "GOOD=1"))
 	none := write(t, t.TempDir(), "none", "")
 	d := New([]string{none, dir}, slog.New(slog.DiscardHandler))
-	if err := d.Inject(spec(), asking("vendor.com/x=d")); err != nil {
+	if err := d.InjectRequested(spec(), asking("vendor.com/x=d")); err != nil {
 		t.Error(err)
 	}
-	err := d.Inject(spec(), asking("vendor.com/x=e"))
+	err := d.InjectRequested(spec(), asking("vendor.com/x=e"))
 	for _, part := range []string{"pipe.json", "to-zero.yaml", "to-nowhere.yaml", none} {
 		if err == nil || !strings.Contains(err.Error(), part) {
 			t.Errorf("%s is not named: %v", part, err)
@@ -219,13 +219,13 @@ func TestNoFiles(t *testing.T) {
 func TestFilesAreReadAnew(t *testing.T) {
 	dir := t.TempDir()
 	d := New([]string{dir}, slog.New(slog.DiscardHandler))
-	if err := d.Inject(spec(), asking("vendor.com/x=d")); !fault.Is(err, fault.Precondition) {
+	if err := d.InjectRequested(spec(), asking("vendor.com/x=d")); !fault.Is(err, fault.Precondition) {
 		t.Error(err)
 	}
 	for _, env := range []string{"GOOD=1", "GOOD=2"} {
 		path := write(t, dir, "a.json", one("d", env))
 		s := spec()
-		if err := d.Inject(s, asking("vendor.com/x=d")); err != nil || !slices.Contains(s.Process.Env, env) {
+		if err := d.InjectRequested(s, asking("vendor.com/x=d")); err != nil || !slices.Contains(s.Process.Env, env) {
 			t.Errorf("%v, %q", err, s.Process.Env)
 		}
 		if err := os.Remove(path); err != nil {
@@ -249,7 +249,7 @@ func TestWhatTheHostLacks(t *testing.T) {
 		"file": {fault.Precondition, "/etc/passwd"},
 		"net":  {fault.Unimplemented, "network interfaces"},
 	} {
-		err := d.Inject(spec(), asking("vendor.com/x="+name))
+		err := d.InjectRequested(spec(), asking("vendor.com/x="+name))
 		if !fault.Is(err, want.kind) || !strings.Contains(err.Error(), want.text) || !strings.Contains(err.Error(), "vendor.com/x="+name) {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -265,7 +265,7 @@ func TestInjectAtOnce(t *testing.T) {
 	for range 8 {
 		all.Go(func() {
 			s := spec()
-			if err := d.Inject(s, asking("vendor.com/gpu=0", "vendor.com/gpu=1")); err != nil || len(s.Linux.Devices) != 2 {
+			if err := d.InjectRequested(s, asking("vendor.com/gpu=0", "vendor.com/gpu=1")); err != nil || len(s.Linux.Devices) != 2 {
 				t.Errorf("%v, %+v", err, s.Linux.Devices)
 			}
 		})
