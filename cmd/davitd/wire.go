@@ -237,7 +237,7 @@ func (p *parts) surface(ctx context.Context, c *config, log *slog.Logger) *cri.S
 	}
 	return cri.New(
 		cri.Parts{
-			Pods: p.pods, Containers: p.pods, Views: p.pods, Sessions: p.pods, Images: p.images,
+			Pods: p.pods, Containers: p.pods, Resources: p.pods, Views: p.pods, Sessions: p.pods, Images: p.images,
 			Streams: p.streams, Stats: stats.New(p.pods, p.cgroups, p.images), Events: p.pods,
 		},
 		cri.Config{

@@ -20,7 +20,7 @@ import (
 	"github.com/davit-runtime/davit/internal/pod"
 )
 
-// Pods makes, ends and shows pods. *pod.Pods implements it and the next three.
+// Pods makes, ends and shows pods. *pod.Pods implements it and the next four.
 type Pods interface {
 	Run(ctx context.Context, config *runtimeapi.PodSandboxConfig, handler string) (id string, err error)
 	Stop(ctx context.Context, id string) error
@@ -35,7 +35,12 @@ type Containers interface {
 	StartContainer(ctx context.Context, id string) error
 	StopContainer(ctx context.Context, id string, grace time.Duration) error
 	RemoveContainer(ctx context.Context, id string) error
+}
+
+// Resources changes limits.
+type Resources interface {
 	UpdateContainer(ctx context.Context, id string, r *runtimeapi.LinuxContainerResources) error
+	UpdatePod(ctx context.Context, id string, overhead, resources *runtimeapi.LinuxContainerResources) error
 }
 
 // Views shows containers; it never blocks.
@@ -68,6 +73,7 @@ type Images interface {
 type Parts struct {
 	Pods       Pods
 	Containers Containers
+	Resources  Resources
 	Views      Views
 	Sessions   Sessions
 	Images     Images

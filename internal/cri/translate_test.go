@@ -280,13 +280,16 @@ func TestCallsReachThePod(t *testing.T) {
 		t.Errorf("a long grace became %v", w.grace)
 	}
 	call(rt.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: "c"}))
+	call(rt.UpdatePodSandboxResources(ctx, &runtimeapi.UpdatePodSandboxResourcesRequest{
+		PodSandboxId: "aa11", Overhead: &runtimeapi.LinuxContainerResources{CpuShares: 2}, Resources: &runtimeapi.LinuxContainerResources{CpuShares: 3},
+	}))
 	call(rt.UpdateContainerResources(ctx, &runtimeapi.UpdateContainerResourcesRequest{ContainerId: "c", Linux: &runtimeapi.LinuxContainerResources{}}))
 	call(rt.ReopenContainerLog(ctx, &runtimeapi.ReopenContainerLogRequest{ContainerId: "c"}))
 	exec := must[*runtimeapi.ExecSyncResponse](t)(rt.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: "c", Cmd: []string{"ls"}}))
 	equal(t, exec, parse(t, &runtimeapi.ExecSyncResponse{}, `stdout: "out\xff" stderr: "err" exit_code: 3`))
 	call(im.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: "i"}}))
 	if d := cmp.Diff([]string{
-		"run runc", "stop p", "remove p", "create in aa11", "start c", "stop c", "remove c", "update c", "reopen c", "exec c ls", "remove i",
+		"run runc", "stop p", "remove p", "create in aa11", "start c", "stop c", "remove c", "update pod aa11 2 3", "update c", "reopen c", "exec c ls", "remove i",
 	}, w.done); d != "" {
 		t.Error(d)
 	}

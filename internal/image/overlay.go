@@ -14,8 +14,8 @@ import (
 
 // An overlay is a mount of overlayfs.
 type overlay struct {
-	lowers      []string // topmost first; at least one
-	upper, work string
+	lowers      []string // topmost first; at least one, without upper at least two
+	upper, work string   // empty: read-only
 }
 
 // What the kernel turned out not to have: volatile is in Linux 5.10, lowerdir+
@@ -72,7 +72,7 @@ func (o overlay) mount(target string) error {
 // mountNew uses the mount API that takes lower layers one by one, however many
 // and however long their names.
 func (o overlay) mountNew(target string) error {
-	if noVolatile.Load() {
+	if noVolatile.Load() || o.upper == "" {
 		return o.tryNew(target, false)
 	}
 	err := o.tryNew(target, true)
@@ -109,12 +109,15 @@ func (o overlay) tryNew(target string, volatile bool) error {
 		}
 	}
 	for _, option := range [][2]string{{"upperdir", o.upper}, {"workdir", o.work}, {"index", "off"}, {"metacopy", "off"}} {
-		if err == nil {
+		if err == nil && option[1] != "" {
 			set(option[0], option[1])
 		}
 	}
 	if err == nil && volatile {
 		err = unix.FsconfigSetFlag(fsfd, "volatile")
+	}
+	if err == nil && o.upper == "" {
+		err = unix.FsconfigSetFlag(fsfd, "ro")
 	}
 	if err != nil {
 		return err
@@ -149,7 +152,7 @@ func kernelSays(fsfd int) string {
 // mountOld is for kernels before 6.5. All options have to fit into a page, so
 // with many layers each is named by a descriptor.
 func (o overlay) mountOld(target string) error {
-	if noVolatile.Load() {
+	if noVolatile.Load() || o.upper == "" {
 		return o.tryOld(target, "")
 	}
 	err := o.tryOld(target, ",volatile")
@@ -167,8 +170,14 @@ func (o overlay) tryOld(target, more string) error {
 		short.limit = total
 	}
 	defer short.close()
-	names := make([]string, 0, len(o.lowers)+2)
-	for _, path := range append(append([]string{}, o.lowers...), o.upper, o.work) {
+	var paths []string
+	paths = append(paths, o.lowers...)
+	flags := uintptr(unix.MS_RDONLY)
+	if o.upper != "" {
+		paths, flags = append(paths, o.upper, o.work), 0
+	}
+	names := make([]string, 0, len(paths))
+	for _, path := range paths {
 		name, err := short.name(path)
 		if err != nil {
 			return err
@@ -176,8 +185,11 @@ func (o overlay) tryOld(target, more string) error {
 		names = append(names, name)
 	}
 	n := len(o.lowers)
-	options := "lowerdir=" + strings.Join(names[:n], ":") + ",upperdir=" + names[n] + ",workdir=" + names[n+1] + ",index=off,metacopy=off" + more
-	if err := unix.Mount("overlay", target, "overlay", 0, options); err != nil {
+	options := "lowerdir=" + strings.Join(names[:n], ":")
+	if o.upper != "" {
+		options += ",upperdir=" + names[n] + ",workdir=" + names[n+1]
+	}
+	if err := unix.Mount("overlay", target, "overlay", flags, options+",index=off,metacopy=off"+more); err != nil {
 		return fmt.Errorf("overlay of %d layers: %w", n, err)
 	}
 	return nil

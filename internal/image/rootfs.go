@@ -21,31 +21,11 @@ import (
 //
 // NotFound if the image is not present.
 func (s *Store) Mount(_ context.Context, id, imageID string) (string, error) {
-	if id == "" || id != filepath.Base(id) || strings.HasPrefix(id, ".") {
-		return "", fault.New(fault.Invalid, "image.Mount", "container ID %q", id)
-	}
-	l, created, err := s.lease(id, imageID)
+	lowers, err := s.borrow(id, imageID)
 	if err != nil {
 		return "", err
 	}
-	writable := s.config.writable(id)
-	if err := makeDir(writable, 0o700); err != nil {
-		return "", err
-	}
-	if created {
-		if err := store.SaveJSON(leaseFile(writable), leaseVersion, l); err != nil {
-			return "", err
-		}
-	}
 	s.tally.begin(id)
-	lowers := make([]string, 0, len(l.Layers)+1)
-	for _, layerID := range l.Layers {
-		lower, err := s.layers.Lower(layerID)
-		if err != nil {
-			return "", err
-		}
-		lowers = append(lowers, lower)
-	}
 	if len(lowers) == 0 {
 		lowers = append(lowers, s.config.empty())
 	}
@@ -57,6 +37,7 @@ func (s *Store) Mount(_ context.Context, id, imageID string) (string, error) {
 	if mounted || err != nil {
 		return target, err
 	}
+	writable := s.config.writable(id)
 	o := overlay{lowers: lowers, upper: filepath.Join(writable, "upper"), work: filepath.Join(writable, "work")}
 	if err := o.prepare(); err != nil {
 		return "", err
@@ -65,6 +46,36 @@ func (s *Store) Mount(_ context.Context, id, imageID string) (string, error) {
 		return "", fault.New(fault.Internal, "", "mount the root file system of container %s: %w", id, err)
 	}
 	return target, nil
+}
+
+// borrow takes a lease on an image for id, which may hold it already, writes
+// it down, and returns the directories of the image's layers, topmost first.
+func (s *Store) borrow(id, imageID string) ([]string, error) {
+	if id == "" || id != filepath.Base(id) || strings.HasPrefix(id, ".") {
+		return nil, fault.New(fault.Invalid, "image.Mount", "container ID %q", id)
+	}
+	l, created, err := s.lease(id, imageID)
+	if err != nil {
+		return nil, err
+	}
+	writable := s.config.writable(id)
+	if err := makeDir(writable, 0o700); err != nil {
+		return nil, err
+	}
+	if created {
+		if err := store.SaveJSON(leaseFile(writable), leaseVersion, l); err != nil {
+			return nil, err
+		}
+	}
+	lowers := make([]string, 0, len(l.Layers)+2)
+	for _, layerID := range l.Layers {
+		lower, err := s.layers.Lower(layerID)
+		if err != nil {
+			return nil, err
+		}
+		lowers = append(lowers, lower)
+	}
+	return lowers, nil
 }
 
 // lease returns the container's lease, a new one on the image if it has none.

@@ -100,8 +100,6 @@ func bindMount(in Input, m *runtimeapi.Mount) (specs.Mount, error) {
 	none := specs.Mount{}
 	where := m.ContainerPath
 	switch {
-	case m.Image.GetImage() != "":
-		return none, fault.New(fault.Unimplemented, "", "ImageVolumeMountFailed: image volumes are not supported yet")
 	case len(m.UidMappings) > 0 || len(m.GidMappings) > 0:
 		return none, fault.New(fault.Unimplemented, "", "mount at %s: ID-mapped mounts are not supported yet", where)
 	case where == "":

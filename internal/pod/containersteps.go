@@ -9,14 +9,17 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/image"
 	"github.com/davit-runtime/davit/internal/monitor"
 	"github.com/davit-runtime/davit/internal/ocispec"
 	"github.com/davit-runtime/davit/internal/store"
@@ -27,6 +30,7 @@ import (
 type recipe struct {
 	image   imagespec.ImageConfig
 	rootfs  string
+	volumes map[int]string      // where the images are that are mounts, by their place in the config
 	mounts  []*runtimeapi.Mount // of the image's volumes
 	program string              // that the spec runs
 }
@@ -36,25 +40,87 @@ type recipe struct {
 func (p *Pods) stepsOfContainers() []step[*container] {
 	return []step[*container]{
 		{"rootfs", nil, p.mountRootfs, p.unmountRootfs},
+		{"imagevolumes", wantsImages, p.mountImages, p.unmountImages},
 		{"volumes", func(c *container) bool { return len(c.recipe.image.Volumes) > 0 }, p.makeVolumes, p.removeVolumes},
 		{"spec", nil, p.writeSpec, p.removeBundle},
 		{"process", nil, p.createProcess, p.removeProcess},
 	}
 }
 
-// findImage looks the image up before anything is acquired.
+// findImage looks the image up, and those that are volumes, before anything is
+// acquired.
 func (p *Pods) findImage(c *container) error {
 	ref := c.state.Load().Config.GetImage().GetImage()
-	id, image, err := p.opt.Rootfs.Config(ref)
+	id, config, err := p.opt.Rootfs.Config(ref)
 	if err != nil {
 		return fmt.Errorf("image %s: %w", ref, err)
 	}
-	name, err := stopSignal(c.state.Load().Config.GetStopSignal(), image.StopSignal)
+	name, err := stopSignal(c.state.Load().Config.GetStopSignal(), config.StopSignal)
 	if err != nil {
 		return err
 	}
-	c.recipe = &recipe{image: image}
-	return c.amend(func(s *containerState) { s.ImageID, s.StopSignal = id, name })
+	found, encoded, err := p.findVolumes(c.state.Load())
+	if err != nil {
+		return err
+	}
+	c.recipe = &recipe{image: config, volumes: map[int]string{}}
+	return c.amend(func(s *containerState) {
+		s.ImageID, s.StopSignal, s.Config, s.config = id, name, found, encoded
+	})
+}
+
+// findVolumes returns the container's config, also encoded, in which the images
+// that are volumes have the IDs they are found by.
+//
+// CRI: api.proto, ImageSpec.image_ref.
+func (p *Pods) findVolumes(s *containerState) (*runtimeapi.ContainerConfig, json.RawMessage, error) {
+	if !slices.ContainsFunc(s.Config.GetMounts(), isImage) {
+		return s.Config, s.config, nil
+	}
+	config := proto.CloneOf(s.Config)
+	for i, m := range config.Mounts {
+		if !isImage(m) {
+			continue
+		}
+		id, _, err := p.opt.Rootfs.Config(m.Image.Image)
+		if err != nil {
+			return nil, nil, volumeFailed(i, m, err)
+		}
+		m.Image.ImageRef = id
+	}
+	encoded, err := protojson.Marshal(config)
+	return config, encoded, err
+}
+
+func isImage(m *runtimeapi.Mount) bool { return m.GetImage() != nil }
+
+// volumeFailed says which mount failed, in the words that the kubelet looks for.
+func volumeFailed(i int, m *runtimeapi.Mount, err error) error {
+	return fmt.Errorf("ImageVolumeMountFailed: config.mounts[%d] at %s: image %s: %w", i, m.ContainerPath, m.Image.Image, err)
+}
+
+func wantsImages(c *container) bool {
+	return slices.ContainsFunc(c.state.Load().Config.GetMounts(), isImage)
+}
+
+func (p *Pods) mountImages(ctx context.Context, c *container) error {
+	for i, m := range c.state.Load().Config.Mounts {
+		if !isImage(m) {
+			continue
+		}
+		at, err := p.opt.Rootfs.MountVolume(ctx, image.Volume{
+			Container: c.id, Index: i, ImageID: m.Image.ImageRef, SubPath: m.ImageSubPath,
+		})
+		if err != nil {
+			return volumeFailed(i, m, err)
+		}
+		c.recipe.volumes[i] = at
+	}
+	return nil
+}
+
+func (p *Pods) unmountImages(ctx context.Context, c *container) error {
+	return p.opt.Rootfs.UnmountVolumes(ctx, c.id)
 }
 
 func (p *Pods) mountRootfs(ctx context.Context, c *container) (err error) {
@@ -140,6 +206,10 @@ func makeRoomForLog(path string) error {
 func (p *Pods) specInput(c *container, s *containerState, pod *podState) (ocispec.Input, error) {
 	dir := p.podDir(pod.ID)
 	config := proto.CloneOf(s.Config)
+	for i, at := range c.recipe.volumes {
+		m := config.Mounts[i]
+		m.HostPath, m.Image, m.ImageSubPath = at, nil, ""
+	}
 	// The kubelet's mounts come last: they may lie within a volume of the image.
 	config.Mounts = append(c.recipe.mounts, config.Mounts...)
 	in := ocispec.Input{

@@ -2,6 +2,7 @@ package pod
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"testing"
 	"testing/synctest"
@@ -16,7 +17,7 @@ func life(t *testing.T, d *daemon) error {
 	if err != nil {
 		return err
 	}
-	id, err := d.CreateContainer(ctx, podID, containerConfig("main"))
+	id, err := d.CreateContainer(ctx, podID, withVolume(containerConfig("main"), ""))
 	if err != nil {
 		return err
 	}
@@ -135,5 +136,6 @@ func (n *node) copy() *node {
 		c.procs[id] = &p
 	}
 	c.pid = n.pid
+	c.memory, c.score = maps.Clone(n.memory), maps.Clone(n.score)
 	return c
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/davit-runtime/davit/internal/cgroup"
 	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/nri"
+	"github.com/davit-runtime/davit/internal/ocispec"
 	"github.com/davit-runtime/davit/internal/span"
 )
 
@@ -175,15 +176,15 @@ func (p *Pods) tellCreate(ctx context.Context, c *container, spec *specs.Spec) e
 		return err
 	}
 	p.heed(ctx, c.id, answer)
-	if score := spec.Process.OOMScoreAdj; score != nil && *score < p.opt.Host.MinOOMScoreAdj {
-		spec.Process.OOMScoreAdj = &p.opt.Host.MinOOMScoreAdj
+	if score := spec.Process.OOMScoreAdj; score != nil {
+		*score = int(ocispec.ClampOOMScoreAdj(int64(*score), p.opt.Host.MinOOMScoreAdj))
 	}
 	place, err := p.placeAt(c.state.Load(), spec.Linux.CgroupsPath)
 	if err != nil {
 		return err
 	}
 	return c.amend(func(s *containerState) {
-		s.Place, s.Resources = place, merged(s.Resources, answer.Resources)
+		s.Place, s.Resources = place, p.inForce(merged(s.Resources, answer.Resources))
 	})
 }
 

@@ -145,7 +145,7 @@ func TestPluginAdjusts(t *testing.T) {
 	must(t, d.StartContainer(t.Context(), id))
 	c, err := d.Container(id)
 	must(t, err)
-	if r := c.Resources; r.CpuShares != 321 || r.MemoryLimitInBytes != 1<<30 || r.OomScoreAdj != -500 {
+	if r := c.Resources; r.CpuShares != 321 || r.MemoryLimitInBytes != 1<<30 || r.OomScoreAdj != 0 {
 		t.Errorf("limits %v", r)
 	}
 	if last := n.limits[len(n.limits)-1]; last.CpuShares != 321 {
@@ -221,14 +221,16 @@ func TestPluginUpdates(t *testing.T) {
 	if c, _ := d.Container(other); c.State != Exited {
 		t.Errorf("evicted: %v", c.State)
 	}
-	pod, err := d.findPod(podID)
-	must(t, err)
-	refused := errors.New("no")
-	if err := d.changeResources(t.Context(), pod, nil, nil, func() error { return refused }); err != refused {
-		t.Error(err)
+	must(t, d.UpdatePod(t.Context(), podID, nil, &runtimeapi.LinuxContainerResources{CpuShares: 7}))
+	if pod, _ := d.Pod(podID); pod.Config.Linux.Resources.GetCpuShares() != 7 {
+		t.Errorf("the pod's resources: %v", pod.Config.Linux.Resources)
 	}
-	must(t, d.changeResources(t.Context(), pod, nil, nil, func() error { return nil }))
-	wantTold(t, p, podID, "SyncPod", "UpdatePodSandbox", "UpdatePodSandbox", "PostUpdatePodSandbox")
+	p.OnUpdatePod = func(context.Context, *api.PodSandbox) error { return errors.New("no") }
+	wantKind(t, d.UpdatePod(t.Context(), podID, nil, &runtimeapi.LinuxContainerResources{CpuShares: 8}), fault.Precondition)
+	if pod, _ := d.Pod(podID); pod.Config.Linux.Resources.GetCpuShares() != 7 {
+		t.Errorf("changed against a veto: %v", pod.Config.Linux.Resources)
+	}
+	wantTold(t, p, podID, "SyncPod", "UpdatePodSandbox", "PostUpdatePodSandbox", "UpdatePodSandbox")
 	must(t, d.Remove(t.Context(), podID))
 }
 

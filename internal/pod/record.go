@@ -122,6 +122,13 @@ type containerMemo struct {
 	Starting time.Time // when a start was last begun
 	Killed   bool      // davit itself sent, or is about to send, SIGKILL
 	Place    cgroup.Place
+	Undo     *undo `json:",omitempty"` // of an update under way, or cut short
+}
+
+// An undo is what takes an update of limits back; Resources has what was before.
+type undo struct {
+	Before      []cgroup.Value
+	OOMScoreAdj int64 // that the update is to set
 }
 
 // The records: a snapshot whose CRI messages are in protojson.

@@ -158,6 +158,7 @@ func (p *Pods) newContainer(pod *podState, config *runtimeapi.ContainerConfig) (
 	if r := config.GetLinux().GetResources(); r != nil {
 		s.Resources = proto.CloneOf(r)
 	}
+	s.Resources = p.inForce(s.Resources)
 	if dir, path := pod.Config.GetLogDirectory(), config.GetLogPath(); dir != "" && path != "" {
 		if !filepath.IsLocal(path) {
 			return nil, fault.New(fault.Invalid, "", "log path %q leaves the pod's log directory", path)

@@ -269,13 +269,4 @@ func TestMounts(t *testing.T) {
 			t.Errorf("%v: crun and runc of Debian 12 cannot do it", err)
 		}
 	})
-	t.Run("image volume", func(t *testing.T) {
-		w := w.within(t)
-		config := w.config("iv", "true")
-		config.Mounts = []*runtimeapi.Mount{{Image: &runtimeapi.ImageSpec{Image: w.image}, ContainerPath: "/m", Readonly: true}}
-		_, err := w.create(podID, pod, config)
-		if err == nil || !strings.Contains(err.Error(), "desc = ImageVolumeMountFailed") {
-			t.Error(err)
-		}
-	})
 }
