@@ -367,7 +367,13 @@ func TestPluginsJoinWithoutARace(t *testing.T) {
 	}
 	var plugins []*nritest.Plugin
 	for i := range 4 {
-		p := &nritest.Plugin{Index: fmt.Sprintf("%02d", i)}
+		p := &nritest.Plugin{Index: fmt.Sprintf("%02d", i), OnSync: func(_ []*api.PodSandbox, containers []*api.Container) {
+			for _, c := range containers {
+				if c.GetLinux().GetCgroupsPath() == "" {
+					t.Errorf("told of %.8s, but not what is in its bundle", c.GetId())
+				}
+			}
+		}}
 		p.Join(t, socket)
 		plugins = append(plugins, p)
 	}
@@ -403,7 +409,7 @@ func TestHooksCostNothing(t *testing.T) {
 	pod, c := d.pods[podID], d.containers[id]
 	allocs := testing.AllocsPerRun(100, func() {
 		_ = d.tellRun(t.Context(), pod)
-		_ = d.tellCreate(t.Context(), c, &specs.Spec{})
+		_ = d.tellCreate(t.Context(), c, &specs.Spec{}, func() error { return nil })
 		d.tellCreated(t.Context(), c)
 		_ = d.tellStart(t.Context(), c)
 		d.tellStarted(t.Context(), c)
