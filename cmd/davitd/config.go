@@ -46,11 +46,12 @@ type runtimeConfig struct {
 }
 
 type networkConfig struct {
-	Bridge     string         `toml:"bridge"`
-	Subnets    []netip.Prefix `toml:"subnets"`
-	CNIConfDir string         `toml:"cni_conf_dir"`
-	CNIBinDirs []string       `toml:"cni_bin_dirs"`
-	MTU        int            `toml:"mtu"`
+	Bridge          string         `toml:"bridge"`
+	Subnets         []netip.Prefix `toml:"subnets"`
+	CNIConfDir      string         `toml:"cni_conf_dir"`
+	CNIBinDirs      []string       `toml:"cni_bin_dirs"`
+	CNIConfTemplate string         `toml:"cni_conf_template"` // a file; empty: none
+	MTU             int            `toml:"mtu"`
 }
 
 type registryConfig struct {
@@ -151,6 +152,7 @@ func (c *config) check() error {
 	}
 	c.NRI.check(bad, absolute)
 	absolute("network.cni_conf_dir", c.Network.CNIConfDir)
+	absolute("network.cni_conf_template", c.Network.CNIConfTemplate)
 	for _, dir := range c.Network.CNIBinDirs {
 		absolute("network.cni_bin_dirs", dir)
 	}

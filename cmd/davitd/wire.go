@@ -149,7 +149,7 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 	if p.network, err = network.Open(network.Config{
 		Root:    filepath.Join(c.Root, "network"),
 		ConfDir: c.Network.CNIConfDir, PluginDirs: c.Network.CNIBinDirs,
-		Bridge: c.Network.Bridge, Subnets: c.Network.Subnets, MTU: c.Network.MTU,
+		Bridge: c.Network.Bridge, Subnets: c.Network.Subnets, MTU: c.Network.MTU, Template: c.Network.CNIConfTemplate,
 	}); err != nil {
 		return p, err
 	}
@@ -238,7 +238,7 @@ func (p *parts) surface(ctx context.Context, c *config, log *slog.Logger) *cri.S
 	return cri.New(
 		cri.Parts{
 			Pods: p.pods, Containers: p.pods, Resources: p.pods, Views: p.pods, Sessions: p.pods, Images: p.images,
-			Streams: p.streams, Stats: stats.New(p.pods, p.cgroups, p.images), Events: p.pods,
+			Streams: p.streams, Stats: stats.New(p.pods, p.cgroups, p.images), Events: p.pods, Network: p.network,
 		},
 		cri.Config{
 			Node:          validate.Node{Handlers: p.runtimes.handlers, AppArmor: appArmor()},
