@@ -15,6 +15,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/davit-runtime/davit/internal/cdi"
 	"github.com/davit-runtime/davit/internal/cgroup"
 	"github.com/davit-runtime/davit/internal/cri"
 	"github.com/davit-runtime/davit/internal/cri/metrics"
@@ -149,7 +150,7 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 	if p.network, err = network.Open(network.Config{
 		Root:    filepath.Join(c.Root, "network"),
 		ConfDir: c.Network.CNIConfDir, PluginDirs: c.Network.CNIBinDirs,
-		Bridge: c.Network.Bridge, Subnets: c.Network.Subnets, MTU: c.Network.MTU,
+		Bridge: c.Network.Bridge, Subnets: c.Network.Subnets, MTU: c.Network.MTU, Template: c.Network.CNIConfTemplate,
 	}); err != nil {
 		return p, err
 	}
@@ -174,18 +175,21 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 		return p, err
 	}
 	p.monitor = monitor.Connect(c.State)
+	byCDI := cdi.New(c.CDISpecDirs, log)
 	options := pod.Options{
 		Root: c.Root, State: c.State, Log: log,
 		Host: pod.Host{
 			CgroupV2: p.host.CgroupV2, Capabilities: p.host.Capabilities,
 			MinOOMScoreAdj: p.host.MinOOMScoreAdj, Devices: devices(log),
 		},
-		Specs:      pod.Specs{Build: ocispec.Make, ResolveUser: ocispec.ResolveUser},
+		Specs:      pod.Specs{Build: ocispec.Make, ResolveUser: ocispec.ResolveUser, Devices: byCDI.InjectRequested},
 		Namespaces: namespace.New(), Network: p.network, Rootfs: p.images, Cgroups: p.cgroups,
 		Processes: p.monitor, Sessions: p.monitor, Runtimes: p.runtimes,
 	}
 	if !c.NRI.Disable {
-		p.plugins = nri.New(c.nri(log))
+		plugins := c.nri(log)
+		plugins.Inject = byCDI.Inject
+		p.plugins = nri.New(plugins)
 		options.Hooks = p.plugins
 	}
 	p.pods, err = pod.Open(ctx, options)
@@ -238,7 +242,7 @@ func (p *parts) surface(ctx context.Context, c *config, log *slog.Logger) *cri.S
 	return cri.New(
 		cri.Parts{
 			Pods: p.pods, Containers: p.pods, Resources: p.pods, Views: p.pods, Sessions: p.pods, Images: p.images,
-			Streams: p.streams, Stats: stats.New(p.pods, p.cgroups, p.images), Events: p.pods,
+			Streams: p.streams, Stats: stats.New(p.pods, p.cgroups, p.images), Events: p.pods, Network: p.network,
 		},
 		cri.Config{
 			Node:          validate.Node{Handlers: p.runtimes.handlers, AppArmor: appArmor()},

@@ -8,6 +8,7 @@ import (
 	"iter"
 	"log/slog"
 	"net"
+	"net/netip"
 	"slices"
 	"sync"
 	"testing"
@@ -111,6 +112,9 @@ func (w *world) Container(id string) (*pod.ContainerSnapshot, error) {
 	}
 	return nil, fault.New(fault.NotFound, "", "no container %s", id)
 }
+func (w *world) SetPodCIDR(_ context.Context, subnets []netip.Prefix) error {
+	return w.do(fmt.Sprint("pod CIDR ", subnets))
+}
 func (w *world) ReopenLog(_ context.Context, id string) error { return w.do("reopen " + id) }
 func (w *world) Exec(_ context.Context, id string, args []string, _ time.Duration) (monitor.ExecResult, error) {
 	return monitor.ExecResult{Code: 3, Stdout: []byte("out\xff"), Stderr: []byte("err")}, w.do("exec " + id + " " + args[0])
@@ -165,7 +169,7 @@ func (w imageWorld) Usage() image.Usage {
 func server(t testing.TB, w *world) (runtimeapi.RuntimeServiceClient, runtimeapi.ImageServiceClient, *grpc.ClientConn, *logBuffer) {
 	t.Helper()
 	log := &logBuffer{}
-	surface := New(Parts{Pods: w, Containers: w, Resources: w, Views: w, Sessions: w, Images: imageWorld{w}, Streams: streamWorld{w}, Stats: statsWorld{}, Events: w}, Config{
+	surface := New(Parts{Pods: w, Containers: w, Resources: w, Views: w, Sessions: w, Images: imageWorld{w}, Streams: streamWorld{w}, Stats: statsWorld{}, Events: w, Network: w}, Config{
 		Version: "1.2.3",
 		Node: validate.Node{Handlers: func() []validate.Handler {
 			return []validate.Handler{{Name: "runc"}, {Name: "crun", Default: true, RecursiveReadOnly: true}}

@@ -5,6 +5,7 @@ import (
 	"iter"
 	"log/slog"
 	"net"
+	"net/netip"
 	"time"
 
 	"google.golang.org/grpc"
@@ -80,6 +81,13 @@ type Parts struct {
 	Streams    Streams
 	Stats      Stats
 	Events     Events
+	Network    Network
+}
+
+// Network connects pods. *network.Network implements it.
+type Network interface {
+	// SetPodCIDR gives pods to come addresses of these subnets.
+	SetPodCIDR(ctx context.Context, subnets []netip.Prefix) error
 }
 
 // A Config says what the surface tells about this node.

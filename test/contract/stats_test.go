@@ -1,197 +1,244 @@
 package contract
 
 import (
-	"encoding/json"
-	"fmt"
-	"net"
-	"os"
-	"path/filepath"
-	"strconv"
+	"context"
+	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// TestStatsAreRight: figures are what the kernel's files say, and what the
-// container did; they are the same after a restart of davitd.
-func TestStatsAreRight(t *testing.T) {
-	w := newWorld(t, "")
-	podID, pod := w.pod("figures")
-	const memory, file = 20_000_000, 3_000_000
-	id := w.run(podID, pod, w.config("busy", "sh", "-c", fmt.Sprintf(
-		`x=$(head -c %d /dev/zero | tr '\0' a); head -c %d /dev/zero >/file; i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done; : >/done; while :; do sleep 1; done`,
-		memory, file)))
-	w.await("the work is done", func() bool { r, err := w.exec(id, 5, "test", "-e", "/done"); return err == nil && r.ExitCode == 0 })
-
-	before := w.cpuOf(id)
-	s := w.stats(id)
-	after := w.cpuOf(id)
-	if cpu := s.Cpu.UsageCoreNanoSeconds.Value; cpu < before || cpu > after || cpu < 1e7 {
-		t.Errorf("CPU time %d, the kernel says %d before and %d after", cpu, before, after)
+// TestStats: everything that a kubelet dereferences is there, and figures are
+// of the right size.
+func TestStats(t *testing.T) {
+	w := shared(t)
+	w.need("ContainerStats")
+	podID, pod := w.pod("stats")
+	config := w.config("main", "sleep", "1000")
+	config.Labels = map[string]string{"a": "b"}
+	ctr := w.run(podID, pod, config)
+	// All is written before anybody asks: a runtime may count layers at long intervals.
+	r, err := w.exec(ctr, 60, "sh", "-c", "dd if=/dev/zero of=/written bs=1M count=3; i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done")
+	if err != nil || r.ExitCode != 0 {
+		t.Fatal(r, err)
 	}
-	const slack = 2 << 20
-	m := s.Memory
-	if rss := m.RssBytes.Value; rss+slack < memory || rss > memory*3 || m.UsageBytes.Value+slack < rss || m.WorkingSetBytes.Value > m.UsageBytes.Value {
-		t.Errorf("a process with %d bytes: %v", memory, m)
-	}
-	if m.AvailableBytes != nil {
-		t.Errorf("%v available, without a limit", m.AvailableBytes)
-	}
-	w.await("the layer is counted", func() bool { return w.stats(id).WritableLayer.UsedBytes.Value >= file })
-	l := w.stats(id).WritableLayer
-	if l.UsedBytes.Value > file+1<<20 || l.InodesUsed.Value < 3 || l.Timestamp > time.Now().UnixNano() {
-		t.Errorf("a layer with a file of %d bytes: %v", file, l)
-	}
-	if _, err := os.Stat(l.FsId.Mountpoint); err != nil {
-		t.Error(err)
-	}
-	fs, err := w.c.ImageFsInfo(w.ctx, &runtimeapi.ImageFsInfoRequest{})
-	if err != nil || fs.ContainerFilesystems[0].UsedBytes.Value < file || fs.ImageFilesystems[0].UsedBytes.Value == 0 {
-		t.Errorf("%v, %v", fs, err)
-	}
-
-	status, err := w.c.PodSandboxStatus(w.ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: podID})
-	if err != nil {
-		t.Fatal(err)
-	}
-	quiet := w.podStats(podID)
-	const packets, size = 100, 1000
-	conn, err := net.Dial("udp", net.JoinHostPort(status.Status.Network.Ip, "9"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	for range packets {
-		if _, err := conn.Write(make([]byte, size)); err != nil && !strings.Contains(err.Error(), "refused") {
-			t.Fatal(err)
-		}
-	}
-	p := w.podStats(podID)
-	in := p.Linux.Network.GetDefaultInterface()
-	if got := in.GetRxBytes().GetValue() - quiet.Linux.Network.DefaultInterface.RxBytes.Value; in.GetName() != "eth0" || got < packets*size/2 || got > 4*packets*size {
-		t.Errorf("%s received %d bytes, of %d sent", in.GetName(), got, packets*size)
-	}
-	if p.Linux.Process.ProcessCount.Value < 1 || len(p.Linux.Containers) != 1 || p.Linux.Cpu.UsageCoreNanoSeconds.Value < before {
-		t.Errorf("pod %v", p.Linux)
-	}
-
-	w.d.Kill()
-	if err := w.d.Start(); err != nil {
-		t.Fatal(err)
-	}
-	again := w.podStats(podID)
-	if again.Linux.Cpu.UsageCoreNanoSeconds.Value < before || again.Linux.Network.DefaultInterface.RxBytes.Value < in.RxBytes.Value {
-		t.Errorf("after a restart %v", again.Linux)
-	}
-	w.await("the layer is counted again", func() bool { return w.stats(id).WritableLayer.UsedBytes.Value >= file })
-}
-
-// TestStatsOfWhatGoes: containers that end while they are listed are not in the
-// list, and no error. One that has ended has its files left.
-func TestStatsOfWhatGoes(t *testing.T) {
-	w := newWorld(t, "")
-	podID, pod := w.pod("going")
-	var ids []string
-	for i := range 8 {
-		ids = append(ids, w.run(podID, pod, w.config(fmt.Sprint("c", i), "sleep", fmt.Sprint(0.1*float64(i)))))
-	}
-	w.await("all have ended", func() bool {
-		list, err := w.c.ListContainerStats(w.ctx, &runtimeapi.ListContainerStatsRequest{})
+	var s *runtimeapi.ContainerStats
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		r, err := w.c.ContainerStats(w.ctx, &runtimeapi.ContainerStatsRequest{ContainerId: ctr})
 		if err != nil {
 			t.Fatal(err)
 		}
-		pods, err := w.c.ListPodSandboxStats(w.ctx, &runtimeapi.ListPodSandboxStatsRequest{})
-		if err != nil || len(pods.Stats) != 1 {
-			t.Fatalf("%v, %v", pods, err)
+		s = r.Stats
+		if s.GetCpu().GetUsageCoreNanoSeconds().GetValue() > 20e6 && s.GetWritableLayer().GetUsedBytes().GetValue() >= 3<<20 || time.Now().After(deadline) {
+			break
 		}
-		if _, err := w.c.ListPodSandboxMetrics(w.ctx, &runtimeapi.ListPodSandboxMetricsRequest{}); err != nil {
+	}
+	w.soundContainer(s)
+	a := &runtimeapi.ContainerAttributes{Id: ctr, Metadata: config.Metadata, Labels: config.Labels, Annotations: config.Annotations}
+	if !proto.Equal(s.Attributes, a) {
+		t.Errorf("%v, want %v", s.Attributes, a)
+	}
+	if n := s.GetCpu().GetUsageCoreNanoSeconds().GetValue(); n < 20e6 || n > 60e9 {
+		t.Errorf("CPU time %d ns", n)
+	}
+	if n := s.GetMemory().GetWorkingSetBytes().GetValue(); n == 0 || n > 256<<20 {
+		t.Errorf("working set %d bytes", n)
+	}
+	if n := s.GetWritableLayer().GetUsedBytes().GetValue(); n < 3<<20 || n > 16<<20 {
+		t.Errorf("writable layer of 3 MiB: %d bytes", n)
+	}
+	list, err := w.c.ListContainerStats(w.ctx, &runtimeapi.ListContainerStatsRequest{Filter: &runtimeapi.ContainerStatsFilter{PodSandboxId: podID}})
+	if err != nil || len(list.Stats) != 1 || list.Stats[0].GetAttributes().GetId() != ctr {
+		t.Errorf("%v, %v", list, err)
+	}
+	for _, f := range []*runtimeapi.ContainerStatsFilter{{Id: "zz"}, {PodSandboxId: "zz"}, {Id: ctr, LabelSelector: map[string]string{"a": "c"}}} {
+		if list, err := w.c.ListContainerStats(w.ctx, &runtimeapi.ListContainerStatsRequest{Filter: f}); err != nil || len(list.Stats) > 0 {
+			t.Errorf("%v: %v, %v", f, list, err)
+		}
+	}
+	for _, f := range []*runtimeapi.ContainerStatsFilter{{Id: ctr}, {Id: ctr[:16]}, {Id: ctr, PodSandboxId: podID, LabelSelector: config.Labels}} {
+		if list, err := w.c.ListContainerStats(w.ctx, &runtimeapi.ListContainerStatsRequest{Filter: f}); err != nil || len(list.Stats) != 1 {
+			t.Errorf("%v: %v, %v", f, list, err)
+		}
+	}
+	must(t, w.stop(ctr, 0), codes.OK)
+	if _, err := w.c.ContainerStats(w.ctx, &runtimeapi.ContainerStatsRequest{ContainerId: ctr}); err != nil {
+		prefer(t, err, codes.OK)
+	}
+}
+
+func (w *world) soundContainer(s *runtimeapi.ContainerStats) {
+	w.t.Helper()
+	switch {
+	case s.GetAttributes().GetMetadata() == nil, s.Cpu == nil || s.Cpu.Timestamp == 0 || s.Cpu.UsageCoreNanoSeconds == nil,
+		s.Memory == nil || s.Memory.Timestamp == 0 || s.Memory.WorkingSetBytes == nil,
+		s.WritableLayer == nil || s.WritableLayer.Timestamp == 0 || s.WritableLayer.UsedBytes == nil,
+		!strings.HasPrefix(s.WritableLayer.GetFsId().GetMountpoint(), "/"):
+		w.t.Errorf("a kubelet would stumble over %v", s)
+	}
+	if s.Memory.GetUsageBytes() == nil || s.Memory.GetRssBytes() == nil || s.WritableLayer.GetInodesUsed() == nil || s.Cpu.GetUsageNanoCores() == nil {
+		differs(w.t, "figures are missing in %v", s)
+	}
+}
+
+// TestPodStats: as TestStats, for the pod as a whole.
+func TestPodStats(t *testing.T) {
+	w := shared(t)
+	w.need("PodSandboxStats")
+	podID, pod := w.pod("podstats")
+	w.run(podID, pod, w.config("main", "sleep", "1000"))
+	r, err := w.c.PodSandboxStats(w.ctx, &runtimeapi.PodSandboxStatsRequest{PodSandboxId: podID})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := r.Stats.GetLinux()
+	a := &runtimeapi.PodSandboxAttributes{Id: podID, Metadata: pod.Metadata, Labels: pod.Labels, Annotations: pod.Annotations}
+	if !proto.Equal(r.Stats.GetAttributes(), a) || l == nil {
+		t.Fatalf("%v, want %v", r.Stats, a)
+	}
+	if len(l.Containers) != 1 {
+		t.Fatalf("containers %v", l.Containers)
+	}
+	w.soundContainer(l.Containers[0])
+	if l.Cpu.GetTimestamp() == 0 || l.Memory.GetTimestamp() == 0 || l.Process.GetProcessCount().GetValue() == 0 {
+		t.Errorf("%v", l)
+	}
+	switch n := l.Network; {
+	case n == nil, n.DefaultInterface == nil, n.DefaultInterface.Name == "", n.DefaultInterface.Name == "lo", n.DefaultInterface.RxBytes == nil:
+		t.Errorf("network %v", n)
+	}
+	list, err := w.c.ListPodSandboxStats(w.ctx, &runtimeapi.ListPodSandboxStatsRequest{Filter: &runtimeapi.PodSandboxStatsFilter{Id: podID}})
+	if err != nil || len(list.Stats) != 1 || list.Stats[0].GetLinux() == nil {
+		t.Errorf("%v, %v", list, err)
+	}
+	onHost, _ := w.pod("hoststats", func(c *runtimeapi.PodSandboxConfig) {
+		c.Hostname, c.Linux.SecurityContext.NamespaceOptions.Network = "", runtimeapi.NamespaceMode_NODE
+	})
+	r, err = w.c.PodSandboxStats(w.ctx, &runtimeapi.PodSandboxStatsRequest{PodSandboxId: onHost})
+	if err != nil || r.Stats.GetLinux() == nil {
+		t.Fatal(r, err)
+	}
+	if n := r.Stats.Linux.Network; n != nil && n.DefaultInterface == nil {
+		t.Errorf("network without its interface: %v", n)
+	}
+}
+
+// TestMetrics: descriptors stay the same; each metric has one, and as many
+// labels as it names.
+func TestMetrics(t *testing.T) {
+	w := shared(t)
+	w.need("ListMetricDescriptors")
+	podID, pod := w.pod("metrics")
+	ctr := w.run(podID, pod, w.config("main", "sleep", "1000"))
+	d, err := w.c.ListMetricDescriptors(w.ctx, &runtimeapi.ListMetricDescriptorsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	labels := map[string]int{}
+	for _, m := range d.Descriptors {
+		if _, twice := labels[m.Name]; twice || m.Help == "" || m.Name == "" {
+			t.Errorf("descriptor %v", m)
+		}
+		labels[m.Name] = len(m.LabelKeys)
+	}
+	if len(labels) < 56 {
+		differs(t, "%d metrics are described, the conformance suite expects 56", len(labels))
+	}
+	again, err := w.c.ListMetricDescriptors(w.ctx, &runtimeapi.ListMetricDescriptorsRequest{})
+	if err != nil || !proto.Equal(d, again) {
+		t.Errorf("descriptors change: %v", err)
+	}
+	r, err := w.c.ListPodSandboxMetrics(w.ctx, &runtimeapi.ListPodSandboxMetricsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(r.PodMetrics, func(m *runtimeapi.PodSandboxMetrics) bool { return m.PodSandboxId == podID })
+	if i < 0 || !slices.ContainsFunc(r.PodMetrics[i].ContainerMetrics, func(m *runtimeapi.ContainerMetrics) bool { return m.ContainerId == ctr && len(m.Metrics) > 0 }) {
+		t.Fatalf("the pod, or its container, has no metrics: %v", r)
+	}
+	check := func(metrics []*runtimeapi.Metric) {
+		seen := map[string]bool{}
+		for _, m := range metrics {
+			n, known := labels[m.Name]
+			if key := m.Name + strings.Join(m.LabelValues, "\x00"); seen[key] {
+				t.Errorf("twice: %v", m)
+			} else {
+				seen[key] = true
+			}
+			if !known || n != len(m.LabelValues) || m.Value == nil {
+				t.Errorf("%v: known %t, want %d labels", m, known, n)
+			}
+		}
+	}
+	for _, p := range r.PodMetrics {
+		check(p.Metrics)
+		for _, c := range p.ContainerMetrics {
+			check(c.Metrics)
+		}
+	}
+}
+
+// TestEvents: each step of a container's life is told once, in order, with
+// what the kubelet wants to know then; a reader that sleeps holds up nobody.
+func TestEvents(t *testing.T) {
+	w := shared(t)
+	w.need("GetContainerEvents")
+	ctx, cancel := context.WithCancel(w.ctx)
+	defer cancel()
+	for range 3 { // these never read
+		if _, err := w.c.GetContainerEvents(ctx, &runtimeapi.GetEventsRequest{}); err != nil {
 			t.Fatal(err)
 		}
-		return len(list.Stats) == 0
-	})
-	s := w.stats(ids[0])
-	if s.Cpu != nil || s.WritableLayer.GetUsedBytes() == nil || s.Attributes.Metadata.GetName() != "c0" {
-		t.Errorf("of one that has ended: %v", s)
 	}
-	if err := w.remove(ids[0]); err != nil {
+	stream, err := w.c.GetContainerEvents(ctx, &runtimeapi.GetEventsRequest{})
+	if err != nil {
 		t.Fatal(err)
 	}
-	_, err := w.c.ContainerStats(w.ctx, &runtimeapi.ContainerStatsRequest{ContainerId: ids[0]})
-	want(t, err, codes.NotFound, ids[0])
-	if _, err := w.c.StopPodSandbox(w.ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: podID}); err != nil {
+	if _, err := stream.Header(); err != nil && !errors.Is(err, context.Canceled) {
 		t.Fatal(err)
 	}
-	if p := w.podStats(podID); p.Linux == nil || p.Attributes.Metadata == nil {
-		t.Errorf("of a pod that is stopped: %v", p)
-	}
-}
-
-// await waits until f is true.
-func (w *world) await(what string, f func() bool) {
-	w.t.Helper()
-	for deadline := time.Now().Add(60 * time.Second); !f(); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			w.t.Fatalf("not so: %s", what)
+	time.Sleep(200 * time.Millisecond) // a runtime may subscribe after it has answered
+	podID, pod := w.pod("events")
+	s := w.exit(podID, pod, w.config("main", "sh", "-c", "exit 3"))
+	must(t, w.remove(s.Id), codes.OK)
+	var types []runtimeapi.ContainerEventType
+	for len(types) < 4 {
+		type received struct {
+			e   *runtimeapi.ContainerEventResponse
+			err error
+		}
+		next := make(chan received, 1)
+		go func() { e, err := stream.Recv(); next <- received{e, err} }()
+		select {
+		case r := <-next:
+			if r.err != nil {
+				t.Fatal(r.err)
+			}
+			if r.e.ContainerId != s.Id {
+				continue // the pod's own, or somebody else's
+			}
+			types = append(types, r.e.ContainerEventType)
+			if r.e.CreatedAt == 0 || r.e.PodSandboxStatus.GetMetadata() == nil || r.e.PodSandboxStatus.Id != podID {
+				t.Errorf("%v", r.e)
+			}
+			if r.e.ContainerEventType == runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT &&
+				(len(r.e.ContainersStatuses) != 1 || r.e.ContainersStatuses[0].ExitCode != 3) {
+				differs(t, "statuses in the event of an exit: %v", r.e.ContainersStatuses)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatalf("events so far: %v", types)
 		}
 	}
-}
-
-func (w *world) stats(id string) *runtimeapi.ContainerStats {
-	w.t.Helper()
-	r, err := w.c.ContainerStats(w.ctx, &runtimeapi.ContainerStatsRequest{ContainerId: id})
-	if err != nil {
-		w.t.Fatal(err)
+	wanted := []runtimeapi.ContainerEventType{
+		runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT,
+		runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT,
 	}
-	return r.Stats
-}
-
-func (w *world) podStats(id string) *runtimeapi.PodSandboxStats {
-	w.t.Helper()
-	r, err := w.c.PodSandboxStats(w.ctx, &runtimeapi.PodSandboxStatsRequest{PodSandboxId: id})
-	if err != nil {
-		w.t.Fatal(err)
+	if !slices.Equal(types, wanted) {
+		t.Errorf("events %v", types)
 	}
-	return r.Stats
-}
-
-// cpuOf reads the container's CPU time where the kernel has it.
-func (w *world) cpuOf(id string) uint64 {
-	w.t.Helper()
-	r, err := w.c.ContainerStatus(w.ctx, &runtimeapi.ContainerStatusRequest{ContainerId: id, Verbose: true})
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	var info struct{ Pid int }
-	if err := json.Unmarshal([]byte(r.Info["info"]), &info); err != nil {
-		w.t.Fatal(err)
-	}
-	groups, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", info.Pid))
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	for line := range strings.Lines(string(groups)) {
-		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
-		switch {
-		case strings.Contains(","+f[1]+",", ",cpuacct,"):
-			text, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", f[1], f[2], "cpuacct.usage"))
-			if err != nil {
-				w.t.Fatal(err)
-			}
-			n, _ := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
-			return n
-		case f[1] == "" && !strings.Contains(string(groups), "cpuacct"):
-			text, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", f[2], "cpu.stat"))
-			if err != nil {
-				w.t.Fatal(err)
-			}
-			_, rest, _ := strings.Cut(string(text), "usage_usec ")
-			n, _ := strconv.ParseUint(strings.Fields(rest)[0], 10, 64)
-			return n * 1000
-		}
-	}
-	w.t.Fatalf("no CPU time in %s", groups)
-	return 0
 }
