@@ -52,7 +52,7 @@ var imports = map[string][]string{
 	"internal/keeper":       {"internal/monitor", "internal/fault"},
 	"internal/image":        slices.Concat(base, []string{"internal/registry", "internal/layer"}),
 	"internal/monitor":      {"internal/ociruntime", "internal/fault"},
-	// These four go into davit-monitor, so they use no base but fault.
+	// These five go into davit-monitor, so they use no base but fault.
 	"internal/monitor/server": {"internal/monitor", "internal/monitor/stdio", "internal/ociruntime", "internal/holder", "internal/fault"},
 	"internal/monitor/stdio":  {"internal/monitor"},
 	"internal/holder":         {},

@@ -4,8 +4,6 @@
 package davit
 
 import (
-	_ "github.com/containerd/nri/pkg/adaptation"
-	_ "github.com/containerd/nri/pkg/stub"
 	_ "github.com/moby/profiles/apparmor"
 	_ "github.com/opencontainers/selinux/go-selinux"
 	_ "github.com/opencontainers/selinux/go-selinux/label"

@@ -144,7 +144,7 @@ func (p *Pods) removeVolumes(_ context.Context, c *container) error {
 func (p *Pods) volumes(id string) string { return filepath.Join(p.containerRoot(id), "volumes") }
 
 // writeSpec finds out who the container runs as and writes its bundle.
-func (p *Pods) writeSpec(_ context.Context, c *container) error {
+func (p *Pods) writeSpec(ctx context.Context, c *container) error {
 	p.mu.RLock()
 	pod := p.pods[c.podID]
 	p.mu.RUnlock()
@@ -160,6 +160,9 @@ func (p *Pods) writeSpec(_ context.Context, c *container) error {
 	in.User = user
 	spec, err := p.opt.Specs.Build(in)
 	if err != nil {
+		return err
+	}
+	if err := p.tellCreate(ctx, c, spec); err != nil {
 		return err
 	}
 	if err := p.finishSpec(spec, s.Handler); err != nil {

@@ -249,6 +249,8 @@ type pod struct {
 	record[podState]
 	making   *operation.Operation // that makes, or made, it; nil after a restart
 	retrying atomic.Bool
+	known    knowledge   // of plugins
+	hidden   atomic.Bool // not listed: plugins are asked about it
 }
 
 type container struct {
@@ -257,6 +259,7 @@ type container struct {
 	making   *operation.Operation // as a pod's
 	recipe   *recipe              // while it is made
 	retrying atomic.Bool
+	known    knowledge     // of plugins
 	done     chan struct{} // closed once it has exited
 
 	// guarded by record.mu

@@ -74,6 +74,9 @@ func (p *Pods) makePod(ctx context.Context, key podKey, pod *pod) error {
 	p.opt.Cgroups.Expect() // its first container comes next
 	err := acquire(ctx, pod, p.podSteps)
 	if err == nil {
+		err = p.tellRun(ctx, pod)
+	}
+	if err == nil {
 		err = pod.commit(func(s *podState) error { return s.enter(made) })
 	}
 	if err == nil {
@@ -183,6 +186,7 @@ func (p *Pods) makeContainer(ctx context.Context, key containerKey, c *container
 		if early != nil {
 			p.exited(*early)
 		}
+		p.tellCreated(ctx, c)
 		return nil
 	}
 	p.mu.Lock()

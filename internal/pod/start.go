@@ -52,23 +52,28 @@ func (p *Pods) start(ctx context.Context, c *container) error {
 	if err != nil {
 		return err
 	}
+	if err := p.tellStart(ctx, c); err != nil {
+		return p.startFailed(ctx, c, err)
+	}
 	s := c.state.Load()
-	// Left out of the spec, so that they slow nothing of davit's down.
-	quota, shares := s.Resources.GetCpuQuota(), s.Resources.GetCpuShares()
-	if quota != 0 || shares != 0 {
-		r := &runtimeapi.LinuxContainerResources{CpuQuota: quota, CpuPeriod: s.Resources.GetCpuPeriod(), CpuShares: shares}
-		if err := p.opt.Cgroups.Limit(ctx, s.Place, r); err != nil {
-			return p.startFailed(ctx, c, fmt.Errorf("limit cpu: %w", err))
-		}
+	// CPU quota and shares are left out of the spec, so that they slow nothing of
+	// davit's down. The rest is there already, but not every OCI runtime tells
+	// systemd of all that it writes.
+	if err := p.opt.Cgroups.Limit(ctx, s.Place, s.Resources); err != nil {
+		return p.startFailed(ctx, c, fmt.Errorf("limit: %w", err))
 	}
 	if err := p.opt.Processes.Start(ctx, c.id); err != nil {
 		return p.startFailed(ctx, c, err)
 	}
 	// The exit may have been heard of already.
-	return c.note(func(s *containerState) error {
+	err = c.note(func(s *containerState) error {
 		s.StartedAt = s.Starting
 		return s.enter(started)
 	})
+	if err == nil {
+		p.tellStarted(ctx, c)
+	}
+	return err
 }
 
 // startFailed makes an end of a container that could not be started, and
@@ -108,6 +113,7 @@ func (p *Pods) endUnstarted(ctx context.Context, c *container, cause error) erro
 	})
 	if err == nil {
 		c.end()
+		p.tellStopped(ctx, c)
 	}
 	return err
 }
@@ -127,8 +133,37 @@ func (p *Pods) UpdateContainer(ctx context.Context, id string, r *runtimeapi.Lin
 		return err
 	}
 	return p.crew.With(ctx, &c.slot, "container "+c.id+": update", startBudget, func(ctx context.Context) error {
+		if err := limitable(c); err != nil {
+			return err
+		}
+		r, err := p.tellUpdate(ctx, c, r)
+		if err != nil {
+			return err
+		}
+		if err := p.update(ctx, c, r); err != nil {
+			return err
+		}
+		p.tellUpdated(ctx, c)
+		return nil
+	})
+}
+
+// changeLimits is UpdateContainer on behalf of plugins, who are not asked again.
+func (p *Pods) changeLimits(ctx context.Context, id string, r *runtimeapi.LinuxContainerResources) error {
+	c, err := p.findContainer(id)
+	if err != nil {
+		return err
+	}
+	return p.crew.With(ctx, &c.slot, "container "+c.id+": update for a plugin", startBudget, func(ctx context.Context) error {
 		return p.update(ctx, c, r)
 	})
+}
+
+func limitable(c *container) error {
+	if s := c.state.Load(); s.State != Created && s.State != Running {
+		return fault.New(fault.Precondition, "", "container %s is %s", c.id, s.State)
+	}
+	return nil
 }
 
 // update implements UpdateContainer. The container's slot must be held.
@@ -136,10 +171,10 @@ func (p *Pods) update(ctx context.Context, c *container, r *runtimeapi.LinuxCont
 	if err := p.undoUpdate(ctx, c); err != nil { // an earlier one that could not be taken back
 		return err
 	}
-	s := c.state.Load()
-	if s.State != Created && s.State != Running {
-		return fault.New(fault.Precondition, "", "container %s is %s", c.id, s.State)
+	if err := limitable(c); err != nil {
+		return err
 	}
+	s := c.state.Load()
 	before, err := p.opt.Cgroups.Current(s.Place, r)
 	if err != nil {
 		return fmt.Errorf("linux.%w", err)
@@ -197,6 +232,9 @@ func (p *Pods) retryUndo(c *container) {
 // inForce makes of resources asked for those that are applied.
 func (p *Pods) inForce(r *runtimeapi.LinuxContainerResources) *runtimeapi.LinuxContainerResources {
 	r.OomScoreAdj = ocispec.ClampOOMScoreAdj(r.OomScoreAdj, p.opt.Host.MinOOMScoreAdj)
+	if r.CpuQuota > 0 && r.CpuPeriod == 0 {
+		r.CpuPeriod = 100_000 // the kernel's
+	}
 	return r
 }
 
@@ -211,25 +249,26 @@ func (p *Pods) UpdatePod(ctx context.Context, id string, overhead, resources *ru
 	if err != nil {
 		return err
 	}
-	return p.crew.With(ctx, &pod.slot, "pod "+pod.id+": update", startBudget, func(context.Context) error {
-		// NRI plugins are asked here: their word is a veto.
-		return pod.commit(func(s *podState) error {
-			config := proto.CloneOf(s.Config)
-			if config.Linux == nil {
-				config.Linux = &runtimeapi.LinuxPodSandboxConfig{}
-			}
-			if overhead != nil {
-				config.Linux.Overhead = proto.CloneOf(overhead)
-			}
-			if resources != nil {
-				config.Linux.Resources = proto.CloneOf(resources)
-			}
-			encoded, err := protojson.Marshal(config)
-			if err != nil {
-				return fault.New(fault.Invalid, "", "pod's resources: %w", err)
-			}
-			s.Config, s.config = config, encoded
-			return nil
+	return p.crew.With(ctx, &pod.slot, "pod "+pod.id+": update", startBudget, func(ctx context.Context) error {
+		return p.changeResources(ctx, pod, overhead, resources, func() error {
+			return pod.commit(func(s *podState) error {
+				config := proto.CloneOf(s.Config)
+				if config.Linux == nil {
+					config.Linux = &runtimeapi.LinuxPodSandboxConfig{}
+				}
+				if overhead != nil {
+					config.Linux.Overhead = proto.CloneOf(overhead)
+				}
+				if resources != nil {
+					config.Linux.Resources = proto.CloneOf(resources)
+				}
+				encoded, err := protojson.Marshal(config)
+				if err != nil {
+					return fault.New(fault.Invalid, "", "pod's resources: %w", err)
+				}
+				s.Config, s.config = config, encoded
+				return nil
+			})
 		})
 	})
 }
