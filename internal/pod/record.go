@@ -256,8 +256,8 @@ type pod struct {
 type container struct {
 	record[containerState]
 	podID    string
-	making   *operation.Operation // as a pod's
-	recipe   *recipe              // while it is made
+	making   atomic.Pointer[operation.Operation] // as a pod's; nil once it has exited, too
+	recipe   *recipe                             // while it is made
 	retrying atomic.Bool
 	known    knowledge     // of plugins
 	done     chan struct{} // closed once it has exited
