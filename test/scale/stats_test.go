@@ -60,7 +60,7 @@ func TestStatsAreQuick(t *testing.T) {
 		slices.Sort(took)
 		t.Logf("figure: %s of 100: %s at the least, %s at the median, %s at the most; %s of CPU", name,
 			took[0].Round(10*time.Microsecond), took[len(took)/2].Round(10*time.Microsecond), took[len(took)-1].Round(time.Millisecond),
-			((testkit.CPUOf(davitd)-cpu)/time.Duration(len(took))).Round(10*time.Microsecond))
+			((testkit.CPUOf(davitd) - cpu) / time.Duration(len(took))).Round(10*time.Microsecond))
 	}
 	removePods(ctx, t, c, ids)
 }
