@@ -38,7 +38,7 @@ func (s *Store) Mount(_ context.Context, id, imageID string) (string, error) {
 		return target, err
 	}
 	writable := s.config.writable(id)
-	o := overlay{lowers: lowers, upper: filepath.Join(writable, "upper"), work: filepath.Join(writable, "work")}
+	o := overlay{lowers: lowers, upper: upperDir(writable), work: filepath.Join(writable, "work")}
 	if err := o.prepare(); err != nil {
 		return "", err
 	}
