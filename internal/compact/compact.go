@@ -75,7 +75,7 @@ func restOf(c *runtimeapi.ContainerConfig) *runtimeapi.ContainerConfig {
 
 // Whole returns what Pack was given.
 func Whole(packed []byte) (Container, error) {
-	brief, rest, err := parts(packed)
+	_, rest, err := parts(packed)
 	if err != nil {
 		return Container{}, err
 	}
@@ -87,10 +87,11 @@ func Whole(packed []byte) (Container, error) {
 		return Container{}, err
 	}
 	for _, m := range []proto.Message{c.Config, c.Resources} {
-		if brief, rest, err = cut(rest); err != nil {
+		var part []byte
+		if part, rest, err = cut(rest); err != nil {
 			return Container{}, err
 		}
-		if err := (proto.UnmarshalOptions{Merge: true}).Unmarshal(brief, m); err != nil {
+		if err := (proto.UnmarshalOptions{Merge: true}).Unmarshal(part, m); err != nil {
 			return Container{}, err
 		}
 	}
