@@ -26,7 +26,7 @@ var base = []string{"internal/store", "internal/span", "internal/fault"}
 // drivers have value types that the core passes on.
 var drivers = []string{
 	"internal/ocispec", "internal/network", "internal/namespace", "internal/cgroup", "internal/nri",
-	"internal/image", "internal/monitor", "internal/ociruntime",
+	"internal/image", "internal/monitor", "internal/ociruntime", "internal/idmap",
 }
 
 // imports is the diagram of ARCHITECTURE.md as data: what of davit each
@@ -47,15 +47,16 @@ var imports = map[string][]string{
 	"internal/operation":    base,
 	"internal/volume":       base,
 	"internal/keeper":       {"internal/monitor", "internal/fault"},
-	"internal/image":        slices.Concat(base, []string{"internal/registry", "internal/layer"}),
+	"internal/image":        slices.Concat(base, []string{"internal/registry", "internal/layer", "internal/idmap"}),
+	"internal/idmap":        {"internal/fault", "internal/holder"},
 	"internal/monitor":      {"internal/ociruntime", "internal/fault"},
 	// These four go into davit-monitor, so they use no base but fault.
 	"internal/monitor/server": {"internal/monitor", "internal/ociruntime", "internal/holder", "internal/fault"},
 	"internal/holder":         {},
 	"internal/ociruntime":     {"internal/fault"},
-	"internal/ocispec":        base,
+	"internal/ocispec":        slices.Concat(base, []string{"internal/idmap"}),
 	"internal/network":        base,
-	"internal/namespace":      base,
+	"internal/namespace":      slices.Concat(base, []string{"internal/idmap"}),
 	"internal/cgroup":         base,
 	"internal/nri":            base,
 	"internal/registry":       base,

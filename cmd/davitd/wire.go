@@ -154,6 +154,7 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 		return p, err
 	}
 	p.monitor = monitor.Connect(c.State)
+	p.runtimes.trials = &trials{config: c, parts: p, log: log}
 	p.pods, err = pod.Open(ctx, pod.Options{
 		Root: c.Root, State: c.State, Log: log,
 		Host: pod.Host{
@@ -210,7 +211,7 @@ func (p *parts) server(c *config, log *slog.Logger) *grpc.Server {
 	return cri.New(
 		cri.Parts{Pods: p.pods, Containers: p.pods, Views: p.pods, Sessions: p.pods, Images: p.images},
 		cri.Config{
-			Node:          validate.Node{Handlers: p.runtimes.handlers, AppArmor: appArmor()},
+			Node:          validate.Node{Handlers: p.runtimes.handlers, AppArmor: appArmor(), HostNetworkUsers: p.runtimes.hostNetworkUsers},
 			Version:       version,
 			SystemdCgroup: p.cgroups.Driver() == cgroup.Systemd,
 			RuntimeReady:  func() error { return cmp.Or(p.runtimes.ready(), p.keeper.err()) },

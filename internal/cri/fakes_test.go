@@ -117,8 +117,8 @@ func server(t testing.TB, w *world) (runtimeapi.RuntimeServiceClient, runtimeapi
 	s := New(Parts{Pods: w, Containers: w, Views: w, Sessions: w, Images: imageWorld{w}}, Config{
 		Version: "1.2.3",
 		Node: validate.Node{Handlers: func() []validate.Handler {
-			return []validate.Handler{{Name: "runc"}, {Name: "crun", Default: true, RecursiveReadOnly: true}}
-		}},
+			return []validate.Handler{{Name: "runc"}, {Name: "crun", Default: true, RecursiveReadOnly: true, UserNamespaces: true}}
+		}, HostNetworkUsers: func() bool { return false }},
 		RuntimeReady: func() error { return nil },
 		NetworkReady: func() error { return errors.New("no CNI plugin bridge in /opt/cni/bin") },
 		Spec:         func(string) ([]byte, error) { return []byte(`{"ociVersion":"1.0.0"}`), nil },

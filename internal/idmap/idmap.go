@@ -29,10 +29,10 @@ type Range struct{ Container, Host, Length uint32 }
 // nothing, and stands for no user namespace at all.
 type Map struct{ UIDs, GIDs []Range }
 
-// Users is a user namespace that is pinned somewhere.
+// Users is a user namespace.
 type Users struct {
 	Map
-	Path string // of the file it is pinned by
+	Path string // of the file it is pinned by; empty: there is none yet
 }
 
 // overflow is who owns what no range covers. kernel: kernel/fs_overflowuid.
@@ -140,4 +140,16 @@ func (m Map) Open() (f *os.File, err error) {
 		return err
 	})
 	return f, err
+}
+
+// open returns the namespace that is pinned, else a new one.
+func (u *Users) open() (*os.File, error) {
+	if u.Path == "" {
+		return u.Open()
+	}
+	f, err := os.Open(u.Path)
+	if err != nil {
+		return nil, fault.New(fault.Internal, "", "user namespace: %w", err)
+	}
+	return f, nil
 }

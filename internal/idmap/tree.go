@@ -13,10 +13,10 @@ import (
 
 // A Tree is a copy of what is mounted at a place of the host, and below it.
 type Tree struct {
-	Source   string   // a directory or file
-	Users    *os.File // the user namespace by whose map it shows its files; nil: as they are
-	ReadOnly bool     // all of it, also what is mounted below Source
-	Slave    bool     // what is mounted below Source later is mounted in the tree, too
+	Source   string // a directory or file
+	Users    *Users // by whose map it shows its files; nil: as they are
+	ReadOnly bool   // all of it, also what is mounted below Source
+	Slave    bool   // what is mounted below Source later is mounted in the tree, too
 }
 
 // Attach makes the tree and mounts it at a path, which it makes, with the
@@ -43,6 +43,15 @@ func (t Tree) Attach(at string) error {
 		return fault.New(fault.Internal, "", "attach a copy of %s at %s: %w", t.Source, at, err)
 	}
 	return nil
+}
+
+// Try makes the tree and lets it go again.
+func (t Tree) Try() error {
+	fd, err := t.open()
+	if err == nil {
+		_ = unix.Close(fd)
+	}
+	return err
 }
 
 // open makes the tree, mounted nowhere.
@@ -73,9 +82,14 @@ func (t Tree) open() (int, error) {
 // mapTree maps the IDs of a tree that is not attached yet. Where something
 // mounted below its root cannot be mapped, the root alone is, as OCI runtimes
 // do by default.
-func mapTree(fd int, users *os.File) error {
-	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(users.Fd())}
-	err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attr)
+func mapTree(fd int, users *Users) error {
+	namespace, err := users.open()
+	if err != nil {
+		return err
+	}
+	defer namespace.Close()
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(namespace.Fd())}
+	err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attr)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPERM) {
 		err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr)
 	}

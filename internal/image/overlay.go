@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/davit-runtime/davit/internal/idmap"
 )
 
 // An overlay is a mount of overlayfs.
@@ -23,8 +25,9 @@ type overlay struct {
 var noVolatile, noLowerAdd atomic.Bool
 
 // prepare makes the writable side. The root of a merged tree shows the
-// attributes of upper, so they are taken from the topmost layer.
-func (o overlay) prepare() error {
+// attributes of upper, so they are taken from the topmost layer, the owner as
+// ids maps it.
+func (o overlay) prepare(ids idmap.Map) error {
 	if err := makeDir(o.work, 0o700); err != nil {
 		return err
 	}
@@ -43,7 +46,8 @@ func (o overlay) prepare() error {
 	if err := unix.Lstat(o.lowers[0], &st); err != nil {
 		return err
 	}
-	if err := os.Lchown(o.upper, int(st.Uid), int(st.Gid)); err != nil {
+	uid, gid := ids.Host(st.Uid, st.Gid)
+	if err := os.Lchown(o.upper, int(uid), int(gid)); err != nil {
 		return err
 	}
 	return unix.Chmod(o.upper, st.Mode&0o7777)

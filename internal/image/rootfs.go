@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/idmap"
 	"github.com/davit-runtime/davit/internal/store"
 )
 
@@ -19,8 +20,10 @@ import (
 // Repeated for the same container it returns the same mount, made again if it
 // is gone. After an error, too, Unmount releases what there is.
 //
+// Files belong to whom the map of users says; nil: to whom the image does.
+//
 // NotFound if the image is not present.
-func (s *Store) Mount(_ context.Context, id, imageID string) (string, error) {
+func (s *Store) Mount(_ context.Context, id, imageID string, users *idmap.Users) (string, error) {
 	if id == "" || id != filepath.Base(id) || strings.HasPrefix(id, ".") {
 		return "", fault.New(fault.Invalid, "image.Mount", "container ID %q", id)
 	}
@@ -45,6 +48,19 @@ func (s *Store) Mount(_ context.Context, id, imageID string) (string, error) {
 		}
 		lowers = append(lowers, lower)
 	}
+	return s.mountRoot(id, lowers, users)
+}
+
+// MountEmpty is Mount of an image without layers, which need not be there. It
+// is for trying whether it works on this host.
+func (s *Store) MountEmpty(_ context.Context, id string, users *idmap.Users) (string, error) {
+	if err := makeDir(s.config.writable(id), 0o700); err != nil {
+		return "", err
+	}
+	return s.mountRoot(id, nil, users)
+}
+
+func (s *Store) mountRoot(id string, lowers []string, users *idmap.Users) (string, error) {
 	if len(lowers) == 0 {
 		lowers = append(lowers, s.config.empty())
 	}
@@ -56,12 +72,21 @@ func (s *Store) Mount(_ context.Context, id, imageID string) (string, error) {
 	if mounted || err != nil {
 		return target, err
 	}
+	writable := s.config.writable(id)
 	o := overlay{lowers: lowers, upper: filepath.Join(writable, "upper"), work: filepath.Join(writable, "work")}
-	if err := o.prepare(); err != nil {
+	if users == nil {
+		users = &idmap.Users{}
+	}
+	if err := o.prepare(users.Map); err != nil {
 		return "", err
 	}
-	if err := o.mount(target); err != nil {
-		return "", fault.New(fault.Internal, "", "mount the root file system of container %s: %w", id, err)
+	if users.Empty() {
+		err = o.mount(target)
+	} else {
+		err = o.mountMapped(target, s.config.mapped(id), users)
+	}
+	if err != nil {
+		return "", fault.New(fault.KindOf(err), "", "mount the root file system of container %s: %w", id, err)
 	}
 	return target, nil
 }
@@ -91,6 +116,9 @@ func (s *Store) Unmount(_ context.Context, id string) error {
 	}
 	if err := unmount(s.config.rootfs(id)); err != nil {
 		return fmt.Errorf("unmount the root file system of container %s: %w", id, err)
+	}
+	if err := idmap.DetachAll(s.config.mapped(id)); err != nil {
+		return err
 	}
 	if err := s.trash.Put(s.config.writable(id)); err != nil {
 		return err

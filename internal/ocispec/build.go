@@ -9,6 +9,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/idmap"
 )
 
 // ociVersion is the lowest that says all that is needed: crun 1.8.1 refuses
@@ -54,6 +55,9 @@ func Build(in Input) (*specs.Spec, error) {
 		Annotations: maps.Clone(in.Annotations),
 		Linux:       &specs.Linux{CgroupsPath: in.CgroupsPath, Namespaces: namespaces(in)},
 	}
+	if in.Namespaces.User != "" { // the OCI runtime joins it, but wants to be told
+		s.Linux.UIDMappings, s.Linux.GIDMappings = mappings(in.Namespaces.Users.UIDs), mappings(in.Namespaces.Users.GIDs)
+	}
 	var err error
 	if s.Process, err = process(in); err != nil {
 		return nil, err
@@ -85,9 +89,6 @@ func Build(in Input) (*specs.Spec, error) {
 // container without what it asked for.
 func supported(c *runtimeapi.ContainerConfig) error {
 	sc := c.GetLinux().GetSecurityContext()
-	if u := sc.GetNamespaceOptions().GetUsernsOptions(); u != nil && u.Mode != runtimeapi.NamespaceMode_NODE {
-		return fault.New(fault.Unimplemented, "", "user namespaces are not supported yet")
-	}
 	if len(c.GetCDIDevices()) > 0 {
 		return fault.New(fault.Unimplemented, "", "CDI devices are not supported yet")
 	}
@@ -97,9 +98,20 @@ func supported(c *runtimeapi.ContainerConfig) error {
 	return apparmor(sc)
 }
 
+func mappings(ranges []idmap.Range) []specs.LinuxIDMapping {
+	var all []specs.LinuxIDMapping
+	for _, r := range ranges {
+		all = append(all, specs.LinuxIDMapping{ContainerID: r.Container, HostID: r.Host, Size: r.Length})
+	}
+	return all
+}
+
 func namespaces(in Input) []specs.LinuxNamespace {
 	sc := in.Container.GetLinux().GetSecurityContext()
 	ns := []specs.LinuxNamespace{{Type: specs.MountNamespace}}
+	if in.Namespaces.User != "" {
+		ns = append(ns, specs.LinuxNamespace{Type: specs.UserNamespace, Path: in.Namespaces.User})
+	}
 	if sc.GetNamespaceOptions().GetPid() != runtimeapi.NamespaceMode_NODE {
 		ns = append(ns, specs.LinuxNamespace{Type: specs.PIDNamespace, Path: in.Namespaces.PID})
 	}

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -17,6 +18,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/idmap"
 	"github.com/davit-runtime/davit/internal/monitor"
 	"github.com/davit-runtime/davit/internal/ocispec"
 	"github.com/davit-runtime/davit/internal/store"
@@ -58,7 +60,7 @@ func (p *Pods) findImage(c *container) error {
 }
 
 func (p *Pods) mountRootfs(ctx context.Context, c *container) (err error) {
-	c.recipe.rootfs, err = p.opt.Rootfs.Mount(ctx, c.id, c.state.Load().ImageID)
+	c.recipe.rootfs, err = p.opt.Rootfs.Mount(ctx, c.id, c.state.Load().ImageID, p.podOf(c).namespaceUsers())
 	return err
 }
 
@@ -79,10 +81,7 @@ func (p *Pods) volumes(id string) string { return filepath.Join(p.containerRoot(
 
 // writeSpec finds out who the container runs as and writes its bundle.
 func (p *Pods) writeSpec(_ context.Context, c *container) error {
-	p.mu.RLock()
-	pod := p.pods[c.podID]
-	p.mu.RUnlock()
-	s, ps := c.state.Load(), pod.state.Load()
+	s, ps := c.state.Load(), p.podOf(c)
 	user, err := p.opt.Specs.ResolveUser(c.recipe.rootfs, s.Config.GetLinux().GetSecurityContext(), c.recipe.image.User)
 	if err != nil {
 		return err
@@ -92,6 +91,9 @@ func (p *Pods) writeSpec(_ context.Context, c *container) error {
 		return err
 	}
 	in.User = user
+	if err := p.attachTrees(c.id, &in, ps.namespaceUsers()); err != nil {
+		return err
+	}
 	spec, err := p.opt.Specs.Build(in)
 	if err != nil {
 		return err
@@ -115,6 +117,48 @@ func (p *Pods) writeSpec(_ context.Context, c *container) error {
 	}
 	return c.amend(func(s *containerState) { s.User = user })
 }
+
+// attachTrees makes what the sources of in's mounts are to be and OCI runtimes
+// cannot make of them, or not all can: read-only with all below, shown by a
+// user namespace's map, within reach of its root.
+func (p *Pods) attachTrees(id string, in *ocispec.Input, users *idmap.Users) error {
+	if users != nil && in.Namespaces.Net == "" {
+		in.Files.Sys = filepath.Join(p.trees(id), "sys")
+		if err := p.opt.mounts.attach(idmap.Tree{Source: "/sys", ReadOnly: true}, in.Files.Sys); err != nil {
+			return err
+		}
+	}
+	for i, m := range in.Container.Mounts {
+		ids, err := idmap.FromCRI(m.UidMappings, m.GidMappings)
+		if err != nil {
+			return fmt.Errorf("mount at %s: %w", m.ContainerPath, err)
+		}
+		if users == nil && ids.Empty() && !m.RecursiveReadOnly {
+			continue
+		}
+		t := idmap.Tree{ReadOnly: m.RecursiveReadOnly, Slave: m.Propagation != runtimeapi.MountPropagation_PROPAGATION_PRIVATE}
+		switch {
+		case ids.Empty():
+		case users != nil && ids.Equal(users.Map):
+			t.Users = users
+		default:
+			t.Users = &idmap.Users{Map: ids}
+		}
+		if t.Source, err = ocispec.CheckMount(m); err != nil {
+			return err
+		}
+		at := filepath.Join(p.trees(id), strconv.Itoa(i))
+		if err := p.opt.mounts.attach(t, at); err != nil {
+			return fmt.Errorf("mount at %s: %w", m.ContainerPath, err)
+		}
+		m.HostPath, m.UidMappings, m.GidMappings, m.RecursiveReadOnly = at, nil, nil, false
+	}
+	return nil
+}
+
+// trees is the directory of trees that are attached while a container is
+// made. It is never deleted with what is in it: that would be the sources.
+func (p *Pods) trees(id string) string { return filepath.Join(p.opt.State, "trees", id) }
 
 // makeRoomForLog makes a log's directory. Precondition if something stands
 // in the way of the directory or the log.
@@ -142,7 +186,9 @@ func (p *Pods) specInput(c *container, s *containerState, pod *podState) (ocispe
 	in := ocispec.Input{
 		ID: c.id, Pod: pod.Config, Container: config, Image: c.recipe.image, Rootfs: c.recipe.rootfs,
 		CgroupsPath: s.Place.Path, CgroupV2: p.opt.Host.CgroupV2,
-		Namespaces:     ocispec.Namespaces{Net: pod.Paths["net"], IPC: pod.Paths["ipc"], UTS: pod.Paths["uts"]},
+		Namespaces: ocispec.Namespaces{
+			User: pod.Paths["user"], Net: pod.Paths["net"], IPC: pod.Paths["ipc"], UTS: pod.Paths["uts"], Users: pod.users(),
+		},
 		Files:          ocispec.Files{ResolvConf: filepath.Join(dir, "resolv.conf"), Hostname: filepath.Join(dir, "hostname"), Shm: "/dev/shm"},
 		Capabilities:   p.opt.Host.Capabilities,
 		MinOOMScoreAdj: p.opt.Host.MinOOMScoreAdj,
@@ -227,6 +273,9 @@ func (p *Pods) finishSpec(spec *specs.Spec, handler string) error {
 }
 
 func (p *Pods) removeBundle(_ context.Context, c *container) error {
+	if err := p.opt.mounts.detach(p.trees(c.id)); err != nil {
+		return err
+	}
 	return os.RemoveAll(p.bundle(c.id))
 }
 
@@ -236,15 +285,27 @@ func (p *Pods) createProcess(ctx context.Context, c *container) error {
 	if err != nil {
 		return err
 	}
+	uid, gid := p.podOf(c).users().Host(s.User.UID, s.User.GID)
 	pid, err := p.opt.Processes.Create(ctx, monitor.Container{
-		ID: c.id, Runtime: r, Bundle: p.bundle(c.id), LogPath: s.LogPath,
+		ID: c.id, Runtime: r, Bundle: p.bundle(c.id), LogPath: s.LogPath, UID: uid, GID: gid,
 		TTY: s.Config.GetTty(), Stdin: s.Config.GetStdin(), StdinOnce: s.Config.GetStdinOnce(),
 		OOMEvents: s.Place.OOMEvents,
 	})
 	if err != nil { // not every OCI runtime names the program it could not run
 		return fmt.Errorf("run %q: %w", c.recipe.program, err)
 	}
+	// The container has its own by now; these would keep volumes from being unmounted.
+	if err := p.opt.mounts.detach(p.trees(c.id)); err != nil {
+		return err
+	}
 	return c.amend(func(s *containerState) { s.Pid = pid })
+}
+
+// podOf returns the state of a container's pod.
+func (p *Pods) podOf(c *container) *podState {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return p.pods[c.podID].state.Load()
 }
 
 func program(spec *specs.Spec) string {

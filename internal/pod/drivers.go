@@ -9,6 +9,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/davit-runtime/davit/internal/cgroup"
+	"github.com/davit-runtime/davit/internal/idmap"
 	"github.com/davit-runtime/davit/internal/monitor"
 	"github.com/davit-runtime/davit/internal/namespace"
 	"github.com/davit-runtime/davit/internal/network"
@@ -38,7 +39,8 @@ type Rootfs interface {
 	Config(ref string) (id string, config imagespec.ImageConfig, err error)
 	// Mount mounts a writable root file system for container id and returns
 	// its path. Its image's layers stay until Unmount, whatever becomes of the image.
-	Mount(ctx context.Context, id, imageID string) (path string, err error)
+	// Files belong to whom users maps their owners to; nil: to their owners.
+	Mount(ctx context.Context, id, imageID string, users *idmap.Users) (path string, err error)
 	Unmount(ctx context.Context, id string) error // idempotent; deletes the writable layer
 }
 
@@ -110,11 +112,13 @@ type Host struct {
 	BootID         string                  // the kernel's if empty
 }
 
-// mounts are the few mounts of a pod's own. Tests replace it.
+// mounts are the few mounts of a pod's or container's own. Tests replace it.
 type mounts interface {
-	shm(dir string) error           // a tmpfs for /dev/shm at dir, which is made
-	pin(pid int, file string) error // pid's PID namespace at file, which is made
-	unmount(path string) error      // and removes path; idempotent
+	shm(dir string, uid, gid uint32) error // a tmpfs of that owner for /dev/shm at dir, which is made
+	attach(t idmap.Tree, at string) error  // at a path that is made
+	detach(dir string) error               // all that is attached in dir, which goes; idempotent
+	pin(pid int, file string) error        // pid's PID namespace at file, which is made
+	unmount(path string) error             // and removes path; idempotent
 }
 
 // killWait is how long a killed process may take to go.

@@ -6,17 +6,25 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // life takes a pod with a container through its whole life and returns the
 // first error.
 func life(t *testing.T, d *daemon) error {
 	ctx := t.Context()
-	podID, err := d.Run(ctx, podConfig("web", shared), "")
+	pod := podConfig("web", shared)
+	if os.Geteuid() == 0 {
+		withUsers(pod) // there is more to release
+	}
+	podID, err := d.Run(ctx, pod, "")
 	if err != nil {
 		return err
 	}
-	id, err := d.CreateContainer(ctx, podID, containerConfig("main"))
+	config := containerConfig("main")
+	config.Mounts = []*runtimeapi.Mount{{HostPath: "/", ContainerPath: "/host"}}
+	id, err := d.CreateContainer(ctx, podID, config)
 	if err != nil {
 		return err
 	}

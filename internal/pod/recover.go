@@ -256,6 +256,9 @@ func (p *Pods) removeOrphan(ctx context.Context, id string) error {
 	if err := p.opt.Processes.Remove(ctx, id); err != nil {
 		return err
 	}
+	if err := p.opt.mounts.detach(p.trees(id)); err != nil {
+		return err
+	}
 	if err := p.opt.Rootfs.Unmount(ctx, id); err != nil {
 		return err
 	}

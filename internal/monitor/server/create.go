@@ -120,6 +120,15 @@ func (s *server) runCreate(c *container, want monitor.Container) error {
 		return err
 	}
 	defer stderr.Close()
+	pipes := []*os.File{stdout, stderr}
+	if want.Stdin {
+		pipes = append(pipes, stdin)
+	}
+	for _, pipe := range pipes {
+		if err := pipe.Chown(int(want.UID), int(want.GID)); err != nil {
+			return err
+		}
+	}
 	return s.runtime(want.Runtime, "create", c.path("create.log"), [3]*os.File{stdin, stdout, stderr},
 		func(errorLog string) []string {
 			return want.Runtime.Create(errorLog, c.id, want.Bundle, c.path("pid"), "")
@@ -173,6 +182,18 @@ func (c *container) stdin() (*os.File, error) {
 	}
 	closeFD(fd)
 	return c.output().containerEnd("stdin")
+}
+
+// pipe makes a pipe for a command, which may open it by its name, too.
+func (c *container) pipe() (reader, writer *os.File, err error) {
+	if reader, writer, err = os.Pipe(); err != nil {
+		return nil, nil, err
+	}
+	owner := c.get().Container
+	if err := writer.Chown(int(owner.UID), int(owner.GID)); err != nil {
+		return nil, nil, errors.Join(err, reader.Close(), writer.Close())
+	}
+	return reader, writer, nil
 }
 
 func readPid(path string) (int, error) {

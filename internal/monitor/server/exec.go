@@ -122,7 +122,7 @@ func (x *execution) spawn(args []string) error {
 	defer stdin.Close()
 	var ends [2]*os.File
 	for i := range ends {
-		reader, writer, err := os.Pipe()
+		reader, writer, err := x.c.pipe()
 		if err != nil {
 			return err
 		}
