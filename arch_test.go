@@ -42,7 +42,7 @@ var imports = map[string][]string{
 	// Of cgroup and monitor, cri uses value types that pod hands through.
 	"internal/cri":          slices.Concat(base, []string{"internal/pod", "internal/image", "internal/stream", "internal/cgroup", "internal/monitor", "internal/network", "internal/cri/validate"}),
 	"internal/cri/validate": base,
-	"internal/stream":       base,
+	"internal/stream":       slices.Concat(base, []string{"internal/monitor"}), // its value types
 	"internal/pod":          slices.Concat(base, drivers, []string{"internal/operation", "internal/volume"}),
 	"internal/operation":    base,
 	"internal/volume":       base,

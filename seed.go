@@ -9,6 +9,5 @@ import (
 	_ "github.com/moby/profiles/apparmor"
 	_ "github.com/opencontainers/selinux/go-selinux"
 	_ "github.com/opencontainers/selinux/go-selinux/label"
-	_ "k8s.io/cri-streaming/pkg/streaming"
 	_ "tags.cncf.io/container-device-interface/pkg/cdi"
 )

@@ -29,6 +29,7 @@ type config struct {
 	Runtimes       map[string]runtimeConfig  `toml:"runtimes"` // by RuntimeClass handler
 	Network        networkConfig             `toml:"network"`
 	Registries     map[string]registryConfig `toml:"registries"` // by host, as images name it
+	Streaming      streamingConfig           `toml:"streaming"`
 }
 
 type logConfig struct {
@@ -152,6 +153,7 @@ func (c *config) check() error {
 	if n := len(c.Network.Bridge); n > 15 || strings.ContainsAny(c.Network.Bridge, "/ :") {
 		bad("network.bridge", "%q is not an interface's name", c.Network.Bridge)
 	}
+	c.Streaming.check(bad, absolute)
 	families := map[bool]bool{}
 	for _, p := range c.Network.Subnets {
 		if families[p.Addr().Is4()] {

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestConfig(t *testing.T) {
@@ -28,6 +29,11 @@ subnets = ["10.1.0.0/16", "fd00:1::/64"]
 cni_conf_dir = "/c"
 cni_bin_dirs = ["/b"]
 mtu = 1400
+[streaming]
+address = "0.0.0.0:10010"
+tls_cert_file = "/c.pem"
+tls_key_file = "/k.pem"
+idle_timeout = "1h30m"
 [registries."docker.io"]
 endpoints = ["https://mirror.example/v2", "mirror.example:5000"]
 [registries."localhost:5000"]
@@ -40,7 +46,7 @@ ca_file = "/ca.pem"
 		t.Fatal(err)
 	}
 	if c.Log.Level != slog.LevelDebug || c.Runtimes["fast"].Path != "/opt/crun" || len(c.Network.Subnets) != 2 ||
-		!c.hosts()["localhost:5000"].PlainHTTP || c.socketPath() != "/run/a.sock" {
+		!c.hosts()["localhost:5000"].PlainHTTP || time.Duration(c.Streaming.IdleTimeout) != 90*time.Minute || c.socketPath() != "/run/a.sock" {
 		t.Errorf("%+v", c)
 	}
 	for _, tt := range []struct{ text, err string }{
@@ -64,6 +70,13 @@ ca_file = "/ca.pem"
 		{"[network]\nbridge = \"a-name-that-is-too-long\"\n", `f: network.bridge: `},
 		{"[network]\ncni_bin_dirs = [\"bin\"]\n", `f: network.cni_bin_dirs: `},
 		{"[network]\nsubnets = [\"10.0.0.0/8\", \"11.0.0.0/8\"]\n", `f: network.subnets: more than one of a family`},
+		{"[streaming]\naddress = \"127.0.0.1\"\n", `f: streaming.address: "127.0.0.1" is not as`},
+		{"[streaming]\naddress = \":70000\"\n", `f: streaming.address: `},
+		{"[streaming]\naddress = \":http\"\n", `f: streaming.address: `},
+		{"[streaming]\ntls_cert_file = \"/c\"\n", `f: streaming.tls_cert_file: goes together with`},
+		{"[streaming]\ntls_cert_file = \"c\"\ntls_key_file = \"/k\"\n", `f: streaming.tls_cert_file: "c" is not an absolute path`},
+		{"[streaming]\nidle_timeout = \"-1s\"\n", `f: streaming.idle_timeout: -1s is negative`},
+		{"[streaming]\nidle_timeout = \"soon\"\n", `f:2:`},
 		{"[registries.a]\nendpoints = [\"ftp://b\"]\n", `f: registries.a.endpoints: "ftp://b"`},
 		{"[registries.a]\nca_file = \"ca\"\n", `f: registries.a.ca_file: `},
 	} {

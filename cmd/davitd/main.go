@@ -16,6 +16,7 @@ import (
 	"runtime/pprof"
 
 	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
 )
 
 // version is set by the linker. The CRI wants it semantic.
@@ -34,6 +35,7 @@ func main() {
 	}
 	log := newLog(os.Stderr, c.Log)
 	slog.SetDefault(log) // for libraries that log
+	klog.SetSlogLogger(slog.New(hushed{log.Handler()}))
 	// Half of the default: davitd is to stay small beside what it runs.
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(50)

@@ -25,6 +25,7 @@ import (
 	"github.com/davit-runtime/davit/internal/pod"
 	"github.com/davit-runtime/davit/internal/registry"
 	"github.com/davit-runtime/davit/internal/store"
+	"github.com/davit-runtime/davit/internal/stream"
 )
 
 // parts are what davitd is made of.
@@ -37,6 +38,7 @@ type parts struct {
 	monitor  *monitor.Client
 	runtimes *runtimes
 	pods     *pod.Pods
+	streams  *stream.Server
 }
 
 // run builds the parts, recovers, serves until ctx ends, and takes them apart.
@@ -68,6 +70,7 @@ func run(ctx context.Context, c *config, log *slog.Logger) error {
 	work("network", p.network.Run)
 	work("pods", p.pods.Serve)
 	work("keeper", p.keeper.run)
+	work("streams", p.streams.Serve)
 	work("seccomp", func(ctx context.Context) error {
 		p.runtimes.compile(ctx, p.monitor, p.host.Capabilities)
 		return nil
@@ -145,6 +148,9 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 	}); err != nil {
 		return p, err
 	}
+	if p.streams, err = c.Streaming.listen(log); err != nil {
+		return p, fmt.Errorf("streaming: %w", err)
+	}
 	binary, err := findMonitor()
 	if err != nil {
 		return p, err
@@ -182,6 +188,9 @@ func devices(log *slog.Logger) func() []ocispec.Device {
 // control groups stays on the host.
 func (p *parts) close(log *slog.Logger) {
 	var errs []error
+	if p.streams != nil {
+		p.streams.Close()
+	}
 	if p.pods != nil {
 		p.pods.Close()
 		if len(p.pods.List()) == 0 {
@@ -209,7 +218,7 @@ func (p *parts) server(c *config, log *slog.Logger) *grpc.Server {
 		confDir = "/etc/cni/net.d"
 	}
 	return cri.New(
-		cri.Parts{Pods: p.pods, Containers: p.pods, Views: p.pods, Sessions: p.pods, Images: p.images},
+		cri.Parts{Pods: p.pods, Containers: p.pods, Views: p.pods, Sessions: p.pods, Images: p.images, Streams: p.streams},
 		cri.Config{
 			Node:          validate.Node{Handlers: p.runtimes.handlers, AppArmor: appArmor(), HostNetworkUsers: p.runtimes.hostNetworkUsers},
 			Version:       version,
@@ -219,11 +228,13 @@ func (p *parts) server(c *config, log *slog.Logger) *grpc.Server {
 			Spec: func(id string) ([]byte, error) {
 				return os.ReadFile(filepath.Join(c.State, "containers", id, "config.json"))
 			},
+			Dial: namespace.Dial,
 			Info: map[string]any{
 				"maxContainerLogLineSize": 16 << 10,
 				"cni":                     map[string]any{"confDir": confDir},
 				"cgroupDriver":            p.cgroups.Driver(),
 				"cgroupLayout":            p.cgroups.Layout(),
+				"streaming":               p.streams.URL(),
 				"root":                    c.Root,
 				"state":                   c.State,
 			},

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"slices"
@@ -21,6 +22,7 @@ import (
 	"github.com/davit-runtime/davit/internal/image"
 	"github.com/davit-runtime/davit/internal/monitor"
 	"github.com/davit-runtime/davit/internal/pod"
+	"github.com/davit-runtime/davit/internal/stream"
 )
 
 // world stands in for pod and image: it knows some pods, containers and
@@ -36,6 +38,9 @@ type world struct {
 	auth       image.Auth
 	grace      time.Duration
 	config     *runtimeapi.ContainerConfig
+	command    stream.Command
+	forward    stream.Forward
+	joined     monitor.Stream
 }
 
 func (w *world) do(what string) error {
@@ -90,6 +95,31 @@ func (w *world) Exec(_ context.Context, id string, args []string, _ time.Duratio
 	return monitor.ExecResult{Code: 3, Stdout: []byte("out\xff"), Stderr: []byte("err")}, w.do("exec " + id + " " + args[0])
 }
 
+func (w *world) ExecStream(_ context.Context, id string, args []string, s monitor.Stream) (int, error) {
+	w.joined = s
+	return 4, w.do("exec " + id + " " + args[0])
+}
+func (w *world) Attach(_ context.Context, id string, s monitor.Stream) error {
+	w.joined = s
+	return w.do("attach " + id)
+}
+
+// streamWorld has the methods of the streaming server.
+type streamWorld struct{ *world }
+
+func (w streamWorld) Exec(c stream.Command) (string, error) {
+	w.command = c
+	return "http://exec", w.do("offer exec")
+}
+func (w streamWorld) Attach(c stream.Command) (string, error) {
+	w.command = c
+	return "http://attach", w.do("offer attach")
+}
+func (w streamWorld) Forward(f stream.Forward) (string, error) {
+	w.forward = f
+	return "http://forward", w.do("offer forward")
+}
+
 // imageWorld has the image methods, whose names overlap with the pod's.
 type imageWorld struct{ *world }
 
@@ -114,11 +144,14 @@ func (w imageWorld) Usage() image.Usage {
 func server(t testing.TB, w *world) (runtimeapi.RuntimeServiceClient, runtimeapi.ImageServiceClient, *grpc.ClientConn, *logBuffer) {
 	t.Helper()
 	log := &logBuffer{}
-	s := New(Parts{Pods: w, Containers: w, Views: w, Sessions: w, Images: imageWorld{w}}, Config{
+	s := New(Parts{Pods: w, Containers: w, Views: w, Sessions: w, Images: imageWorld{w}, Streams: streamWorld{w}}, Config{
 		Version: "1.2.3",
 		Node: validate.Node{Handlers: func() []validate.Handler {
 			return []validate.Handler{{Name: "runc"}, {Name: "crun", Default: true, RecursiveReadOnly: true, UserNamespaces: true}}
 		}, HostNetworkUsers: func() bool { return false }},
+		Dial: func(_ context.Context, netns string, port uint16) (net.Conn, error) {
+			return nil, w.do(fmt.Sprintf("dial %s:%d", netns, port))
+		},
 		RuntimeReady: func() error { return nil },
 		NetworkReady: func() error { return errors.New("no CNI plugin bridge in /opt/cni/bin") },
 		Spec:         func(string) ([]byte, error) { return []byte(`{"ociVersion":"1.0.0"}`), nil },

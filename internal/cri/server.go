@@ -3,6 +3,7 @@ package cri
 import (
 	"context"
 	"log/slog"
+	"net"
 	"time"
 
 	"google.golang.org/grpc"
@@ -45,6 +46,8 @@ type Views interface {
 type Sessions interface {
 	ReopenLog(ctx context.Context, id string) error
 	Exec(ctx context.Context, id string, args []string, timeout time.Duration) (monitor.ExecResult, error)
+	ExecStream(ctx context.Context, id string, args []string, s monitor.Stream) (code int, err error)
+	Attach(ctx context.Context, id string, s monitor.Stream) error
 }
 
 // Images keeps images. *image.Store implements it.
@@ -63,6 +66,7 @@ type Parts struct {
 	Views      Views
 	Sessions   Sessions
 	Images     Images
+	Streams    Streams
 }
 
 // A Config says what the surface tells about this node.
@@ -74,6 +78,9 @@ type Config struct {
 	NetworkReady  func() error // nil: ready; else the reason, for people
 	// Spec returns a container's OCI runtime spec as it is on disk, for verbose status.
 	Spec func(containerID string) ([]byte, error)
+	// Dial connects to a port of the loopback interface in the network
+	// namespace pinned at netns; empty is the host's.
+	Dial func(ctx context.Context, netns string, port uint16) (net.Conn, error)
 	// Info is told in verbose Status as "config", in JSON.
 	Info any
 	Log  *slog.Logger

@@ -297,8 +297,8 @@ func TestCallsReachThePod(t *testing.T) {
 func TestUnimplemented(t *testing.T) {
 	ctx := context.Background()
 	rt, _, conn, _ := server(t, &world{})
-	_, err := rt.Attach(ctx, &runtimeapi.AttachRequest{})
-	want{codes.Unimplemented, "method Attach not implemented"}.check(t, err)
+	_, err := rt.CheckpointContainer(ctx, &runtimeapi.CheckpointContainerRequest{})
+	want{codes.Unimplemented, "method CheckpointContainer not implemented"}.check(t, err)
 	s, err := rt.GetContainerEvents(ctx, &runtimeapi.GetEventsRequest{})
 	if err == nil {
 		_, err = s.Recv()

@@ -173,6 +173,7 @@ func TestRecoverClaims(t *testing.T) {
 	if err := k.recoverClaims(); err != nil {
 		t.Fatal(err)
 	}
+	k.mu.Lock()
 	for id, code := range map[string]int{"ended": 3, "reused": 255, "gone": 255} {
 		if c := k.claims[id]; c == nil || c.ended == nil || c.ended.Code != code {
 			t.Errorf("%s: %+v", id, c)
@@ -184,6 +185,7 @@ func TestRecoverClaims(t *testing.T) {
 	if len(k.claims) != 4 {
 		t.Errorf("%d claims", len(k.claims))
 	}
+	k.mu.Unlock()
 	_ = c.Process.Kill()
 	_ = c.Wait()
 	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {

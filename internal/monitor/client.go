@@ -203,7 +203,7 @@ func lost(err error) bool {
 	return errors.As(err, &l)
 }
 
-func (c *Client) send(ctx context.Context, method string, body any) (net.Conn, error) {
+func (c *Client) send(ctx context.Context, method string, body any) (*net.UnixConn, error) {
 	var raw json.RawMessage
 	if body != nil {
 		var err error
@@ -212,10 +212,11 @@ func (c *Client) send(ctx context.Context, method string, body any) (net.Conn, e
 		}
 	}
 	var dialer net.Dialer
-	conn, err := dialer.DialContext(ctx, "unix", c.path)
+	dialled, err := dialer.DialContext(ctx, "unix", c.path)
 	if err != nil {
 		return nil, lostError{err}
 	}
+	conn := dialled.(*net.UnixConn)
 	if err := WriteFrame(conn, Request{Method: method, Body: raw}); err != nil {
 		_ = conn.Close()
 		if fault.Is(err, fault.Exhausted) {

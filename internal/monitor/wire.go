@@ -29,6 +29,13 @@ const (
 	MethodUpdate  = "update"  // UpdateRequest
 	MethodSeccomp = "seccomp" // SeccompRequest → SeccompReply
 	MethodWatch   = "watch"   // → a Reply with an Exit for each, without end
+
+	// Sessions: behind the request come the descriptors that it announces
+	// (SendFiles). An empty Reply says that it has begun, for a terminal
+	// followed by the descriptor of its master. The client may then send Sizes.
+	// The last Reply says how it ended. Whoever closes the connection ends it.
+	MethodExecStream = "exec-stream" // StreamRequest → CodeReply
+	MethodAttach     = "attach"      // StreamRequest
 )
 
 // A Request is the one frame that a client sends on a connection.
@@ -68,6 +75,19 @@ type (
 	}
 	SeccompReply struct {
 		Program []byte `json:"program"`
+	}
+	StreamRequest struct {
+		ContainerID string   `json:"container_id"`
+		Args        []string `json:"args,omitempty"` // exec
+		TTY         bool     `json:"tty,omitempty"`  // exec: no descriptors come along
+		Size        Size     `json:"size"`           // exec: of the terminal
+		// Which of these come along, in this order: the ends that are the container's.
+		Stdin  bool `json:"stdin,omitempty"`
+		Stdout bool `json:"stdout,omitempty"`
+		Stderr bool `json:"stderr,omitempty"`
+	}
+	CodeReply struct {
+		Code int `json:"code"`
 	}
 	PidReply struct {
 		Pid int `json:"pid"`

@@ -2,7 +2,8 @@ package ociruntime
 
 import "strconv"
 
-// A Console names the terminal socket of a create; empty: no terminal.
+// A Console names the socket that takes the terminal of a create or an exec;
+// empty: no terminal.
 type Console string
 
 // base gives the options that stand before every command. errorLog is the file
@@ -56,8 +57,12 @@ func (r Runtime) Delete(errorLog, id string, force bool) []string {
 
 // Exec gives the command line that runs the process in processFile inside a
 // container and leaves it behind; its pid is in pidFile afterwards.
-func (r Runtime) Exec(errorLog, id, processFile, pidFile string) []string {
-	return append(r.base(errorLog), "exec", "--detach", "--process", processFile, "--pid-file", pidFile, id)
+func (r Runtime) Exec(errorLog, id, processFile, pidFile string, console Console) []string {
+	args := append(r.base(errorLog), "exec", "--detach", "--process", processFile, "--pid-file", pidFile)
+	if console != "" {
+		args = append(args, "--console-socket", string(console))
+	}
+	return append(args, id)
 }
 
 // Update gives the command line that reads new limits from file.

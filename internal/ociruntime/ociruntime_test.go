@@ -22,7 +22,8 @@ func TestCommandLines(t *testing.T) {
 		{systemd.Create("", "id", "/b", "/p", "/c"), "/bin/crun --root /run/x --systemd-cgroup create --bundle /b --pid-file /p --console-socket /c id"},
 		{bare.Start("", "id"), "/bin/crun --root /run/x --cgroup-manager=disabled start id"},
 		{r.Delete("", "id", true), "/bin/crun --root /run/x delete --force id"},
-		{r.Exec("", "id", "/j", "/p"), "/bin/crun --root /run/x exec --detach --process /j --pid-file /p id"},
+		{r.Exec("", "id", "/j", "/p", ""), "/bin/crun --root /run/x exec --detach --process /j --pid-file /p id"},
+		{r.Exec("", "id", "/j", "/p", "/c"), "/bin/crun --root /run/x exec --detach --process /j --pid-file /p --console-socket /c id"},
 		{r.Update("", "id", "/j"), "/bin/crun --root /run/x update --resources /j id"},
 		{r.State("", "id"), "/bin/crun --root /run/x state id"},
 	} {

@@ -77,6 +77,7 @@ type Processes interface {
 
 // Sessions reaches into containers that run. Package monitor's client implements it.
 type Sessions interface {
+	Streams
 	Exec(ctx context.Context, e monitor.Exec) (monitor.ExecResult, error)
 	ReopenLog(ctx context.Context, id string) error
 	// Hold starts a pod's holder and returns its pid; Remove ends it.
@@ -84,6 +85,12 @@ type Sessions interface {
 	// Watch calls f for each container's exit, at least once each; those that
 	// happened before the call, too, until Remove. It returns when ctx ends.
 	Watch(ctx context.Context, f func(monitor.Exit)) error
+}
+
+// Streams are sessions that their caller is connected to.
+type Streams interface {
+	ExecStream(ctx context.Context, e monitor.Exec, s monitor.Stream) (code int, err error)
+	Attach(ctx context.Context, id string, s monitor.Stream) error
 }
 
 // Runtimes finds the OCI runtime of a RuntimeClass handler. Invalid for an

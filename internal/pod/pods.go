@@ -19,7 +19,8 @@
 //	(*Pods) CreateContainer(ctx, podID, config) (id, error)
 //	(*Pods) StartContainer(ctx, id); StopContainer(ctx, id, grace); RemoveContainer(ctx, id)
 //	(*Pods) Container(id), Containers()          never blocks
-//	(*Pods) UpdateContainer(ctx, id, resources); ReopenLog(ctx, id); Exec(ctx, id, args, timeout)
+//	(*Pods) UpdateContainer(ctx, id, resources); ReopenLog(ctx, id)
+//	(*Pods) Exec(ctx, id, args, timeout); ExecStream(ctx, id, args, stream); Attach(ctx, id, stream)
 package pod
 
 import (

@@ -11,11 +11,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/davit-runtime/davit/internal/fault"
-	"github.com/davit-runtime/davit/internal/monitor"
 )
-
-// execMaxBytes keeps ExecSync's answer below the 16 MiB that clients receive.
-const execMaxBytes = 15 << 20
 
 // StartContainer lets a created container run. If that fails, the container
 // has exited with code 128 and reason StartError, and its process is gone.
@@ -143,42 +139,4 @@ func merged(old, change *runtimeapi.LinuxContainerResources) *runtimeapi.LinuxCo
 		r.HugepageLimits[i] = limit
 	}
 	return r
-}
-
-// ReopenLog makes the log of a running container go on in a new file, if the
-// old one has been moved away. Precondition if it does not run.
-func (p *Pods) ReopenLog(ctx context.Context, id string) error {
-	c, err := p.running(id)
-	if err != nil {
-		return err
-	}
-	return p.opt.Sessions.ReopenLog(ctx, c.id)
-}
-
-// Exec runs a command in a running container and returns what it wrote, up to
-// 15 MiB. A zero timeout is none. It returns Precondition if the container
-// does not run, Deadline if the command, or a child that keeps its output
-// open, runs for longer than timeout.
-func (p *Pods) Exec(ctx context.Context, id string, args []string, timeout time.Duration) (monitor.ExecResult, error) {
-	c, err := p.running(id)
-	if err != nil {
-		return monitor.ExecResult{}, err
-	}
-	p.opt.Cgroups.Expect()
-	result, err := p.opt.Sessions.Exec(ctx, monitor.Exec{ContainerID: c.id, Args: args, Timeout: timeout, MaxBytes: execMaxBytes})
-	if err != nil {
-		return result, fmt.Errorf("run %q: %w", args[0], err)
-	}
-	return result, nil
-}
-
-func (p *Pods) running(id string) (*container, error) {
-	c, err := p.findContainer(id)
-	if err != nil {
-		return nil, err
-	}
-	if s := c.state.Load(); s.State != Running {
-		return nil, fault.New(fault.Precondition, "", "container %s is %s", c.id, s.State)
-	}
-	return c, nil
 }

@@ -265,7 +265,21 @@ func TestOnlyRunning(t *testing.T) {
 	wantKind(t, d.ReopenLog(t.Context(), id), fault.Precondition)
 	wantKind(t, d.ReopenLog(t.Context(), "absent"), fault.NotFound)
 	wantKind(t, d.StartContainer(t.Context(), "absent"), fault.NotFound)
+	var out strings.Builder
+	_, err = d.ExecStream(t.Context(), id, []string{"a"}, monitor.Stream{Stdout: &out})
+	wantKind(t, err, fault.Precondition)
+	_, err = d.ExecStream(t.Context(), "absent", []string{"a"}, monitor.Stream{Stdout: &out})
+	wantKind(t, err, fault.NotFound)
+	wantKind(t, d.Attach(t.Context(), id, monitor.Stream{Stdout: &out}), fault.Precondition)
+	wantKind(t, d.Attach(t.Context(), "absent", monitor.Stream{Stdout: &out}), fault.NotFound)
 	must(t, d.StartContainer(t.Context(), id))
+	if code, err := d.ExecStream(t.Context(), id[:9], []string{"a"}, monitor.Stream{Stdout: &out}); code != 3 || err != nil || out.String() != "out" || n.exec.ContainerID != id {
+		t.Errorf("%d %v %q %+v", code, err, out.String(), n.exec)
+	}
+	n.exec = monitor.Exec{}
+	if err := d.Attach(t.Context(), id[:9], monitor.Stream{Stdout: &out}); err != nil || n.exec.ContainerID != id {
+		t.Errorf("%v %+v", err, n.exec)
+	}
 	_, err = d.Exec(t.Context(), id[:9], []string{"a"}, time.Second)
 	must(t, err)
 	if e := n.exec; e.MaxBytes >= 16<<20 || e.MaxBytes == 0 || e.ContainerID != id || e.Timeout != time.Second {

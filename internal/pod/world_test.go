@@ -347,6 +347,18 @@ func (f fakeProcesses) Exec(ctx context.Context, e monitor.Exec) (monitor.ExecRe
 	return monitor.ExecResult{Stdout: []byte("out")}, f.call(ctx, "Sessions.Exec", func() error { f.exec = e; return nil })
 }
 
+func (f fakeProcesses) ExecStream(ctx context.Context, e monitor.Exec, s monitor.Stream) (int, error) {
+	err := f.call(ctx, "Sessions.ExecStream", func() error { f.exec = e; return nil })
+	if err == nil {
+		_, err = s.Stdout.Write([]byte("out"))
+	}
+	return 3, err
+}
+
+func (f fakeProcesses) Attach(ctx context.Context, id string, s monitor.Stream) error {
+	return f.call(ctx, "Sessions.Attach", func() error { f.exec = monitor.Exec{ContainerID: id}; return nil })
+}
+
 func (f fakeProcesses) ReopenLog(ctx context.Context, _ string) error {
 	return f.call(ctx, "Sessions.ReopenLog", func() error { return nil })
 }

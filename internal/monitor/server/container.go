@@ -11,6 +11,7 @@ import (
 
 	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/monitor"
+	"github.com/davit-runtime/davit/internal/monitor/stdio"
 )
 
 // A phase is how far a container has come. Its order matters.
@@ -33,7 +34,8 @@ type record struct {
 	Throwaway bool              `json:"throwaway,omitempty"` // of seccomp; removed when found
 	Killed    bool              `json:"killed,omitempty"`    // davit sent SIGKILL
 	OOMKills  int               `json:"oom_kills,omitempty"`
-	Exit      *monitor.Exit     `json:"exit,omitempty"` // of a complete one
+	InputOver bool              `json:"input_over,omitempty"` // StdinOnce, and once has been
+	Exit      *monitor.Exit     `json:"exit,omitempty"`       // of a complete one
 }
 
 // A container is one container or holder.
@@ -49,7 +51,7 @@ type container struct {
 
 	mu       sync.Mutex // guards what follows; taken after op and server.mu
 	rec      record
-	io       *stdio
+	io       *stdio.Streams
 	exitSeq  uint64 // 0: not announced
 	reported time.Time
 	made     chan struct{} // closed when create is through, or has given up
@@ -160,7 +162,7 @@ func (c *container) get() record {
 	return c.rec
 }
 
-func (c *container) output() *stdio {
+func (c *container) output() *stdio.Streams {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.io
@@ -177,7 +179,7 @@ func (c *container) status() (monitor.Status, bool) {
 	return status, c.rec.Phase != creating && !c.rec.Throwaway
 }
 
-func (c *container) setOutput(o *stdio) {
+func (c *container) setOutput(o *stdio.Streams) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.io = o

@@ -127,7 +127,7 @@ func (s *server) reopen(id string) error {
 	if o == nil || c.hasEnded() {
 		return fault.New(fault.Precondition, "monitor.ReopenLog", "container %s is not running", id)
 	}
-	return o.reopen()
+	return o.Reopen()
 }
 
 func (s *server) update(q monitor.UpdateRequest) error {

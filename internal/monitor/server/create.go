@@ -15,6 +15,7 @@ import (
 
 	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/monitor"
+	"github.com/davit-runtime/davit/internal/monitor/stdio"
 	"github.com/davit-runtime/davit/internal/ociruntime"
 )
 
@@ -92,7 +93,7 @@ func (s *server) spawn(c *container) error {
 	if err := c.save(func(r *record) { r.Phase, r.Pid = created, pid }); err != nil {
 		return err
 	}
-	c.output().run()
+	c.output().Run()
 	close(c.made)
 	return nil
 }
@@ -105,31 +106,15 @@ func (s *server) runCreate(c *container, want monitor.Container) error {
 	if err := s.openStdio(c, -1, -1); err != nil {
 		return err
 	}
-	stdin, err := c.stdin()
+	ends, err := c.output().ContainerEnds(inputOf(want))
 	if err != nil {
 		return err
 	}
-	defer stdin.Close()
-	stdout, err := c.output().containerEnd("stdout")
-	if err != nil {
+	defer stdio.CloseAll(ends[:])
+	if err := giveStreams(want, ends); err != nil {
 		return err
 	}
-	defer stdout.Close()
-	stderr, err := c.output().containerEnd("stderr")
-	if err != nil {
-		return err
-	}
-	defer stderr.Close()
-	pipes := []*os.File{stdout, stderr}
-	if want.Stdin {
-		pipes = append(pipes, stdin)
-	}
-	for _, pipe := range pipes {
-		if err := pipe.Chown(int(want.UID), int(want.GID)); err != nil {
-			return err
-		}
-	}
-	return s.runtime(want.Runtime, "create", c.path("create.log"), [3]*os.File{stdin, stdout, stderr},
+	return s.runtime(want.Runtime, "create", c.path("create.log"), ends,
 		func(errorLog string) []string {
 			return want.Runtime.Create(errorLog, c.id, want.Bundle, c.path("pid"), "")
 		})
@@ -137,7 +122,7 @@ func (s *server) runCreate(c *container, want monitor.Container) error {
 
 // createWithConsole runs `create` and takes the terminal that it makes.
 func (s *server) createWithConsole(c *container, want monitor.Container) error {
-	socket, err := listenConsole(c.dir)
+	socket, err := listenConsole(c.dir, "console.sock")
 	if err != nil {
 		return err
 	}
@@ -161,39 +146,45 @@ func (s *server) createWithConsole(c *container, want monitor.Container) error {
 }
 
 func (s *server) openStdio(c *container, console, logFD int) error {
-	o, err := openStdio(c.id, c.dir, c.get().Container.LogPath, console, logFD, s.keeper.hold, c.report)
+	o, err := stdio.Open(stdio.Config{
+		ID: c.id, Dir: c.dir, LogPath: c.get().Container.LogPath,
+		Console: console, Log: logFD, Keep: s.keeper.hold, Report: c.report,
+	})
 	if err == nil {
 		c.setOutput(o)
 	}
 	return err
 }
 
-func (c *container) path(name string) string { return filepath.Join(c.dir, name) }
-
-// stdin opens what the container reads. A FIFO is open both ways, so that it
-// sees no end before an attach, which will write to the FIFO, ends.
-func (c *container) stdin() (*os.File, error) {
-	if !c.get().Container.Stdin {
-		return os.Open(os.DevNull)
+func inputOf(c monitor.Container) stdio.Input {
+	switch {
+	case !c.Stdin:
+		return stdio.Null
+	case c.StdinOnce:
+		return stdio.Once
 	}
-	fd, err := openPipe(c.path("stdin"))
-	if err != nil {
-		return nil, err
-	}
-	closeFD(fd)
-	return c.output().containerEnd("stdin")
+	return stdio.Kept
 }
 
-// pipe makes a pipe for a command, which may open it by its name, too.
-func (c *container) pipe() (reader, writer *os.File, err error) {
-	if reader, writer, err = os.Pipe(); err != nil {
-		return nil, nil, err
+func (c *container) path(name string) string { return filepath.Join(c.dir, name) }
+
+// giveStreams makes pipes those of the container's user, who may open them by
+// their names then. OCI runtimes cannot do it from within a user namespace.
+func giveStreams(to monitor.Container, streams [3]*os.File) error {
+	for _, f := range streams {
+		if f == nil {
+			continue
+		}
+		if info, err := f.Stat(); err != nil {
+			return err
+		} else if info.Mode()&os.ModeNamedPipe == 0 {
+			continue
+		}
+		if err := f.Chown(int(to.UID), int(to.GID)); err != nil {
+			return err
+		}
 	}
-	owner := c.get().Container
-	if err := writer.Chown(int(owner.UID), int(owner.GID)); err != nil {
-		return nil, nil, errors.Join(err, reader.Close(), writer.Close())
-	}
-	return reader, writer, nil
+	return nil
 }
 
 func readPid(path string) (int, error) {
@@ -257,7 +248,7 @@ func (s *server) abandon(c *container) error {
 		})
 	}
 	if o := c.output(); o != nil {
-		o.close()
+		o.Close()
 	}
 	select {
 	case <-c.made: // of a throwaway
@@ -276,12 +267,11 @@ type consoleSocket struct {
 	fd   int
 }
 
-func listenConsole(dir string) (*consoleSocket, error) {
+func listenConsole(dir, name string) (*consoleSocket, error) {
 	d, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: dir, Err: err}
 	}
-	const name = "console.sock"
 	s := &consoleSocket{
 		// A socket's path has at most 107 bytes.
 		path: fmt.Sprintf("/proc/%d/fd/%d/%s", os.Getpid(), d, name),

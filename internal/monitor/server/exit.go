@@ -32,7 +32,7 @@ func (c *container) finish(ended monitor.Ended) {
 	}
 	kills := c.countOOM() // before anybody deletes the cgroup
 	if o := c.output(); o != nil {
-		o.finish()
+		o.Finish()
 	}
 	rec := c.get()
 	exit := rec.Exit
@@ -51,7 +51,7 @@ func (c *container) finish(ended monitor.Ended) {
 	}
 	c.setOutput(nil)
 	if err := c.s.keeper.drop(c.id+"/stdout", c.id+"/stdout.stage", c.id+"/stderr", c.id+"/stderr.stage",
-		c.id+"/log", c.id+"/console"); err != nil {
+		c.id+"/log", c.id+"/console", c.id+"/stdin"); err != nil {
 		c.s.log.Error("descriptors not dropped", "id", c.id, "error", err)
 	}
 	close(c.complete)

@@ -92,7 +92,7 @@ func (s *server) recoverOne(c *container, have inventory) error {
 	if ended == nil {
 		s.oom.add(c)
 		if o := c.output(); o != nil {
-			o.run()
+			o.Run()
 		}
 	}
 	close(c.made) // an exit event may have come already and wait for this
@@ -110,6 +110,11 @@ func (s *server) recoverStdio(c *container, have inventory) error {
 	if c.rec.Container.TTY && console < 0 {
 		closeIf(log)
 		return errors.New("its terminal is lost with the keeper")
+	}
+	if c.rec.InputOver {
+		if err := s.keeper.drop(c.id + "/stdin"); err != nil {
+			return err
+		}
 	}
 	return s.openStdio(c, console, log)
 }

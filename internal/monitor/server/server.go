@@ -9,8 +9,8 @@
 // nothing of what containers write but line ends. davit-monitor's main calls
 // it; it ends with the keeper.
 //
-// Lock order: container.op, server.mu, container.mu. stdio.mu is taken with
-// none of them but container.op held, and server.mu at the very end.
+// Lock order: container.op, server.mu, container.mu. Those of package stdio are
+// taken with none of them but container.op held, and server.mu at the very end.
 package server
 
 import (
@@ -183,8 +183,7 @@ func (s *server) quiesce() {
 	defer s.mu.Unlock()
 	for _, c := range s.containers {
 		if o := c.output(); o != nil {
-			o.drainAll()
-			o.mu.Lock() //nolint:staticcheck // for good: the process ends
+			o.Freeze()
 		}
 	}
 }
@@ -221,6 +220,10 @@ func (s *server) serve(conn net.Conn) {
 	defer release()
 	ctx, cancel := context.WithCancel(s.work.calls)
 	defer cancel()
+	if r.Method == monitor.MethodExecStream || r.Method == monitor.MethodAttach {
+		s.session(ctx, conn.(*net.UnixConn), r, release)
+		return
+	}
 	go func() { // the client sends nothing more: this ends when it has gone
 		_, _ = io.Copy(io.Discard, conn)
 		cancel()

@@ -1,4 +1,4 @@
-package server
+package stdio
 
 import (
 	"errors"
@@ -87,7 +87,7 @@ func newAlarm(src int) (*os.File, error) {
 }
 
 // await arms the alarm and waits until there is something to read, the
-// terminal has hung up, or finish.
+// terminal has hung up, or Finish.
 func (s *stream) await() error {
 	raw, err := s.alarm.SyscallConn()
 	if err != nil {
@@ -109,13 +109,13 @@ func (s *stream) await() error {
 	})
 }
 
-// pump runs rounds until finish, or until a terminal has hung up.
-func (o *stdio) pump(s *stream) {
+// pump runs rounds until Finish, or until a terminal has hung up.
+func (o *Streams) pump(s *stream) {
 	defer close(s.ended)
 	for !s.stop.Load() {
 		n, err := o.round(s)
 		if errors.Is(err, unix.EIO) && s.tty {
-			return // hung up: finish follows
+			return // hung up: Finish follows
 		}
 		busy := time.Since(s.last) < 2*coalesce
 		if busy {
@@ -136,11 +136,18 @@ func (o *stdio) pump(s *stream) {
 
 // round takes what the source has now to the log. It returns 0 if there was
 // nothing. See commitFile for the order of things.
-func (o *stdio) round(s *stream) (int, error) {
+func (o *Streams) round(s *stream) (int, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if o.closed {
+		return 0, nil
+	}
 	if o.log == nil {
-		return discard(s.src)
+		var page [4096]byte
+		n, err := unix.Read(s.src, page[:])
+		n = max(n, 0)
+		o.deliver(s.index, page[:n])
+		return n, ignoreAgain(err)
 	}
 	moved, err := fill(s.src, s.stage)
 	if err != nil {
@@ -154,7 +161,8 @@ func (o *stdio) round(s *stream) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	n, err := w.copyOf(s.stage, total, o.commits.carry(s.index))
+	carry := o.commits.carry(s.index)
+	n, err := w.copyOf(s.stage, total, carry)
 	if err != nil {
 		w.close() // its pipe may not be empty
 		return 0, err
@@ -166,12 +174,13 @@ func (o *stdio) round(s *stream) (int, error) {
 		return 0, err
 	}
 	o.commits.drained()
+	o.deliver(s.index, w.in[len(carry):])
 	return max(moved, n), nil
 }
 
 // commit notes what is in the log, and that n of total bytes in the staging
 // pipe are of no more use.
-func (o *stdio) commit(s *stream, tail []byte, total, n int) {
+func (o *Streams) commit(s *stream, tail []byte, total, n int) {
 	next := slot{stream: uint32(s.index), total: uint32(total), stale: uint32(n)}
 	next.dev, next.ino, next.length = o.log.dev, o.log.ino, o.log.length
 	err := o.commits.commit(next, tail)
@@ -247,7 +256,7 @@ func (w *worker) copyOf(stage, total int, carry []byte) (int, error) {
 }
 
 // write appends the whole lines of w.in to the log and returns what is left.
-func (o *stdio) write(w *worker, s *stream) (tail []byte) {
+func (o *Streams) write(w *worker, s *stream) (tail []byte) {
 	var head [64]byte
 	header := appendHeader(head[:0], time.Now(), s.name)
 	rest, more := w.in, true
@@ -292,14 +301,4 @@ func drain(pipe, n int) error {
 		n -= int(m)
 	}
 	return nil
-}
-
-// discard reads and drops.
-func discard(src int) (int, error) {
-	var page [4096]byte
-	n, err := unix.Read(src, page[:])
-	if n < 0 {
-		n = 0
-	}
-	return n, ignoreAgain(err)
 }

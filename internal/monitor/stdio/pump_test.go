@@ -1,4 +1,4 @@
-package server
+package stdio
 
 import (
 	"fmt"
@@ -23,11 +23,11 @@ func benchmarkPump(b *testing.B, bytes int64, each int) {
 		dir := b.TempDir()
 		log := filepath.Join(dir, "0.log")
 		keep := func(bool, []string, []int) error { return nil }
-		o, err := openStdio("id", dir, log, -1, -1, keep, func(err error) { b.Error(err) })
+		o, err := Open(Config{ID: "id", Dir: dir, LogPath: log, Console: -1, Log: -1, Keep: keep, Report: func(err error) { b.Error(err) }})
 		if err != nil {
 			b.Fatal(err)
 		}
-		o.run()
+		o.Run()
 		end, err := o.containerEnd("stdout")
 		if err != nil {
 			b.Fatal(err)
@@ -40,7 +40,7 @@ func benchmarkPump(b *testing.B, bytes int64, each int) {
 			b.Fatal(err)
 		}
 		_ = end.Close()
-		o.finish()
+		o.Finish()
 		b.ReportMetric((usage()-begin).Seconds()*(1<<30)/float64(bytes), "cpu-s/GiB")
 		if info, err := os.Stat(log); err != nil || info.Size() < bytes {
 			b.Fatal(info, err)

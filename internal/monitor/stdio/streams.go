@@ -1,4 +1,11 @@
-package server
+// Package stdio owns the standard streams of containers: their FIFOs or their
+// terminal, the CRI log file that output goes to, and who is attached.
+//
+// The log comes first: no byte of output is lost from it or in it twice,
+// whenever this process is killed (see commitFile), and nobody who is attached
+// can hold it up. Package monitor/server calls it and knows what a container
+// is; here it is a directory and a name.
+package stdio
 
 import (
 	"errors"
@@ -15,21 +22,35 @@ import (
 // pipeBytes is what a container may write before it has to wait for the log.
 const pipeBytes = 256 << 10
 
-// A stdio is a container's output: one or two streams, their log file and
-// their commit file.
-type stdio struct {
+// A Config says what Open opens.
+type Config struct {
+	ID      string // of the container: stands before the names of what the keeper holds
+	Dir     string // of FIFOs and commit file
+	LogPath string // empty: output is dropped
+	Console int    // master of the container's terminal; -1: pipes. Open owns it
+	Log     int    // log file that the monitor before had open; -1: none. Open owns it
+	Keep    KeepFunc
+	Report  func(error) // of trouble with the log
+}
+
+// A KeepFunc gives descriptors to the keeper, under names. What is silent the
+// next monitor opens by its path.
+type KeepFunc func(silent bool, names []string, fds []int) error
+
+// Streams are a container's output, one or two streams, with log file and
+// commit file, and its input.
+type Streams struct {
 	id, dir string
 	streams []*stream
 	commits *commitFile // nil: output is dropped
-	keep    keepFunc
-	report  func(error) // of trouble with the log
+	keep    KeepFunc
+	report  func(error)
 
-	mu  sync.Mutex // one round, or one change of the log file, at a time
-	log *logFile   // nil: output is dropped
+	mu       sync.Mutex // one round, or one change of the log file, at a time
+	log      *logFile   // nil: output is dropped
+	attached []*Attachment
+	closed   bool
 }
-
-// keepFunc gives descriptors to the keeper, under names.
-type keepFunc func(silent bool, names []string, fds []int) error
 
 // A stream is one pipe from the container, or its terminal.
 type stream struct {
@@ -44,58 +65,56 @@ type stream struct {
 	ended chan struct{} // closed when pump has returned; nil before it runs
 }
 
-// openStdio opens, or opens again, a container's pipes and log. console is the
-// terminal's master or -1 for pipes; logFD is the log that the monitor before
-// had open, or -1. It owns both from the call on.
-func openStdio(id, dir, logPath string, console, logFD int, keep keepFunc, report func(error)) (_ *stdio, err error) {
-	o := &stdio{id: id, dir: dir, keep: keep, report: report}
+// Open opens, or opens again, a container's pipes and log.
+func Open(c Config) (_ *Streams, err error) {
+	o := &Streams{id: c.ID, dir: c.Dir, keep: c.Keep, report: c.Report}
 	defer func() {
 		if err != nil {
-			o.close()
+			o.Close()
 		}
 	}()
 	names := []string{"stdout", "stderr"}
-	if console >= 0 {
+	if c.Console >= 0 {
 		names = names[:1]
 	}
 	var silentNames []string
 	var silent []int
 	for i, name := range names {
-		s := &stream{name: name, index: i, src: -1, stage: -1, tty: console >= 0}
+		s := &stream{name: name, index: i, src: -1, stage: -1, tty: c.Console >= 0}
 		o.streams = append(o.streams, s)
 		if s.tty {
-			s.src = console
-			if err := unix.SetNonblock(console, true); err != nil {
+			s.src = c.Console
+			if err := unix.SetNonblock(c.Console, true); err != nil {
 				return nil, err
 			}
 		} else {
-			if s.src, err = openPipe(filepath.Join(dir, name)); err != nil {
+			if s.src, err = openPipe(filepath.Join(c.Dir, name)); err != nil {
 				return nil, err
 			}
-			silent, silentNames = append(silent, s.src), append(silentNames, id+"/"+name)
+			silent, silentNames = append(silent, s.src), append(silentNames, c.ID+"/"+name)
 		}
 		if s.alarm, err = newAlarm(s.src); err != nil {
 			return nil, err
 		}
-		if logPath == "" {
+		if c.LogPath == "" {
 			continue
 		}
-		if s.stage, err = openPipe(filepath.Join(dir, name+".stage")); err != nil {
+		if s.stage, err = openPipe(filepath.Join(c.Dir, name+".stage")); err != nil {
 			return nil, err
 		}
-		silent, silentNames = append(silent, s.stage), append(silentNames, id+"/"+name+".stage")
+		silent, silentNames = append(silent, s.stage), append(silentNames, c.ID+"/"+name+".stage")
 	}
-	if err := keep(true, silentNames, silent); err != nil {
+	if err := c.Keep(true, silentNames, silent); err != nil {
 		return nil, err
 	}
-	if logPath != "" {
-		return o, o.openLog(logPath, logFD)
+	if c.LogPath != "" {
+		return o, o.openLog(c.LogPath, c.Log)
 	}
 	return o, nil
 }
 
 // openLog opens log and commit file and brings them to a common state.
-func (o *stdio) openLog(path string, fd int) (err error) {
+func (o *Streams) openLog(path string, fd int) (err error) {
 	if o.commits, err = openCommit(filepath.Join(o.dir, "commit")); err != nil {
 		return err
 	}
@@ -130,12 +149,12 @@ func (o *stdio) openLog(path string, fd int) (err error) {
 	return nil
 }
 
-func (o *stdio) keepLog() error {
+func (o *Streams) keepLog() error {
 	return o.keep(false, []string{o.id + "/log"}, []int{o.log.fd})
 }
 
 // commitLog notes which file the log is. No round may be under way.
-func (o *stdio) commitLog() {
+func (o *Streams) commitLog() {
 	o.commit(o.streams[0], o.commits.carry(0), 0, 0)
 }
 
@@ -154,26 +173,16 @@ func openPipe(path string) (int, error) {
 	return fd, nil
 }
 
-// containerEnd opens a FIFO as the container gets it: blocking, both ways, so
-// that it outlives every reader.
-func (o *stdio) containerEnd(name string) (*os.File, error) {
-	fd, err := unix.Open(filepath.Join(o.dir, name), unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: name, Err: err}
-	}
-	return os.NewFile(uintptr(fd), name), nil
-}
-
-// run starts one goroutine for each stream; finish ends them.
-func (o *stdio) run() {
+// Run starts one goroutine for each stream; Finish ends them.
+func (o *Streams) Run() {
 	for _, s := range o.streams {
 		s.ended = make(chan struct{})
 		go o.pump(s)
 	}
 }
 
-// reopen opens the log anew by its path.
-func (o *stdio) reopen() error {
+// Reopen opens the log anew by its path.
+func (o *Streams) Reopen() error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.log == nil {
@@ -186,9 +195,9 @@ func (o *stdio) reopen() error {
 	return o.keepLog()
 }
 
-// finish takes what the pipes hold now, writes unfinished lines as pieces, and
+// Finish takes what the pipes hold now, writes unfinished lines as pieces, and
 // closes everything. It does not wait for others that still write.
-func (o *stdio) finish() {
+func (o *Streams) Finish() {
 	for _, s := range o.streams {
 		if s.ended != nil {
 			s.stop.Store(true)
@@ -200,12 +209,19 @@ func (o *stdio) finish() {
 	for _, s := range o.streams {
 		o.flushTail(s)
 	}
-	o.close()
+	o.Close()
+}
+
+// Freeze takes what the pipes hold now to the log and lets no further round
+// begin, for good: the process is about to end.
+func (o *Streams) Freeze() {
+	o.drainAll()
+	o.mu.Lock()
 }
 
 // drainAll takes what the pipes hold now, which is all that a container wrote
 // that has ended.
-func (o *stdio) drainAll() {
+func (o *Streams) drainAll() {
 	for _, s := range o.streams {
 		for taken := 0; taken < pipeBytes; {
 			n, err := o.round(s)
@@ -218,7 +234,7 @@ func (o *stdio) drainAll() {
 }
 
 // flushTail writes a stream's unfinished line as a piece.
-func (o *stdio) flushTail(s *stream) {
+func (o *Streams) flushTail(s *stream) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.log == nil {
@@ -235,7 +251,16 @@ func (o *stdio) flushTail(s *stream) {
 	o.commit(s, nil, 0, 0)
 }
 
-func (o *stdio) close() {
+// Close closes everything but what is attached, which gets nothing more. What
+// runs, Finish closes.
+func (o *Streams) Close() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.closed = true
+	for _, a := range o.attached {
+		a.stopFeed()
+	}
+	o.attached = nil
 	for _, s := range o.streams {
 		if s.alarm != nil {
 			_ = s.alarm.Close()
@@ -249,8 +274,6 @@ func (o *stdio) close() {
 			s.stage = -1
 		}
 	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
 	if o.log != nil {
 		if o.log.lost > 0 {
 			o.report(fmt.Errorf("%d bytes of log lines were lost", o.log.lost))

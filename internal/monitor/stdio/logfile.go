@@ -1,4 +1,4 @@
-package server
+package stdio
 
 import (
 	"errors"
@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A logFile is a container's CRI log. Its methods are called under stdio.mu.
+// A logFile is a container's CRI log. Its methods are called under Streams.mu.
 //
 // A log that cannot be written never stops the container: what it writes is
 // dropped and counted until writing works again.

@@ -1,0 +1,219 @@
+package server
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/davit-runtime/davit/internal/fault"
+)
+
+// A process is one line of /proc, as far as trees need it.
+type process struct {
+	pid, parent, session int
+	start                string
+	zombie, ownMount     bool
+}
+
+// kill sends SIGKILL unless the pid is another's by now.
+func (p process) kill() {
+	if now, ok := readProcess(p.pid); ok && now.start == p.start {
+		_ = unix.Kill(p.pid, unix.SIGKILL)
+	}
+}
+
+func readProcess(pid int) (process, bool) {
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return process{}, false
+	}
+	// kernel: proc.rst, stat. The name may contain anything, ")" too.
+	f := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
+	if len(f) < 20 {
+		return process{}, false
+	}
+	parent, _ := strconv.Atoi(f[1])
+	session, _ := strconv.Atoi(f[3])
+	return process{pid: pid, parent: parent, session: session, start: f[19], zombie: f[0] == "Z"}, true
+}
+
+// descendants finds the living processes that pid started, or that are in the
+// session it leads, itself excepted.
+func descendants(pid int) []process {
+	all := processes()
+	var found []process
+	tree := []int{pid}
+	for i := 0; i < len(tree); i++ {
+		for _, p := range all {
+			related := p.parent == tree[i] || p.session == pid
+			if related && p.pid != pid && !slices.Contains(tree, p.pid) {
+				tree = append(tree, p.pid)
+				found = append(found, p)
+			}
+		}
+	}
+	return found
+}
+
+// processes reads all that live.
+func processes() []process {
+	dir, err := os.Open("/proc")
+	if err != nil {
+		return nil
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return nil
+	}
+	var all []process
+	for _, name := range names {
+		if n, err := strconv.Atoi(name); err == nil {
+			if p, ok := readProcess(n); ok && !p.zombie {
+				all = append(all, p)
+			}
+		}
+	}
+	return all
+}
+
+// ofRuntimes finds the keeper's children whose environment match accepts: what
+// OCI runtimes of the monitor before are or have left. unsure are those whose
+// environment cannot be seen now: exec empties it for a moment, and crun and
+// runc exec themselves again. Nothing that davit starts has none for good, and
+// what has a mount namespace of its own is only of interest if it matches.
+func ofRuntimes(match func(env []byte) bool) (found, unsure []process) {
+	own, err := os.Readlink("/proc/self/ns/mnt")
+	if err != nil {
+		return nil, nil
+	}
+	keeper := os.Getppid()
+	for _, p := range processes() {
+		if p.parent != keeper || p.pid == os.Getpid() {
+			continue
+		}
+		dir := "/proc/" + strconv.Itoa(p.pid)
+		env, err := os.ReadFile(dir + "/environ")
+		if err != nil {
+			continue
+		}
+		mnt, err := os.Readlink(dir + "/ns/mnt")
+		p.ownMount = err == nil && mnt != own
+		switch {
+		case match(env):
+			found = append(found, p)
+		case len(env) == 0 && err == nil && mnt == own:
+			unsure = append(unsure, p)
+		}
+	}
+	return found, unsure
+}
+
+// killStrays kills, until none is left, the processes with a container's
+// directory or ID in their environment, by marker or, of runc, by its state
+// directory. The container itself is none of them: its environment comes from
+// its spec.
+func killStrays(dir, id string) error {
+	return awaitNone("strays of "+id, func() []process {
+		left, unsure := ofRuntimes(func(env []byte) bool {
+			ofRunc := bytes.Contains(env, []byte("_LIBCONTAINER_STATEDIR=")) && bytes.Contains(env, []byte("/"+id+"\x00"))
+			return ofRunc || bytes.Contains(env, []byte(marker+dir+"/"))
+		})
+		for _, p := range left {
+			p.kill()
+		}
+		return append(left, unsure...)
+	})
+}
+
+// awaitCommands waits until the commands of OCI runtimes that the monitor
+// before ran with an error log of that prefix have ended. What they leave for
+// a container has their environment, but a mount namespace of its own.
+//
+// None is missed: this monitor began only when the one before was reaped, so
+// that they are the keeper's children, and when all its forks had come to
+// their exec, which closes their copy of its lock (see awaitLock).
+func awaitCommands(logPrefix string) error {
+	return awaitNone("commands of the OCI runtime", func() []process {
+		found, unsure := ofRuntimes(func(env []byte) bool { return bytes.Contains(env, []byte(marker+logPrefix)) })
+		return append(slices.DeleteFunc(found, func(p process) bool { return p.ownMount }), unsure...)
+	})
+}
+
+func awaitNone(what string, find func() []process) error {
+	for end := time.Now().Add(endWait); ; time.Sleep(2 * time.Millisecond) {
+		left := find()
+		if len(left) == 0 {
+			return nil
+		}
+		if time.Now().After(end) {
+			return fault.New(fault.Unavailable, "monitor", "%d %s do not end, one is %d", len(left), what, left[0].pid)
+		}
+	}
+}
+
+// killTree kills what a command left behind, which it started or which can
+// write to its output, until a look finds nothing more.
+func killTree(pid int, output ...string) {
+	if pid <= 1 {
+		return
+	}
+	for range 20 {
+		found := append(descendants(pid), writers(output)...)
+		if len(found) == 0 {
+			return
+		}
+		for _, p := range found {
+			p.kill()
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// pipeName is what a pipe is called in /proc.
+func pipeName(pipe *os.File) string {
+	info, err := pipe.Stat()
+	if err != nil {
+		return ""
+	}
+	return fmt.Sprintf("pipe:[%d]", info.Sys().(*syscall.Stat_t).Ino)
+}
+
+// writers finds the processes that have one of the pipes open for writing:
+// davitd, and for a moment what it forks, only read.
+func writers(pipes []string) (found []process) {
+	if len(pipes) == 0 {
+		return nil
+	}
+	for _, p := range processes() {
+		dir := "/proc/" + strconv.Itoa(p.pid)
+		fds, _ := filepath.Glob(dir + "/fd/*")
+		if p.pid != os.Getpid() && slices.ContainsFunc(fds, func(fd string) bool {
+			link, _ := os.Readlink(fd)
+			return slices.Contains(pipes, link) && canWrite(dir+"/fdinfo/"+filepath.Base(fd))
+		}) {
+			found = append(found, p)
+		}
+	}
+	return found
+}
+
+// canWrite tells by a descriptor's flags. kernel: proc.rst, fdinfo.
+func canWrite(fdinfo string) bool {
+	data, err := os.ReadFile(fdinfo)
+	if err != nil {
+		return false
+	}
+	_, rest, _ := bytes.Cut(data, []byte("flags:"))
+	line, _, _ := bytes.Cut(rest, []byte("\n"))
+	flags, err := strconv.ParseUint(string(bytes.TrimSpace(line)), 8, 64)
+	return err == nil && flags&unix.O_ACCMODE != unix.O_RDONLY
+}

@@ -1,0 +1,117 @@
+package stream
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"os"
+	"sync"
+	"time"
+)
+
+// linger is how long a connection may live on once its session has ended, or
+// once its client has gone, for what is still on its way.
+const linger = 5 * time.Second
+
+// conns are the connections that are open. The zero value is ready.
+type conns struct {
+	mu   sync.Mutex
+	open map[*conn]struct{}
+}
+
+func (c *conns) add(one *conn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.open == nil {
+		c.open = map[*conn]struct{}{}
+	}
+	c.open[one] = struct{}{}
+}
+
+func (c *conns) remove(one *conn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.open, one)
+}
+
+func (c *conns) all() []*conn {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	all := make([]*conn, 0, len(c.open))
+	for one := range c.open {
+		all = append(all, one)
+	}
+	return all
+}
+
+// A listener makes a conn of each connection.
+type listener struct {
+	net.Listener
+	conns *conns
+}
+
+func (l listener) Accept() (net.Conn, error) {
+	inner, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	c := &conn{Conn: inner, conns: l.conns, lost: make(chan struct{})}
+	l.conns.add(c)
+	return c, nil
+}
+
+// A conn tells when its client has gone. net/http forgets connections that
+// change their protocol, and nobody else would notice.
+type conn struct {
+	net.Conn
+	conns *conns
+	lost  chan struct{} // closed when the client has gone, or Close was called
+	once  sync.Once
+}
+
+func (c *conn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	// net/http stops a read of its own by a deadline when the protocol changes.
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		c.lose()
+		_ = c.SetWriteDeadline(time.Now().Add(linger))
+	}
+	return n, err
+}
+
+func (c *conn) Close() error {
+	c.lose()
+	c.conns.remove(c)
+	return c.Conn.Close()
+}
+
+func (c *conn) lose() { c.once.Do(func() { close(c.lost) }) }
+
+type connKey struct{}
+
+// withConn makes the connection known to its requests.
+func withConn(ctx context.Context, c net.Conn) context.Context {
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn()
+	}
+	return context.WithValue(ctx, connKey{}, c)
+}
+
+// whileConnected returns a context that ends when ctx does, or when the
+// client of its connection has gone.
+func whileConnected(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	c, ok := ctx.Value(connKey{}).(*conn)
+	if !ok {
+		return ctx, cancel
+	}
+	go func() {
+		select {
+		case <-c.lost:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, cancel
+}
