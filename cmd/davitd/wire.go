@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -220,7 +219,7 @@ func (p *parts) server(c *config, log *slog.Logger) *grpc.Server {
 	return cri.New(
 		cri.Parts{Pods: p.pods, Containers: p.pods, Views: p.pods, Sessions: p.pods, Images: p.images, Streams: p.streams},
 		cri.Config{
-			Node:          validate.Node{Handlers: p.runtimes.handlers, AppArmor: appArmor(), HostNetworkUsers: p.runtimes.hostNetworkUsers},
+			Node:          validate.Node{Handlers: p.runtimes.handlers, AppArmor: ocispec.AppArmor(), HostNetworkUsers: p.runtimes.hostNetworkUsers},
 			Version:       version,
 			SystemdCgroup: p.cgroups.Driver() == cgroup.Systemd,
 			RuntimeReady:  func() error { return cmp.Or(p.runtimes.ready(), p.keeper.err()) },
@@ -240,10 +239,4 @@ func (p *parts) server(c *config, log *slog.Logger) *grpc.Server {
 			},
 			Log: log,
 		})
-}
-
-// appArmor reports whether the kernel enforces AppArmor.
-func appArmor() bool {
-	enabled, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
-	return err == nil && strings.TrimSpace(string(enabled)) == "Y"
 }

@@ -88,14 +88,10 @@ func Build(in Input) (*specs.Spec, error) {
 // supported refuses what has no part here yet, rather than running a
 // container without what it asked for.
 func supported(c *runtimeapi.ContainerConfig) error {
-	sc := c.GetLinux().GetSecurityContext()
 	if len(c.GetCDIDevices()) > 0 {
 		return fault.New(fault.Unimplemented, "", "CDI devices are not supported yet")
 	}
-	if sc.GetPrivileged() {
-		return nil
-	}
-	return apparmor(sc)
+	return nil
 }
 
 func mappings(ranges []idmap.Range) []specs.LinuxIDMapping {

@@ -182,8 +182,6 @@ func TestRefused(t *testing.T) {
 		{"seccomp, not JSON", secure(func(sc *runtimeapi.LinuxContainerSecurityContext) {
 			sc.Seccomp = profile(runtimeapi.SecurityProfile_Localhost, "/p.json")
 		}), fault.Invalid, "seccomp profile"},
-		{"AppArmor by name", secure(func(sc *runtimeapi.LinuxContainerSecurityContext) { sc.ApparmorProfile = "localhost/p" }), fault.Unimplemented, `"p"`},
-		{"AppArmor, string", secure(func(sc *runtimeapi.LinuxContainerSecurityContext) { sc.ApparmorProfile = "p" }), fault.Invalid, "AppArmor"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, err := Build(given(c.with))

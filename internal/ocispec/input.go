@@ -64,6 +64,7 @@ type Found struct {
 	Sources        map[string]string   // host path of each mount → the same without symbolic links
 	Devices        map[string][]Device // host path of each device or directory of devices → what is there
 	Seccomp        []byte              // JSON of the Localhost profile
+	AppArmor       string              // name of the profile, which is loaded; empty: none
 	Hostname       string              // HOSTNAME in pods that have none of their own
 	SwapAccounting bool                // a limit of memory and swap together can be set
 	Hugetlb        bool                // the hugetlb controller is there

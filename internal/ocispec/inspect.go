@@ -24,11 +24,14 @@ import (
 const maxProfile = 4 << 20
 
 // Make does all that a container's spec takes: it inspects the host for it,
-// builds the spec and makes the working directory below in.Rootfs. Of
-// in.Found it keeps nothing.
+// loads the default AppArmor profile, builds the spec and makes the working
+// directory below in.Rootfs. Of in.Found it keeps nothing.
 func Make(in Input) (*specs.Spec, error) {
 	var err error
 	if in.Found, err = Inspect(in.Container); err != nil {
+		return nil, err
+	}
+	if in.Found.AppArmor, err = thisAppArmor.profile(in.Container.GetLinux().GetSecurityContext()); err != nil {
 		return nil, err
 	}
 	s, err := Build(in)
