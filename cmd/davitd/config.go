@@ -15,12 +15,15 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
+	"github.com/davit-runtime/davit/internal/cri"
 	"github.com/davit-runtime/davit/internal/registry"
 )
 
 // A config is the configuration file. Every key may be left out.
 type config struct {
 	Socket         string                    `toml:"socket"`
+	ImageSocket    string                    `toml:"image_socket"` // empty: none beside socket
+	CRIVersions    []cri.Version             `toml:"cri_versions"` // empty: all
 	Root           string                    `toml:"root"`
 	State          string                    `toml:"state"`
 	Log            logConfig                 `toml:"log"`
@@ -124,6 +127,8 @@ func (c *config) check() error {
 		}
 	}
 	absolute("socket", c.Socket)
+	absolute("image_socket", c.ImageSocket)
+	c.checkSurface(bad)
 	absolute("root", c.Root)
 	absolute("state", c.State)
 	if c.Root != "" && filepath.Clean(c.Root) == filepath.Clean(c.State) {
@@ -176,6 +181,23 @@ func (c *config) check() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// checkSurface is check's part about what is served where.
+func (c *config) checkSurface(bad func(key, format string, args ...any)) {
+	if c.ImageSocket != "" && filepath.Clean(c.ImageSocket) == filepath.Clean(c.socketPath()) {
+		bad("image_socket", "%s is socket, which serves images already", c.ImageSocket)
+	}
+	for i, v := range c.CRIVersions {
+		if !slices.Contains(cri.Versions, v) {
+			bad("cri_versions", "%q is not one of %v", v, cri.Versions)
+		} else if slices.Contains(c.CRIVersions[:i], v) {
+			bad("cri_versions", "%q stands there twice", v)
+		}
+	}
+	if c.CRIVersions != nil && len(c.CRIVersions) == 0 {
+		bad("cri_versions", "names no version; leave it out for all")
+	}
 }
 
 // handlerName reports whether name is a DNS label, as RuntimeClass handlers are.

@@ -14,6 +14,8 @@ import (
 func TestConfig(t *testing.T) {
 	const all = `
 socket = "/run/a.sock"
+image_socket = "/run/i.sock"
+cri_versions = ["v1alpha2"]
 root = "/r"
 state = "/s"
 cgroup_driver = "cgroupfs"
@@ -46,7 +48,8 @@ ca_file = "/ca.pem"
 		t.Fatal(err)
 	}
 	if c.Log.Level != slog.LevelDebug || c.Runtimes["fast"].Path != "/opt/crun" || len(c.Network.Subnets) != 2 ||
-		!c.hosts()["localhost:5000"].PlainHTTP || time.Duration(c.Streaming.IdleTimeout) != 90*time.Minute || c.socketPath() != "/run/a.sock" {
+		!c.hosts()["localhost:5000"].PlainHTTP || time.Duration(c.Streaming.IdleTimeout) != 90*time.Minute ||
+		c.socketPath() != "/run/a.sock" || c.ImageSocket != "/run/i.sock" || len(c.CRIVersions) != 1 {
 		t.Errorf("%+v", c)
 	}
 	for _, tt := range []struct{ text, err string }{
@@ -61,6 +64,10 @@ ca_file = "/ca.pem"
 		{"root = \"/a\"\nstate = \"/a/\"\n", `f: state: /a/ is root, too`},
 		{"state = \"/" + strings.Repeat("a", 94) + "\"\n", `f: state: the path is 95 bytes long; with 94 at most`},
 		{"[registries.\"https://a\"]\n", `f: registries.https://a: want a host as it stands`},
+		{"cri_versions = []\n", `f: cri_versions: names no version`},
+		{"cri_versions = [\"v2\"]\n", `f: cri_versions: "v2" is not one of [v1 v1alpha2]`},
+		{"cri_versions = [\"v1\", \"v1\"]\n", `f: cri_versions: "v1" stands there twice`},
+		{"image_socket = \"/run/davit/davit.sock\"\nstate = \"/run/davit\"\n", `f: image_socket: /run/davit/davit.sock is socket`},
 		{"cgroup_driver = \"v2\"\n", `f: cgroup_driver: "v2" is not one of auto, systemd, cgroupfs`},
 		{"[log]\nformat = \"xml\"\n", `f: log.format: `},
 		{"[runtimes.Fast]\n", `f: runtimes.Fast: `},

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -46,29 +47,50 @@ func listen(path string) (net.Listener, error) {
 	return l, nil
 }
 
-// serve serves until ctx ends, then lets calls under way end. The socket goes.
-// ready is called once it is there.
-func serve(ctx context.Context, s *grpc.Server, path string, log *slog.Logger, ready func()) error {
-	l, err := listen(path)
-	if err != nil {
-		return err
+// serve serves each server on its socket until ctx ends, then lets calls under
+// way end. The sockets go. ready is called once all of them are there.
+func serve(ctx context.Context, sockets map[string]*grpc.Server, log *slog.Logger, ready func()) error {
+	listeners := map[string]net.Listener{}
+	defer func() {
+		for path, l := range listeners {
+			_ = l.Close()
+			_ = os.Remove(path)
+		}
+	}()
+	for path := range sockets {
+		l, err := listen(path)
+		if err != nil {
+			return err
+		}
+		listeners[path] = l
 	}
-	defer func() { _ = os.Remove(path) }()
-	served := make(chan error, 1)
-	go func() { served <- s.Serve(l) }()
+	served := make(chan error, len(sockets))
+	for path, s := range sockets {
+		go func() { served <- s.Serve(listeners[path]) }()
+	}
 	ready()
 	notify(log, "READY=1")
+	var errs []error
 	select {
-	case err := <-served:
-		return err
+	case err := <-served: // none ends by itself
+		errs = append(errs, err)
 	case <-ctx.Done():
+		notify(log, "STOPPING=1")
+		log.Info("stopping; calls under way may end", "within", stopWait)
 	}
-	notify(log, "STOPPING=1")
-	log.Info("stopping; calls under way may end", "within", stopWait)
-	forced := time.AfterFunc(stopWait, s.Stop)
-	defer forced.Stop()
-	s.GracefulStop()
-	return <-served
+	var stopping sync.WaitGroup
+	for _, s := range sockets {
+		stopping.Go(func() {
+			forced := time.AfterFunc(stopWait, s.Stop)
+			defer forced.Stop()
+			s.GracefulStop()
+		})
+	}
+	stopping.Wait()
+	for range len(sockets) - len(errs) {
+		errs = append(errs, <-served)
+	}
+	return errors.Join(errs...)
 }
 
 // notify tells the service manager. systemd: sd_notify(3).

@@ -18,7 +18,7 @@ var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
 
 func TestServe(t *testing.T) {
 	dir := t.TempDir()
-	path := filepath.Join(dir, "run", "davit.sock")
+	path, images := filepath.Join(dir, "run", "davit.sock"), filepath.Join(dir, "run", "images.sock")
 	manager := filepath.Join(dir, "notify")
 	told, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Net: "unixgram", Name: manager})
 	if err != nil {
@@ -44,13 +44,16 @@ func TestServe(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)
-	go func() { served <- serve(ctx, grpc.NewServer(), path, quiet, func() {}) }()
+	sockets := map[string]*grpc.Server{path: grpc.NewServer(), images: grpc.NewServer()}
+	go func() { served <- serve(ctx, sockets, quiet, func() {}) }()
 	if s := read(); s != "READY=1" {
 		t.Errorf("told %q", s)
 	}
-	info, err := os.Stat(path)
-	if err != nil || info.Mode() != os.ModeSocket|0o660 {
-		t.Errorf("socket: %v, %v", info.Mode(), err)
+	for path := range sockets {
+		info, err := os.Stat(path)
+		if err != nil || info.Mode() != os.ModeSocket|0o660 {
+			t.Errorf("socket: %v, %v", info, err)
+		}
 	}
 	cancel()
 	if s := read(); s != "STOPPING=1" {

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 
 	"github.com/davit-runtime/davit/internal/cgroup"
 	"github.com/davit-runtime/davit/internal/cri"
+	"github.com/davit-runtime/davit/internal/cri/metrics"
 	"github.com/davit-runtime/davit/internal/cri/validate"
 	"github.com/davit-runtime/davit/internal/image"
 	"github.com/davit-runtime/davit/internal/monitor"
@@ -23,6 +25,7 @@ import (
 	"github.com/davit-runtime/davit/internal/ocispec"
 	"github.com/davit-runtime/davit/internal/pod"
 	"github.com/davit-runtime/davit/internal/registry"
+	"github.com/davit-runtime/davit/internal/stats"
 	"github.com/davit-runtime/davit/internal/store"
 	"github.com/davit-runtime/davit/internal/stream"
 )
@@ -54,6 +57,7 @@ func run(ctx context.Context, c *config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	debug.FreeOSMemory() // what reading thousands of records leaves
 	// Calls under way may end after ctx did: the parts outlive it.
 	background, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	var workers sync.WaitGroup
@@ -80,7 +84,12 @@ func run(ctx context.Context, c *config, log *slog.Logger) error {
 	if err := p.network.Status(); err != nil {
 		log.Warn("pods cannot be connected", "reason", err)
 	}
-	return serve(ctx, p.server(c, log), c.socketPath(), log, func() {
+	surface := p.surface(ctx, c, log)
+	sockets := map[string]*grpc.Server{c.socketPath(): surface.Server()}
+	if c.ImageSocket != "" {
+		sockets[c.ImageSocket] = surface.ImageServer()
+	}
+	return serve(ctx, sockets, log, func() {
 		log.Info("davitd serves", "socket", c.socketPath(), "pods", len(p.pods.List()), "containers", len(p.pods.Containers()),
 			"cgroups", p.cgroups.Layout(), "cgroup_driver", p.cgroups.Driver(), "started_in", time.Since(begun).Round(time.Millisecond))
 	})
@@ -210,14 +219,17 @@ func (p *parts) close(log *slog.Logger) {
 	}
 }
 
-// server puts the CRI on the parts.
-func (p *parts) server(c *config, log *slog.Logger) *grpc.Server {
+// surface puts the CRI on the parts. Streams without an end end with ctx.
+func (p *parts) surface(ctx context.Context, c *config, log *slog.Logger) *cri.Surface {
 	confDir := c.Network.CNIConfDir
 	if confDir == "" {
 		confDir = "/etc/cni/net.d"
 	}
 	return cri.New(
-		cri.Parts{Pods: p.pods, Containers: p.pods, Views: p.pods, Sessions: p.pods, Images: p.images, Streams: p.streams},
+		cri.Parts{
+			Pods: p.pods, Containers: p.pods, Views: p.pods, Sessions: p.pods, Images: p.images,
+			Streams: p.streams, Stats: stats.New(p.pods, p.cgroups, p.images), Events: p.pods,
+		},
 		cri.Config{
 			Node:          validate.Node{Handlers: p.runtimes.handlers, AppArmor: ocispec.AppArmor(), HostNetworkUsers: p.runtimes.hostNetworkUsers},
 			Version:       version,
@@ -227,7 +239,8 @@ func (p *parts) server(c *config, log *slog.Logger) *grpc.Server {
 			Spec: func(id string) ([]byte, error) {
 				return os.ReadFile(filepath.Join(c.State, "containers", id, "config.json"))
 			},
-			Dial: namespace.Dial,
+			Dial:    namespace.Dial,
+			Metrics: metrics.New(metrics.Host{CgroupV2: p.cgroups.Layout() == cgroup.V2, Scheduled: p.cgroups.HasScheduled()}),
 			Info: map[string]any{
 				"maxContainerLogLineSize": 16 << 10,
 				"cni":                     map[string]any{"confDir": confDir},
@@ -237,6 +250,7 @@ func (p *parts) server(c *config, log *slog.Logger) *grpc.Server {
 				"root":                    c.Root,
 				"state":                   c.State,
 			},
-			Log: log,
-		})
+			Stopping: ctx.Done(),
+			Log:      log,
+		}, c.CRIVersions...)
 }

@@ -2,7 +2,6 @@ package cgroup
 
 import (
 	"path"
-	"path/filepath"
 	"slices"
 	"strings"
 )
@@ -38,14 +37,15 @@ func (h *Host) Place(parent, id string) Place {
 		relative = path.Join(p.Parent, id)
 		p.Path = relative
 	}
+	p.Dirs = make([]string, 0, len(h.trees))
 	for _, t := range h.trees {
-		dir := filepath.Join(t.mount, relative)
+		dir := t.mount + relative // both are clean: Place is called often
 		p.Dirs = append(p.Dirs, dir)
 		switch {
 		case t.unified && h.layout == V2:
-			p.OOMEvents = filepath.Join(dir, "memory.events")
+			p.OOMEvents = dir + "/memory.events"
 		case slices.Contains(t.controllers, "memory"):
-			p.OOMEvents = filepath.Join(dir, "memory.oom_control")
+			p.OOMEvents = dir + "/memory.oom_control"
 		}
 	}
 	return p

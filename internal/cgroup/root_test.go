@@ -22,7 +22,7 @@ import (
 func TestMain(m *testing.M) { testkit.Main(m) }
 
 // realHost returns this machine's control groups.
-func realHost(t *testing.T) *Host {
+func realHost(t testing.TB) *Host {
 	testkit.Root(t)
 	h, err := Probe(slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -47,7 +47,7 @@ func v2Of(t *testing.T, h *Host) *Host {
 }
 
 // testParent returns a parent for one test that is gone, checked, when it ends.
-func testParent(t *testing.T, h *Host) string {
+func testParent(t testing.TB, h *Host) string {
 	parent := fmt.Sprintf("/davit-test-%d-%s", os.Getpid(), strings.ReplaceAll(t.Name(), "/", "-"))
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)

@@ -2,10 +2,12 @@ package cri
 
 import (
 	"context"
+	"iter"
 	"math"
 	"strings"
 	"time"
 
+	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/davit-runtime/davit/internal/cri/validate"
@@ -148,22 +150,45 @@ func seconds(n int64) time.Duration {
 }
 
 func (s *service) ListContainers(_ context.Context, r *runtimeapi.ListContainersRequest) (*runtimeapi.ListContainersResponse, error) {
-	f := r.GetFilter()
+	all, err := s.listedContainers(r.GetFilter())
+	if err != nil {
+		return nil, err
+	}
+	containers, err := inOne(all, "StreamContainers")
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.ListContainersResponse{Containers: containers}, nil
+}
+
+func (s *service) StreamContainers(r *runtimeapi.StreamContainersRequest, stream grpc.ServerStreamingServer[runtimeapi.StreamContainersResponse]) error {
+	all, err := s.listedContainers(r.GetFilter())
+	if err != nil {
+		return err
+	}
+	return inBatches(all, func(batch []*runtimeapi.Container) error {
+		return stream.Send(&runtimeapi.StreamContainersResponse{Containers: batch})
+	})
+}
+
+// listedContainers are the containers that pass f, the oldest first. One whose
+// creation has not ended is not shown.
+func (s *service) listedContainers(f *runtimeapi.ContainerFilter) (iter.Seq[*runtimeapi.Container], error) {
 	var c validate.Check
 	c.Enum("filter.state.state", int32(f.GetState().GetState()), runtimeapi.ContainerState_name)
 	if c.Err != nil {
 		return nil, c.Err
 	}
-	resp := &runtimeapi.ListContainersResponse{}
-	for _, ctr := range s.Views.Containers() {
-		if ctr.State == pod.Preparing {
-			continue // its creation has not ended
+	return func(yield func(*runtimeapi.Container) bool) {
+		for ctr := range s.Views.EachContainer() {
+			if ctr.State == pod.Preparing {
+				continue
+			}
+			if item := listedContainer(ctr); wantContainer(f, item) && !yield(item) {
+				return
+			}
 		}
-		if item := listedContainer(ctr); wantContainer(f, item) {
-			resp.Containers = append(resp.Containers, item)
-		}
-	}
-	return resp, nil
+	}, nil
 }
 
 func (s *service) ContainerStatus(_ context.Context, r *runtimeapi.ContainerStatusRequest) (*runtimeapi.ContainerStatusResponse, error) {

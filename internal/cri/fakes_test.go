@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"net"
 	"slices"
@@ -41,6 +42,8 @@ type world struct {
 	command    stream.Command
 	forward    stream.Forward
 	joined     monitor.Stream
+	events     chan pod.Event
+	stopping   chan struct{}
 }
 
 func (w *world) do(what string) error {
@@ -82,6 +85,20 @@ func (w *world) UpdateContainer(_ context.Context, id string, _ *runtimeapi.Linu
 	return w.do("update " + id)
 }
 func (w *world) Containers() []*pod.ContainerSnapshot { return w.containers }
+func (w *world) EachContainer() iter.Seq[*pod.ContainerSnapshot] {
+	return slices.Values(w.containers)
+}
+func (w *world) ContainersOf(podID string) (all []*pod.ContainerSnapshot) {
+	for _, c := range w.containers {
+		if c.PodID == podID && c.State != pod.Preparing {
+			all = append(all, c)
+		}
+	}
+	return all
+}
+func (w *world) Subscribe(context.Context) *pod.Subscription {
+	return &pod.Subscription{Events: w.events}
+}
 func (w *world) Container(id string) (*pod.ContainerSnapshot, error) {
 	for _, c := range w.containers {
 		if c.ID == id {
@@ -140,11 +157,18 @@ func (w imageWorld) Usage() image.Usage {
 	return image.Usage{Mountpoint: "/images", Bytes: 5, Inodes: 6, At: time.Unix(7, 0)}
 }
 
+// statsWorld counts nothing but writable layers.
+type statsWorld struct{ Stats }
+
+func (statsWorld) Layers() image.Usage {
+	return image.Usage{Mountpoint: "/images", Bytes: 8, Inodes: 9, At: time.Unix(6, 0)}
+}
+
 // server serves the CRI over w in memory; the buffer is its log.
 func server(t testing.TB, w *world) (runtimeapi.RuntimeServiceClient, runtimeapi.ImageServiceClient, *grpc.ClientConn, *logBuffer) {
 	t.Helper()
 	log := &logBuffer{}
-	s := New(Parts{Pods: w, Containers: w, Views: w, Sessions: w, Images: imageWorld{w}, Streams: streamWorld{w}}, Config{
+	surface := New(Parts{Pods: w, Containers: w, Views: w, Sessions: w, Images: imageWorld{w}, Streams: streamWorld{w}, Stats: statsWorld{}, Events: w}, Config{
 		Version: "1.2.3",
 		Node: validate.Node{Handlers: func() []validate.Handler {
 			return []validate.Handler{{Name: "runc"}, {Name: "crun", Default: true, RecursiveReadOnly: true, UserNamespaces: true}}
@@ -156,12 +180,21 @@ func server(t testing.TB, w *world) (runtimeapi.RuntimeServiceClient, runtimeapi
 		NetworkReady: func() error { return errors.New("no CNI plugin bridge in /opt/cni/bin") },
 		Spec:         func(string) ([]byte, error) { return []byte(`{"ociVersion":"1.0.0"}`), nil },
 		Info:         map[string]any{"maxContainerLogLineSize": 16384},
+		Stopping:     w.stopping,
 		Log:          slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
+	conn := serve(t, surface.Server())
+	return runtimeapi.NewRuntimeServiceClient(conn), runtimeapi.NewImageServiceClient(conn), conn, log
+}
+
+// serve serves s in memory and returns a connection to it.
+func serve(t testing.TB, s *grpc.Server) *grpc.ClientConn {
+	t.Helper()
 	l := bufconn.Listen(1 << 20)
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
 	conn, err := grpc.NewClient("passthrough:///buf", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessageBytes)),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))
 	if err != nil {
 		t.Fatal(err)
@@ -171,7 +204,7 @@ func server(t testing.TB, w *world) (runtimeapi.RuntimeServiceClient, runtimeapi
 		s.Stop()
 		<-served
 	})
-	return runtimeapi.NewRuntimeServiceClient(conn), runtimeapi.NewImageServiceClient(conn), conn, log
+	return conn
 }
 
 type logBuffer struct {

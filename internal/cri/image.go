@@ -2,9 +2,11 @@ package cri
 
 import (
 	"context"
+	"iter"
 	"strconv"
 	"strings"
 
+	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/davit-runtime/davit/internal/cri/validate"
@@ -13,23 +15,44 @@ import (
 )
 
 func (s *service) ListImages(_ context.Context, r *runtimeapi.ListImagesRequest) (*runtimeapi.ListImagesResponse, error) {
-	images := s.Images.List()
-	if ref := r.GetFilter().GetImage().GetImage(); ref != "" {
-		one, err := s.Images.Get(ref)
-		switch {
-		case fault.Is(err, fault.NotFound):
-			images = nil
-		case err != nil:
-			return nil, err
-		default:
-			images = []image.Image{one}
+	all, err := s.listedImages(r.GetFilter())
+	if err != nil {
+		return nil, err
+	}
+	images, err := inOne(all, "StreamImages")
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.ListImagesResponse{Images: images}, nil
+}
+
+func (s *service) StreamImages(r *runtimeapi.StreamImagesRequest, stream grpc.ServerStreamingServer[runtimeapi.StreamImagesResponse]) error {
+	all, err := s.listedImages(r.GetFilter())
+	if err != nil {
+		return err
+	}
+	return inBatches(all, func(batch []*runtimeapi.Image) error {
+		return stream.Send(&runtimeapi.StreamImagesResponse{Images: batch})
+	})
+}
+
+// listedImages are the images that pass f.
+func (s *service) listedImages(f *runtimeapi.ImageFilter) (iter.Seq[*runtimeapi.Image], error) {
+	var images []image.Image
+	if ref := f.GetImage().GetImage(); ref == "" {
+		images = s.Images.List()
+	} else if one, err := s.Images.Get(ref); err == nil {
+		images = append(images, one)
+	} else if !fault.Is(err, fault.NotFound) {
+		return nil, err
+	}
+	return func(yield func(*runtimeapi.Image) bool) {
+		for _, i := range images {
+			if !yield(criImage(i)) {
+				return
+			}
 		}
-	}
-	resp := &runtimeapi.ListImagesResponse{}
-	for _, i := range images {
-		resp.Images = append(resp.Images, criImage(i))
-	}
-	return resp, nil
+	}, nil
 }
 
 // ImageStatus answers without an image if there is none: the kubelet asks so
@@ -81,17 +104,22 @@ func (s *service) RemoveImage(ctx context.Context, r *runtimeapi.RemoveImageRequ
 	return &runtimeapi.RemoveImageResponse{}, nil
 }
 
-// ImageFsInfo fills every field: the kubelet reads used_bytes unchecked.
-// Containers' layers are on the same file system as images.
+// ImageFsInfo fills every field: the kubelet reads used_bytes unchecked. Layers
+// of images and writable ones are on one file system, counted apart.
 func (s *service) ImageFsInfo(context.Context, *runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {
-	u := s.Images.Usage()
-	fs := []*runtimeapi.FilesystemUsage{{
+	return &runtimeapi.ImageFsInfoResponse{
+		ImageFilesystems:     []*runtimeapi.FilesystemUsage{filesystemUsage(s.Images.Usage())},
+		ContainerFilesystems: []*runtimeapi.FilesystemUsage{filesystemUsage(s.Stats.Layers())},
+	}, nil
+}
+
+func filesystemUsage(u image.Usage) *runtimeapi.FilesystemUsage {
+	return &runtimeapi.FilesystemUsage{
 		Timestamp:  u.At.UnixNano(),
 		FsId:       &runtimeapi.FilesystemIdentifier{Mountpoint: u.Mountpoint},
-		UsedBytes:  &runtimeapi.UInt64Value{Value: u.Bytes},
-		InodesUsed: &runtimeapi.UInt64Value{Value: u.Inodes},
-	}}
-	return &runtimeapi.ImageFsInfoResponse{ImageFilesystems: fs, ContainerFilesystems: fs}, nil
+		UsedBytes:  value(u.Bytes),
+		InodesUsed: value(u.Inodes),
+	}
 }
 
 func criImage(i image.Image) *runtimeapi.Image {

@@ -2,9 +2,12 @@ package cri
 
 import (
 	"context"
+	"iter"
 	"strings"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/davit-runtime/davit/internal/cri/validate"
@@ -49,19 +52,41 @@ func (s *service) RemovePodSandbox(ctx context.Context, r *runtimeapi.RemovePodS
 }
 
 func (s *service) ListPodSandbox(_ context.Context, r *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error) {
-	f := r.GetFilter()
+	all, err := s.listedPods(r.GetFilter())
+	if err != nil {
+		return nil, err
+	}
+	items, err := inOne(all, "StreamPodSandboxes")
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.ListPodSandboxResponse{Items: items}, nil
+}
+
+func (s *service) StreamPodSandboxes(r *runtimeapi.StreamPodSandboxesRequest, stream grpc.ServerStreamingServer[runtimeapi.StreamPodSandboxesResponse]) error {
+	all, err := s.listedPods(r.GetFilter())
+	if err != nil {
+		return err
+	}
+	return inBatches(all, func(batch []*runtimeapi.PodSandbox) error {
+		return stream.Send(&runtimeapi.StreamPodSandboxesResponse{PodSandboxes: batch})
+	})
+}
+
+// listedPods are the pods that pass f, the oldest first.
+func (s *service) listedPods(f *runtimeapi.PodSandboxFilter) (iter.Seq[*runtimeapi.PodSandbox], error) {
 	var c validate.Check
 	c.Enum("filter.state.state", int32(f.GetState().GetState()), runtimeapi.PodSandboxState_name)
 	if c.Err != nil {
 		return nil, c.Err
 	}
-	resp := &runtimeapi.ListPodSandboxResponse{}
-	for _, p := range s.Pods.List() {
-		if item := listedPod(p); wantPod(f, item) {
-			resp.Items = append(resp.Items, item)
+	return func(yield func(*runtimeapi.PodSandbox) bool) {
+		for _, p := range s.Pods.List() {
+			if item := listedPod(p); wantPod(f, item) && !yield(item) {
+				return
+			}
 		}
-	}
-	return resp, nil
+	}, nil
 }
 
 func (s *service) PodSandboxStatus(_ context.Context, r *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
@@ -75,13 +100,18 @@ func (s *service) PodSandboxStatus(_ context.Context, r *runtimeapi.PodSandboxSt
 	}
 	// Taken before the snapshots are read: the statuses are at least this new.
 	resp := &runtimeapi.PodSandboxStatusResponse{Timestamp: time.Now().UnixNano(), Status: podStatus(p)}
-	for _, ctr := range s.Views.Containers() {
-		if ctr.PodID == p.ID && ctr.State != pod.Preparing {
-			resp.ContainersStatuses = append(resp.ContainersStatuses, containerStatus(ctr))
-		}
-	}
 	if r.GetVerbose() {
 		resp.Info = podInfo(p)
+	}
+	size := proto.Size(resp)
+	for _, ctr := range s.Views.ContainersOf(p.ID) {
+		status := containerStatus(ctr)
+		if size += sizeIn(status); size > maxMessageBytes {
+			// Without a time, the kubelet asks for each container's status.
+			resp.ContainersStatuses, resp.Timestamp = nil, 0
+			break
+		}
+		resp.ContainersStatuses = append(resp.ContainersStatuses, status)
 	}
 	return resp, nil
 }

@@ -2,6 +2,7 @@ package cri
 
 import (
 	"context"
+	"iter"
 	"log/slog"
 	"net"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/davit-runtime/davit/internal/cri/metrics"
 	"github.com/davit-runtime/davit/internal/cri/validate"
 	"github.com/davit-runtime/davit/internal/image"
 	"github.com/davit-runtime/davit/internal/monitor"
@@ -40,6 +42,9 @@ type Containers interface {
 type Views interface {
 	Container(id string) (*pod.ContainerSnapshot, error)
 	Containers() []*pod.ContainerSnapshot
+	// EachContainer has of those that have exited only what lists show.
+	EachContainer() iter.Seq[*pod.ContainerSnapshot]
+	ContainersOf(podID string) []*pod.ContainerSnapshot
 }
 
 // Sessions reaches into containers that run.
@@ -67,6 +72,8 @@ type Parts struct {
 	Sessions   Sessions
 	Images     Images
 	Streams    Streams
+	Stats      Stats
+	Events     Events
 }
 
 // A Config says what the surface tells about this node.
@@ -80,10 +87,13 @@ type Config struct {
 	Spec func(containerID string) ([]byte, error)
 	// Dial connects to a port of the loopback interface in the network
 	// namespace pinned at netns; empty is the host's.
-	Dial func(ctx context.Context, netns string, port uint16) (net.Conn, error)
+	Dial    func(ctx context.Context, netns string, port uint16) (net.Conn, error)
+	Metrics *metrics.Table // what this host can tell
 	// Info is told in verbose Status as "config", in JSON.
 	Info any
-	Log  *slog.Logger
+	// Stopping is closed when davitd is to stop: streams without an end end then.
+	Stopping <-chan struct{}
+	Log      *slog.Logger
 }
 
 // maxMessageBytes bounds one message in either direction: what the kubelet's
@@ -95,28 +105,57 @@ type service struct {
 	runtimeapi.UnimplementedRuntimeServiceServer
 	runtimeapi.UnimplementedImageServiceServer
 	Parts
-	config Config
+	config  Config
+	readers readers
 }
 
-// New returns a gRPC server with the CRI and the health service on it. The
-// caller serves and stops it.
-func New(p Parts, c Config) *grpc.Server {
-	s := grpc.NewServer(
+// A Surface is the CRI's handlers, to be put on servers. The caller serves and
+// stops those.
+type Surface struct {
+	service  *service
+	versions []Version
+}
+
+// New returns the handlers of both services under the versions' names. No
+// versions are all of them.
+func New(p Parts, c Config, versions ...Version) *Surface {
+	if len(versions) == 0 {
+		versions = Versions
+	}
+	return &Surface{&service{Parts: p, config: c}, versions}
+}
+
+// Server returns a server with both services and the health service.
+func (s *Surface) Server() *grpc.Server {
+	g, h := s.empty()
+	for _, v := range s.versions {
+		s.runtime(g, h, v)
+		s.images(g, h, v)
+	}
+	return g
+}
+
+// ImageServer returns a server with the image service and the health service:
+// for kubelets with an image service endpoint of its own.
+func (s *Surface) ImageServer() *grpc.Server {
+	g, h := s.empty()
+	for _, v := range s.versions {
+		s.images(g, h, v)
+	}
+	return g
+}
+
+func (s *Surface) empty() (*grpc.Server, *health.Server) {
+	i := intercept{s.service.config.Log}
+	g := grpc.NewServer(
 		grpc.MaxRecvMsgSize(maxMessageBytes),
 		grpc.MaxSendMsgSize(maxMessageBytes),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
-		grpc.UnaryInterceptor(intercept{c.Log}.unary),
-		grpc.StreamInterceptor(intercept{c.Log}.stream),
+		grpc.UnaryInterceptor(i.unary),
+		grpc.StreamInterceptor(i.stream),
 	)
-	svc := &service{Parts: p, config: c}
-	// v1alpha2 is wire-identical: the same handlers register here once more
-	// with the descriptors' ServiceName changed.
-	s.RegisterService(&runtimeapi.RuntimeService_ServiceDesc, svc)
-	s.RegisterService(&runtimeapi.ImageService_ServiceDesc, svc)
 	h := health.NewServer()
-	for _, name := range []string{"", runtimeapi.RuntimeService_ServiceDesc.ServiceName, runtimeapi.ImageService_ServiceDesc.ServiceName} {
-		h.SetServingStatus(name, healthpb.HealthCheckResponse_SERVING)
-	}
-	healthpb.RegisterHealthServer(s, h)
-	return s
+	h.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
+	healthpb.RegisterHealthServer(g, h)
+	return g, h
 }

@@ -40,6 +40,7 @@ func (s *Store) Mount(_ context.Context, id, imageID string, users *idmap.Users)
 			return "", err
 		}
 	}
+	s.tally.begin(id)
 	lowers := make([]string, 0, len(l.Layers)+1)
 	for _, layerID := range l.Layers {
 		lower, err := s.layers.Lower(layerID)
@@ -123,6 +124,7 @@ func (s *Store) Unmount(_ context.Context, id string) error {
 	if err := s.trash.Put(s.config.writable(id)); err != nil {
 		return err
 	}
+	s.tally.forget(id)
 	s.mu.Lock()
 	l := s.use.leases[id]
 	delete(s.use.leases, id)

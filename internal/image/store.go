@@ -34,10 +34,16 @@ type Store struct {
 	mu  sync.Mutex
 	use use
 
-	ctx     context.Context // ends with Close
-	cancel  context.CancelFunc
-	wg      sync.WaitGroup // flights
+	flying
+	tally   *tally
 	closers []func() error
+}
+
+// flying is what ends flights.
+type flying struct {
+	ctx    context.Context // ends with Close
+	cancel context.CancelFunc
+	wg     sync.WaitGroup // flights
 }
 
 // Open opens the store and clears away what an earlier process left undone. A
@@ -97,6 +103,11 @@ func (s *Store) load() (err error) {
 	}
 	if s.use.leases, err = readLeases(s.config.writable(""), s.config.Log); err != nil {
 		return err
+	}
+	s.tally = newTally(s.config.writable)
+	s.closers = append(s.closers, s.tally.close)
+	for id := range s.use.leases {
+		s.tally.begin(id)
 	}
 	needed := s.use.needed(&content)
 	dirs, err := layer.OpenDirs(filepath.Join(s.config.Root, "layers"), s.trash, s.config.MaxLayerBytes,
@@ -186,6 +197,24 @@ func (s *Store) Config(ref string) (id string, config imagespec.ImageConfig, err
 func (s *Store) Usage() Usage {
 	v := s.view.Load()
 	return Usage{Mountpoint: s.config.Root, Bytes: v.bytes, Inodes: v.inodes, At: time.Now()}
+}
+
+// WritableUsage returns what a container's writable layer takes, without
+// waiting: what was counted last, At then; At is zero if nothing was counted
+// yet. Asking has it counted again, if it is time. NotFound without a layer.
+func (s *Store) WritableUsage(id string) (Usage, error) {
+	f, ok := s.tally.of(id)
+	if !ok {
+		return Usage{}, fault.New(fault.NotFound, "", "container %s has no writable layer", id)
+	}
+	return Usage{Mountpoint: s.config.Root, Bytes: f.bytes, Inodes: f.inodes, At: f.at}, nil
+}
+
+// WritableUsages returns what all writable layers take together, as
+// WritableUsage does; At is when the oldest part was counted.
+func (s *Store) WritableUsages() Usage {
+	f := s.tally.sum()
+	return Usage{Mountpoint: s.config.Root, Bytes: f.bytes, Inodes: f.inodes, At: f.at}
 }
 
 // takeCommit takes the right to change images; the caller gives it back.

@@ -127,7 +127,7 @@ func build(dir string, spec Spec, sysctls []sysctl, proc string) error {
 		return nil
 	}
 	if proc != "" {
-		if err := enter(proc, spec); err != nil {
+		if err := enterAll(proc, spec); err != nil {
 			return err
 		}
 	} else {
@@ -177,9 +177,9 @@ func (s Spec) flags() (flags int) {
 	return flags
 }
 
-// enter takes the calling thread into the namespaces of a process, except its
+// enterAll takes the calling thread into the namespaces of a process, except its
 // user namespace, into which no thread of many can go.
-func enter(proc string, spec Spec) error {
+func enterAll(proc string, spec Spec) error {
 	for _, k := range kinds {
 		if !k.asked(spec) || k.flag == unix.CLONE_NEWUSER {
 			continue

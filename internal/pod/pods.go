@@ -21,13 +21,16 @@
 //	(*Pods) Container(id), Containers()          never blocks
 //	(*Pods) UpdateContainer(ctx, id, resources); ReopenLog(ctx, id)
 //	(*Pods) Exec(ctx, id, args, timeout); ExecStream(ctx, id, args, stream); Attach(ctx, id, stream)
+//	(*Pods) Subscribe(ctx)                       events from now on; nobody waits for a reader
 package pod
 
 import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"iter"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -77,10 +80,12 @@ type Pods struct {
 	podSteps       []step[*pod]
 	containerSteps []step[*container]
 	leftovers      []func(context.Context) // what recovery leaves to Serve
+	board          board
 
 	mu            sync.RWMutex // for the maps: never held across anything that waits
 	pods          map[string]*pod
 	containers    map[string]*container
+	ofPods        map[string][]*container // by pod ID
 	podKeys       map[podKey]*pod
 	containerKeys map[containerKey]*container
 }
@@ -120,7 +125,7 @@ func Open(ctx context.Context, opt Options) (*Pods, error) {
 	}
 	p := &Pods{
 		opt: opt, log: opt.Log, crew: operation.NewCrew(ctx, opt.Log),
-		pods: map[string]*pod{}, containers: map[string]*container{},
+		pods: map[string]*pod{}, containers: map[string]*container{}, ofPods: map[string][]*container{},
 		podKeys: map[podKey]*pod{}, containerKeys: map[containerKey]*container{},
 	}
 	p.podSteps = p.stepsOfPods()
@@ -217,20 +222,47 @@ func (p *Pods) Container(id string) (*ContainerSnapshot, error) {
 	return &s.ContainerSnapshot, nil
 }
 
-// Containers returns all containers that have been made, the oldest first.
-func (p *Pods) Containers() []*ContainerSnapshot {
+// Containers returns all containers that have been made, the oldest first, as
+// EachContainer shows them.
+func (p *Pods) Containers() []*ContainerSnapshot { return slices.Collect(p.EachContainer()) }
+
+// EachContainer is Containers, one at a time. Of the configuration of those
+// that have exited it shows name, image, labels and annotations only; and no
+// user, limits or log path.
+func (p *Pods) EachContainer() iter.Seq[*ContainerSnapshot] {
 	p.mu.RLock()
-	all := make([]*ContainerSnapshot, 0, len(p.containers))
-	for _, c := range p.containers {
-		if s := c.state.Load(); s.State != Preparing {
-			all = append(all, &s.ContainerSnapshot)
+	all := slices.Collect(maps.Values(p.containers))
+	p.mu.RUnlock()
+	return func(yield func(*ContainerSnapshot) bool) {
+		for _, s := range byAge(all) {
+			if !yield(s.brief()) {
+				return
+			}
 		}
 	}
-	p.mu.RUnlock()
-	slices.SortFunc(all, func(a, b *ContainerSnapshot) int {
+}
+
+// ContainersOf returns a pod's containers that have been made, the oldest first.
+func (p *Pods) ContainersOf(podID string) []*ContainerSnapshot {
+	var all []*ContainerSnapshot
+	for _, s := range byAge(p.containersOf(podID)) {
+		all = append(all, &s.whole().ContainerSnapshot)
+	}
+	return all
+}
+
+// byAge returns the states of all that have been made, as they are kept.
+func byAge(all []*container) []*containerState {
+	states := make([]*containerState, 0, len(all))
+	for _, c := range all {
+		if s := c.state.kept.Load(); s.State != Preparing {
+			states = append(states, s)
+		}
+	}
+	slices.SortFunc(states, func(a, b *containerState) int {
 		return cmpAge(a.CreatedAt, b.CreatedAt, a.ID, b.ID)
 	})
-	return all
+	return states
 }
 
 func cmpAge(a, b time.Time, aID, bID string) int {
@@ -281,13 +313,7 @@ func find[E any](all map[string]E, id, what string) (found E, err error) {
 func (p *Pods) containersOf(podID string) []*container {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
-	var all []*container
-	for _, c := range p.containers {
-		if c.podID == podID {
-			all = append(all, c)
-		}
-	}
-	return all
+	return slices.Clone(p.ofPods[podID])
 }
 
 const idDigits = 64
@@ -302,22 +328,28 @@ func newID() string {
 func (p *Pods) addPod(s *podState) *pod {
 	pod := &pod{}
 	pod.id, pod.slot, pod.save = s.ID, operation.NewSlot(), p.savePod
+	pod.changed = p.podChanged
 	pod.unsaved = func(err error) { p.log.Error("save a pod's record", "pod", pod.id, "error", err) }
 	pod.state.Store(s)
 	p.pods[s.ID] = pod
 	return pod
 }
 
+// over is the end of containers that have exited when they become known.
+var over = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
+
 // addContainer makes a container known. p.mu must be held, or nobody else have p yet.
 func (p *Pods) addContainer(s *containerState) *container {
-	c := &container{podID: s.PodID, done: make(chan struct{})}
+	c := &container{podID: s.PodID, done: over}
+	if s.State != Exited {
+		c.done = make(chan struct{})
+	}
 	c.id, c.slot, c.save = s.ID, operation.NewSlot(), p.saveContainer
+	c.changed = func(was, is *containerState) { p.containerChanged(c, was, is) }
 	c.unsaved = func(err error) { p.log.Error("save a container's record", "container", c.id, "error", err) }
 	c.state.Store(s)
-	if s.State == Exited {
-		close(c.done)
-	}
 	p.containers[s.ID] = c
+	p.ofPods[s.PodID] = append(p.ofPods[s.PodID], c)
 	return c
 }
 

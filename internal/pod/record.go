@@ -9,13 +9,16 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unique"
 
 	"google.golang.org/protobuf/encoding/protojson"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/davit-runtime/davit/internal/cgroup"
+	"github.com/davit-runtime/davit/internal/compact"
 	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/monitor"
+	"github.com/davit-runtime/davit/internal/ocispec"
 	"github.com/davit-runtime/davit/internal/operation"
 	"github.com/davit-runtime/davit/internal/store"
 )
@@ -44,7 +47,73 @@ type podMemo struct {
 type containerState struct {
 	ContainerSnapshot
 	containerMemo
-	config json.RawMessage // Config in protojson
+	config json.RawMessage // Config in protojson; nil once it has exited
+	packed []byte          // all that slim takes out
+}
+
+// A bulk is what slim takes out beside CRI messages.
+type bulk struct {
+	Place   cgroup.Place
+	LogPath string
+	User    ocispec.User
+}
+
+// slim packs what is big about a container that has exited: thousands may wait
+// for the kubelet to remove them.
+func (s *containerState) slim() *containerState {
+	if s.State != Exited || s.packed != nil {
+		return s
+	}
+	rest, err := json.Marshal(bulk{s.Place, s.LogPath, s.User})
+	if err != nil {
+		return s
+	}
+	t := *s
+	if t.packed, err = compact.Pack(compact.Container{Config: s.Config, Resources: s.Resources, Rest: rest}); err != nil {
+		return s
+	}
+	t.Config, t.Resources, t.config = nil, nil, nil
+	t.Place, t.LogPath, t.User = cgroup.Place{}, "", ocispec.User{}
+	// What many of them have in common is kept once.
+	for _, text := range []*string{&t.PodID, &t.Handler, &t.ImageID, (*string)(&t.State), &t.Reason, &t.StopSignal} {
+		*text = unique.Make(*text).Value()
+	}
+	t.Held = slices.Clone(t.Held)
+	for i := range t.Held {
+		t.Held[i] = unique.Make(t.Held[i]).Value()
+	}
+	return &t
+}
+
+func (s *containerState) whole() *containerState {
+	if s.packed == nil {
+		return s
+	}
+	t := *s
+	c, err := compact.Whole(s.packed)
+	var rest bulk
+	if err == nil {
+		err = json.Unmarshal(c.Rest, &rest)
+	}
+	if err != nil {
+		panic("pod: what was packed cannot be unpacked: " + err.Error()) // memory is broken
+	}
+	t.packed, t.Config, t.Resources = nil, c.Config, c.Resources
+	t.Place, t.LogPath, t.User = rest.Place, rest.LogPath, rest.User
+	return &t
+}
+
+// brief is whole, but for what lists do not show.
+func (s *containerState) brief() *ContainerSnapshot {
+	if s.packed == nil {
+		return &s.ContainerSnapshot
+	}
+	c := s.ContainerSnapshot
+	var err error
+	if c.Config, err = compact.Brief(s.packed); err != nil {
+		panic("pod: what was packed cannot be unpacked: " + err.Error())
+	}
+	return &c
 }
 
 // A containerMemo is what a container's record has beyond the snapshot.
@@ -74,11 +143,36 @@ type record[S any] struct {
 	id      string
 	slot    operation.Slot // one operation at a time; before mu
 	save    func(*S) error
-	unsaved func(error) // told of a fact that could not be saved
+	unsaved func(error)      // told of a fact that could not be saved
+	changed func(was, is *S) // told of each new state, with mu held: it must not wait
 
 	mu    sync.Mutex // held to make, save and swap a state, and for nothing else
-	state atomic.Pointer[S]
+	state cell[S]
 	gone  bool
+}
+
+// A cell has a state, in the form in which it takes the least memory.
+type cell[S any] struct{ kept atomic.Pointer[S] }
+
+// A slimmer is a state that has such a form.
+type slimmer[S any] interface {
+	slim() *S  // returns that form; or the state itself
+	whole() *S // undoes slim
+}
+
+func (c *cell[S]) Load() *S {
+	s := c.kept.Load()
+	if f, ok := any(s).(slimmer[S]); ok {
+		return f.whole()
+	}
+	return s
+}
+
+func (c *cell[S]) Store(s *S) {
+	if f, ok := any(s).(slimmer[S]); ok {
+		s = f.slim()
+	}
+	c.kept.Store(s)
 }
 
 // commit replaces the state by what change makes of it, once that is saved.
@@ -108,7 +202,8 @@ func (r *record[S]) replace(change, save func(*S) error) error {
 	if r.gone {
 		return fault.New(fault.NotFound, "", "%s: %w", r.id, errGone)
 	}
-	next := *r.state.Load()
+	was := r.state.Load()
+	next := *was
 	if err := change(&next); err != nil {
 		return err
 	}
@@ -116,6 +211,7 @@ func (r *record[S]) replace(change, save func(*S) error) error {
 		return err
 	}
 	r.state.Store(&next)
+	r.changed(was, &next)
 	return nil
 }
 
@@ -124,9 +220,11 @@ func (r *record[S]) replace(change, save func(*S) error) error {
 func (r *record[S]) forget(dir string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	err := os.RemoveAll(dir)
-	r.gone = err == nil
-	return err
+	if err := os.RemoveAll(dir); err != nil {
+		return err
+	}
+	r.gone = true
+	return nil
 }
 
 type pod struct {
@@ -146,6 +244,8 @@ type container struct {
 	// guarded by record.mu
 	early    *monitor.Exit        // one that came while it was being made
 	stoppers int                  // callers that wait for its end
+	starting bool                 // between startBegins and startOver
+	outran   bool                 // its end was heard of meanwhile
 	killing  *operation.Operation // under way, or nil
 }
 
@@ -204,7 +304,13 @@ func (p *Pods) saveContainer(s *containerState) error {
 	if err != nil {
 		return err
 	}
-	r := containerRecord{ContainerSnapshot: s.ContainerSnapshot, Config: s.config, Resources: resources, Memo: s.containerMemo}
+	config := s.config
+	if config == nil {
+		if config, err = protojson.Marshal(s.Config); err != nil {
+			return err
+		}
+	}
+	r := containerRecord{ContainerSnapshot: s.ContainerSnapshot, Config: config, Resources: resources, Memo: s.containerMemo}
 	return p.saveRecord(p.containerRoot(s.ID), r)
 }
 
@@ -253,5 +359,5 @@ func loadContainer(path string) (*containerState, error) {
 	if s.ID != filepath.Base(filepath.Dir(path)) {
 		return nil, fault.New(fault.Invalid, "", "%s is the record of %q", path, s.ID)
 	}
-	return s, nil
+	return s.slim(), nil
 }

@@ -6,8 +6,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
+	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/monitor"
@@ -90,20 +94,8 @@ func (p *Pods) recover(ctx context.Context) error {
 	for _, status := range all {
 		known[status.ID] = status
 	}
-	p.load("pods", func(path string) error {
-		s, err := loadPod(path)
-		if err == nil {
-			p.addPod(s)
-		}
-		return err
-	})
-	p.load("containers", func(path string) error {
-		s, err := loadContainer(path)
-		if err == nil {
-			p.addContainer(s)
-		}
-		return err
-	})
+	load(p, "pods", loadPod, func(s *podState) { p.addPod(s) })
+	load(p, "containers", loadContainer, func(s *containerState) { p.addContainer(s) })
 	for _, pod := range p.pods {
 		p.recoverPod(pod, known)
 	}
@@ -115,19 +107,34 @@ func (p *Pods) recover(ctx context.Context) error {
 	return nil
 }
 
-// load calls f for each record of a kind. One that f cannot read is moved
-// aside; what it held then counts as an orphan's.
-func (p *Pods) load(kind string, f func(path string) error) {
+// load reads the records of a kind, several at once, and adds them one by one.
+// One that cannot be read is moved aside; what it held then counts as an orphan's.
+func load[S any](p *Pods, kind string, read func(path string) (*S, error), add func(*S)) {
+	var adding sync.Mutex
+	var readers errgroup.Group
+	readers.SetLimit(runtime.GOMAXPROCS(0))
 	for _, id := range subdirectories(filepath.Join(p.opt.Root, kind)) {
-		path := filepath.Join(p.opt.Root, kind, id, "record.json")
-		err := f(path)
-		if err == nil || fault.Is(err, fault.NotFound) {
-			continue // without one, the directory is an orphan's
-		}
-		aside := filepath.Join(p.opt.Root, "damaged", kind+"-"+id+".json")
-		moved := errors.Join(os.MkdirAll(filepath.Dir(aside), 0o700), os.Rename(path, aside))
-		p.log.Error("unreadable record, moved aside", "record", path, "to", aside, "error", errors.Join(err, moved))
+		readers.Go(func() error {
+			path := filepath.Join(p.opt.Root, kind, id, "record.json")
+			s, err := read(path)
+			switch {
+			case err == nil:
+				adding.Lock()
+				defer adding.Unlock()
+				add(s)
+			case !fault.Is(err, fault.NotFound): // without one, the directory is an orphan's
+				p.moveAside(kind, id, path, err)
+			}
+			return nil
+		})
 	}
+	_ = readers.Wait()
+}
+
+func (p *Pods) moveAside(kind, id, path string, why error) {
+	aside := filepath.Join(p.opt.Root, "damaged", kind+"-"+id+".json")
+	moved := errors.Join(os.MkdirAll(filepath.Dir(aside), 0o700), os.Rename(path, aside))
+	p.log.Error("unreadable record, moved aside", "record", path, "to", aside, "error", errors.Join(why, moved))
 }
 
 func (p *Pods) recoverPod(pod *pod, known map[string]monitor.Status) {
@@ -173,7 +180,7 @@ func (p *Pods) checkNetwork(ctx context.Context, pod *pod) {
 }
 
 func (p *Pods) recoverContainer(c *container, known map[string]monitor.Status) {
-	s := c.state.Load()
+	s := c.state.kept.Load()
 	status, ok := known[c.id]
 	pod := p.pods[c.podID]
 	v := containerFinding{
@@ -181,7 +188,7 @@ func (p *Pods) recoverContainer(c *container, known map[string]monitor.Status) {
 		starting: !s.Starting.IsZero(), known: ok, exit: status.Exit != nil,
 	}.verdict()
 	if v != discard {
-		p.containerKeys[keyOfContainer(c.podID, s.Config)] = c
+		p.containerKeys[keyOfContainer(c.podID, s.brief().Config)] = c
 	}
 	switch v {
 	case restart:
@@ -198,7 +205,7 @@ func (p *Pods) recoverContainer(c *container, known map[string]monitor.Status) {
 		p.leave(func(context.Context) { p.sweep(c) })
 		_ = c.note(func(s *containerState) error { return s.lose() })
 		c.end()
-		p.log.Warn("container is lost", "container", c.id, "name", s.Config.GetMetadata().GetName())
+		p.log.Warn("container is lost", "container", c.id, "name", s.brief().Config.GetMetadata().GetName())
 	case discard:
 		_ = c.note(func(s *containerState) error { s.Doomed = true; return nil })
 		p.leave(func(ctx context.Context) {

@@ -13,6 +13,9 @@ import (
 	"github.com/davit-runtime/davit/internal/fault"
 )
 
+// startError is the reason of a container that never ran.
+const startError = "StartError"
+
 // StartContainer lets a created container run. If that fails, the container
 // has exited with code 128 and reason StartError, and its process is gone.
 //
@@ -32,6 +35,8 @@ func (p *Pods) start(ctx context.Context, c *container) error {
 	if pod, err := p.Pod(c.podID); err != nil || pod.State != Ready {
 		return fault.New(fault.Precondition, "", "pod %s of container %s is not ready", c.podID, c.id)
 	}
+	c.startBegins()
+	defer p.startOver(c)
 	err := c.commit(func(s *containerState) error {
 		if s.State != Created {
 			return fault.New(fault.Precondition, "", "container %s is %s", s.ID, s.State)
@@ -91,7 +96,8 @@ func (p *Pods) endUnstarted(ctx context.Context, c *container, cause error) erro
 		c.drop()
 	}
 	err := c.note(func(s *containerState) error {
-		s.ExitCode, s.Reason, s.FinishedAt = 128, "StartError", time.Now()
+		s.ExitCode, s.Reason, s.FinishedAt = 128, startError, time.Now()
+		s.StartedAt = time.Time{}
 		s.Message = strings.ToValidUTF8(cause.Error(), "?")
 		return s.enter(startFailed)
 	})

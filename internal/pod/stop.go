@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -303,12 +304,19 @@ func (p *Pods) loseContainer(ctx context.Context, c *container) error {
 	if err := c.forget(p.containerRoot(c.id)); err != nil {
 		return err
 	}
+	last := c.state.Load()
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	delete(p.containers, c.id)
-	if key := keyOfContainer(c.podID, c.state.Load().Config); p.containerKeys[key] == c {
+	if left := slices.DeleteFunc(p.ofPods[c.podID], func(o *container) bool { return o == c }); len(left) > 0 {
+		p.ofPods[c.podID] = left
+	} else {
+		delete(p.ofPods, c.podID)
+	}
+	if key := keyOfContainer(c.podID, last.Config); p.containerKeys[key] == c {
 		delete(p.containerKeys, key)
 	}
+	p.mu.Unlock()
+	p.containerGone(last)
 	return nil
 }
 
@@ -320,12 +328,14 @@ func (p *Pods) losePod(ctx context.Context, pod *pod) error {
 	if err := pod.forget(p.podRoot(pod.id)); err != nil {
 		return err
 	}
+	last := pod.state.Load()
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	delete(p.pods, pod.id)
-	if key := keyOfPod(pod.state.Load().Config); p.podKeys[key] == pod {
+	if key := keyOfPod(last.Config); p.podKeys[key] == pod {
 		delete(p.podKeys, key)
 	}
+	p.mu.Unlock()
+	p.podGone(last)
 	return nil
 }
 

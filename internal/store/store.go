@@ -87,8 +87,8 @@ func SyncDir(dir string) error {
 const readable = 64 << 10
 
 type envelope struct {
-	Version int             `json:"version"`
-	Data    json.RawMessage `json:"data"`
+	Version int `json:"version"` // stands first
+	Data    any `json:"data"`
 }
 
 // SaveJSON writes v with a format version around it, by WriteFile.
@@ -127,15 +127,13 @@ func LoadJSON(path string, version int, v any) error {
 	if err != nil {
 		return err
 	}
-	var e envelope
-	if err := json.Unmarshal(data, &e); err != nil {
-		return fault.New(fault.Invalid, "store.LoadJSON", "%s is damaged: %w", path, err)
-	}
-	if e.Version != version {
+	e := envelope{Data: v}
+	damaged := json.Unmarshal(data, &e) // what is of another version may look damaged
+	if e.Version != version && (damaged == nil || e.Version != 0) {
 		return fault.New(fault.Invalid, "store.LoadJSON", "%s has format version %d, this program reads %d", path, e.Version, version)
 	}
-	if err := json.Unmarshal(e.Data, v); err != nil {
-		return fault.New(fault.Invalid, "store.LoadJSON", "%s is damaged: %w", path, err)
+	if damaged != nil {
+		return fault.New(fault.Invalid, "store.LoadJSON", "%s is damaged: %w", path, damaged)
 	}
 	return nil
 }

@@ -49,13 +49,24 @@ func (s *server) start(id string) error {
 	_, err = s.runtimeOutput(ctx, rec.Container.Runtime, "start", c.path("start.log"), [3]*os.File{}, func(errorLog string) []string {
 		return rec.Container.Runtime.Start(errorLog, id)
 	})
-	if ended := context.Cause(ctx); err != nil && fault.Is(ended, fault.Precondition) {
-		return ended
-	}
 	if err != nil {
-		return err
+		return c.explainStart(err)
 	}
 	return c.save(func(r *record) { r.Phase = max(r.Phase, started) })
+}
+
+// explainStart gives the reason that OCI runtimes do not name: the container
+// was ended on davit's own behalf before it ran.
+func (c *container) explainStart(err error) error {
+	if fault.Is(err, fault.Invalid) || fault.Is(err, fault.Precondition) || !c.signalled.Load() {
+		return err
+	}
+	select {
+	case <-c.ended:
+		return fault.New(fault.Precondition, "monitor.Start", "container %s ended before it was started: %w", c.id, err)
+	case <-time.After(execIdle):
+		return err
+	}
 }
 
 // endGrace is how much longer than its container a `start` may take: its
@@ -74,7 +85,7 @@ func (c *container) whileAlive(parent context.Context) (context.Context, context
 		select {
 		case <-ctx.Done():
 		case <-time.After(endGrace):
-			cancel(fault.New(fault.Precondition, "monitor.Start", "container %s ended before it was started", c.id))
+			cancel(errEnded)
 		}
 	}()
 	return ctx, cancel
@@ -109,6 +120,7 @@ func (s *server) signal(id string, signal int) error {
 			s.log.Error("kill not noted", "id", id, "error", err) // a full /run must not stop it
 		}
 	}
+	c.signalled.Store(true)
 	err := s.keeper.kill(id, unix.Signal(signal))
 	if errors.Is(err, errGone) {
 		return fault.New(fault.NotFound, "monitor.Signal", "container %s has ended", id)
@@ -277,6 +289,8 @@ func (s *server) runtimeOutput(ctx context.Context, r ociruntime.Runtime, comman
 // marker is a variable in the environment of OCI runtimes. What they fork has
 // it, too, until it becomes the container: so strays are found.
 const marker = "DAVIT_RUNTIME_LOG="
+
+var errEnded = errors.New("the container has ended")
 
 var errHung = fmt.Errorf("it did not end within %s", commandLimit)
 

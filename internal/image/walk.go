@@ -1,0 +1,196 @@
+package image
+
+import (
+	"errors"
+	"io"
+	"os"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A walk adds up what a directory tree takes on disk, as du does: blocks, and
+// each inode once. A container may change the tree meanwhile, and may want it
+// to be walked wrongly: no symbolic link is followed, no other file system
+// entered, and however deep the tree, no more than maxOpen descriptors are held.
+type walk struct {
+	pause func(busy time.Duration) error // called every now and then; an error ends the walk
+
+	device  uint64
+	blocks  uint64
+	inodes  uint64
+	linked  map[uint64]bool // inodes seen that have several names
+	stack   []level
+	entries int
+	since   time.Time
+}
+
+// A level is a directory between the root of the tree and where the walk is.
+type level struct {
+	fd      int // -1: closed, to be opened again through ".."
+	inode   uint64
+	subdirs []string // still to be entered
+}
+
+const (
+	maxOpen    = 32
+	pauseEvery = 256 // entries
+	maxLinked  = 1 << 16
+)
+
+// errMoved ends a walk too early: the way back is gone.
+var errMoved = errors.New("a directory was moved while it was counted")
+
+// measure walks the tree at root.
+func (w *walk) measure(root string) (blocks, inodes uint64, err error) {
+	w.linked, w.since = map[uint64]bool{}, time.Now()
+	defer func() {
+		for _, l := range w.stack {
+			if l.fd >= 0 {
+				_ = unix.Close(l.fd)
+			}
+		}
+	}()
+	fd, err := unix.Open(root, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, 0, &os.PathError{Op: "open", Path: root, Err: err}
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		_ = unix.Close(fd)
+		return 0, 0, err
+	}
+	w.device = st.Dev
+	w.count(&st)
+	if err := w.enter(fd, st.Ino); err != nil {
+		return 0, 0, err
+	}
+	for len(w.stack) > 0 {
+		if err := w.step(); errors.Is(err, errMoved) {
+			break // what was seen is more than nothing
+		} else if err != nil {
+			return 0, 0, err
+		}
+	}
+	return w.blocks, w.inodes, nil
+}
+
+// step enters the next directory below the deepest level, or leaves that.
+func (w *walk) step() error {
+	top := &w.stack[len(w.stack)-1]
+	if len(top.subdirs) == 0 {
+		return w.leave()
+	}
+	name := top.subdirs[len(top.subdirs)-1]
+	top.subdirs = top.subdirs[:len(top.subdirs)-1]
+	fd, err := unix.Openat(top.fd, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return changed(err)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || st.Dev != w.device {
+		_ = unix.Close(fd)
+		return err
+	}
+	return w.enter(fd, st.Ino)
+}
+
+// changed excuses what comes of a tree that changes.
+func changed(err error) error {
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return nil
+	}
+	return err
+}
+
+// enter counts what is in a directory and makes it the deepest level.
+func (w *walk) enter(fd int, inode uint64) error {
+	w.stack = append(w.stack, level{fd: fd, inode: inode})
+	if far := len(w.stack) - maxOpen; far > 0 {
+		if l := &w.stack[far-1]; l.fd >= 0 {
+			_ = unix.Close(l.fd)
+			l.fd = -1
+		}
+	}
+	top := &w.stack[len(w.stack)-1]
+	// A copy, for os.File closes its own.
+	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	dir := os.NewFile(uintptr(own), "directory")
+	defer dir.Close()
+	for {
+		names, err := dir.Readdirnames(pauseEvery)
+		for _, name := range names {
+			var st unix.Stat_t
+			if err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+				continue // gone meanwhile
+			}
+			if st.Dev != w.device {
+				continue
+			}
+			w.count(&st)
+			if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+				top.subdirs = append(top.subdirs, name)
+			}
+		}
+		if errors.Is(err, io.EOF) || errors.Is(err, syscall.ENOENT) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := w.rest(len(names)); err != nil {
+			return err
+		}
+	}
+}
+
+// leave goes back up one level.
+func (w *walk) leave() error {
+	n := len(w.stack)
+	top := w.stack[n-1]
+	defer unix.Close(top.fd)
+	w.stack = w.stack[:n-1]
+	if n == 1 || w.stack[n-2].fd >= 0 {
+		return w.rest(1)
+	}
+	above := &w.stack[n-2]
+	fd, err := unix.Openat(top.fd, "..", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || st.Ino != above.inode || st.Dev != w.device {
+		_ = unix.Close(fd)
+		return errMoved
+	}
+	above.fd = fd
+	return w.rest(1)
+}
+
+func (w *walk) count(st *unix.Stat_t) {
+	if st.Nlink > 1 && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		if w.linked[st.Ino] {
+			return
+		}
+		if len(w.linked) < maxLinked { // beyond, some count twice
+			w.linked[st.Ino] = true
+		}
+	}
+	w.blocks += uint64(st.Blocks)
+	w.inodes++
+}
+
+// rest lets others work after some entries.
+func (w *walk) rest(entries int) error {
+	if w.entries += entries; w.entries < pauseEvery || w.pause == nil {
+		return nil
+	}
+	w.entries = 0
+	err := w.pause(time.Since(w.since))
+	w.since = time.Now()
+	return err
+}
