@@ -26,7 +26,7 @@ var base = []string{"internal/store", "internal/span", "internal/fault"}
 // drivers have value types that the core passes on.
 var drivers = []string{
 	"internal/ocispec", "internal/network", "internal/namespace", "internal/cgroup", "internal/nri",
-	"internal/image", "internal/monitor", "internal/ociruntime", "internal/idmap",
+	"internal/image", "internal/monitor", "internal/ociruntime", "internal/idmap", "internal/label",
 }
 
 // imports is the diagram of ARCHITECTURE.md as data: what of davit each
@@ -52,6 +52,7 @@ var imports = map[string][]string{
 	"internal/keeper":       {"internal/monitor", "internal/fault"},
 	"internal/image":        slices.Concat(base, []string{"internal/registry", "internal/layer", "internal/idmap"}),
 	"internal/idmap":        {"internal/fault", "internal/holder"},
+	"internal/label":        {"internal/fault"},
 	"internal/monitor":      {"internal/ociruntime", "internal/fault"},
 	// These four go into davit-monitor, so they use no base but fault.
 	"internal/monitor/server": {"internal/monitor", "internal/monitor/stdio", "internal/ociruntime", "internal/holder", "internal/fault"},

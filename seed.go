@@ -6,7 +6,5 @@ package davit
 import (
 	_ "github.com/containerd/nri/pkg/adaptation"
 	_ "github.com/containerd/nri/pkg/stub"
-	_ "github.com/opencontainers/selinux/go-selinux"
-	_ "github.com/opencontainers/selinux/go-selinux/label"
 	_ "tags.cncf.io/container-device-interface/pkg/cdi"
 )

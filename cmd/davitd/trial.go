@@ -19,6 +19,7 @@ import (
 
 	"github.com/davit-runtime/davit/internal/holder"
 	"github.com/davit-runtime/davit/internal/idmap"
+	"github.com/davit-runtime/davit/internal/image"
 	"github.com/davit-runtime/davit/internal/monitor"
 	"github.com/davit-runtime/davit/internal/namespace"
 	"github.com/davit-runtime/davit/internal/ociruntime"
@@ -157,7 +158,7 @@ func (t *trials) create(ctx context.Context, of ociruntime.Runtime, hostNetwork 
 		in.Namespaces.Net, in.Namespaces.UTS = filepath.Join(dir, "net"), filepath.Join(dir, "uts")
 	}
 	var err error
-	if in.Rootfs, err = p.images.MountEmpty(ctx, id, users); err != nil {
+	if in.Rootfs, err = p.images.MountEmpty(ctx, id, image.MountOptions{Users: users}); err != nil {
 		return err
 	}
 	if err := writeProgram(filepath.Join(in.Rootfs, "hold")); err != nil {

@@ -19,6 +19,7 @@ import (
 	"github.com/davit-runtime/davit/internal/cri/metrics"
 	"github.com/davit-runtime/davit/internal/cri/validate"
 	"github.com/davit-runtime/davit/internal/image"
+	"github.com/davit-runtime/davit/internal/label"
 	"github.com/davit-runtime/davit/internal/monitor"
 	"github.com/davit-runtime/davit/internal/namespace"
 	"github.com/davit-runtime/davit/internal/network"
@@ -173,7 +174,7 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 		Root: c.Root, State: c.State, Log: log,
 		Host: pod.Host{
 			CgroupV2: p.host.CgroupV2, Capabilities: p.host.Capabilities,
-			MinOOMScoreAdj: p.host.MinOOMScoreAdj, Devices: devices(log),
+			MinOOMScoreAdj: p.host.MinOOMScoreAdj, Devices: devices(log), Labels: label.Open(),
 		},
 		Specs:      pod.Specs{Build: ocispec.Make, ResolveUser: ocispec.ResolveUser},
 		Namespaces: namespace.New(), Network: p.network, Rootfs: p.images, Cgroups: p.cgroups,

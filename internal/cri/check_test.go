@@ -250,6 +250,15 @@ func TestContainerChecks(t *testing.T) {
 		{sc + `apparmor_profile: "localhost/p" } }`, want{absent, f + "apparmor_profile: "}},
 		{sc + `apparmor_profile: "p" } }`, want{invalid, f + "apparmor_profile: "}},
 		{sc + `selinux_options { type: "spc_t" } } }`, want{}}, // ignored without SELinux
+		{sc + `selinux_options { user: "system_u" role: "system_r" type: "container_t" level: "s0:c4,c5" } } }`, want{}},
+		{sc + `selinux_options { level: "s0" } } }`, want{}},
+		{sc + `selinux_options { level: "s0-s0:c0.c1023" } } }`, want{}},
+		{sc + `selinux_options { level: "s0-s15:c0.c3,c7" } } }`, want{}},
+		{sc + `selinux_options { level: "s0,c4,c5" } } }`, want{invalid, f + `selinux_options.level: "s0,c4,c5"`}},
+		{sc + `selinux_options { level: "c4,c5" } } }`, want{invalid, f + "selinux_options.level: "}},
+		{sc + `selinux_options { level: "s0:c4\",uid=0" } } }`, want{invalid, f + "selinux_options.level: "}},
+		{sc + `selinux_options { type: "a:b" } } }`, want{invalid, f + "selinux_options.type: "}},
+		{sc + `selinux_options { user: "a b" } } }`, want{invalid, f + "selinux_options.user: "}},
 	} {
 		t.Run(tt.add, func(t *testing.T) {
 			p := parse(t, &runtimeapi.PodSandboxConfig{}, goodPod)

@@ -63,7 +63,7 @@ func TestMappedRoot(t *testing.T) {
 	for _, old := range []bool{false, true} {
 		noLowerAdd.Store(old)
 		for name, users := range map[string]*idmap.Users{"a": first, "b": second} {
-			path, err := s.Mount(ctx, name, id, users)
+			path, err := s.Mount(ctx, name, id, MountOptions{Users: users})
 			if err != nil {
 				t.Fatalf("old API: %v: %v", old, err)
 			}
@@ -80,7 +80,7 @@ func TestMappedRoot(t *testing.T) {
 			if got := owner(t, filepath.Join(path, "etc/f")); got != root {
 				t.Errorf("copied up, etc/f belongs to %d, want %d", got, root)
 			}
-			if again, err := s.Mount(ctx, name, id, users); err != nil || again != path {
+			if again, err := s.Mount(ctx, name, id, MountOptions{Users: users}); err != nil || again != path {
 				t.Errorf("again: %s %v", again, err)
 			}
 		}

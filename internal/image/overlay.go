@@ -18,6 +18,7 @@ import (
 type overlay struct {
 	lowers      []string // topmost first; at least one
 	upper, work string
+	label       string // of all files; empty: those they have
 }
 
 // What the kernel turned out not to have: volatile is in Linux 5.10, lowerdir+
@@ -112,8 +113,8 @@ func (o overlay) tryNew(target string, volatile bool) error {
 			set("lowerdir+", lower)
 		}
 	}
-	for _, option := range [][2]string{{"upperdir", o.upper}, {"workdir", o.work}, {"index", "off"}, {"metacopy", "off"}} {
-		if err == nil {
+	for _, option := range [][2]string{{"upperdir", o.upper}, {"workdir", o.work}, {"index", "off"}, {"metacopy", "off"}, {"context", o.label}} {
+		if err == nil && option[1] != "" {
 			set(option[0], option[1])
 		}
 	}
@@ -181,6 +182,9 @@ func (o overlay) tryOld(target, more string) error {
 	}
 	n := len(o.lowers)
 	options := "lowerdir=" + strings.Join(names[:n], ":") + ",upperdir=" + names[n] + ",workdir=" + names[n+1] + ",index=off,metacopy=off" + more
+	if o.label != "" {
+		options += `,context="` + o.label + `"` // it may have commas
+	}
 	if err := unix.Mount("overlay", target, "overlay", 0, options); err != nil {
 		return fmt.Errorf("overlay of %d layers: %w", n, err)
 	}

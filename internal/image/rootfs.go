@@ -15,15 +15,20 @@ import (
 	"github.com/davit-runtime/davit/internal/store"
 )
 
+// MountOptions is how a container sees its root. The zero value is as the
+// image has it.
+type MountOptions struct {
+	Users *idmap.Users // whose map says to whom files belong
+	Label string       // SELinux's, of all files
+}
+
 // Mount mounts a writable root file system for a container and returns its
 // path. The layers it needs stay until Unmount, whatever becomes of the image.
 // Repeated for the same container it returns the same mount, made again if it
 // is gone. After an error, too, Unmount releases what there is.
 //
-// Files belong to whom the map of users says; nil: to whom the image does.
-//
 // NotFound if the image is not present.
-func (s *Store) Mount(_ context.Context, id, imageID string, users *idmap.Users) (string, error) {
+func (s *Store) Mount(_ context.Context, id, imageID string, o MountOptions) (string, error) {
 	if id == "" || id != filepath.Base(id) || strings.HasPrefix(id, ".") {
 		return "", fault.New(fault.Invalid, "image.Mount", "container ID %q", id)
 	}
@@ -49,19 +54,19 @@ func (s *Store) Mount(_ context.Context, id, imageID string, users *idmap.Users)
 		}
 		lowers = append(lowers, lower)
 	}
-	return s.mountRoot(id, lowers, users)
+	return s.mountRoot(id, lowers, o)
 }
 
 // MountEmpty is Mount of an image without layers, which need not be there. It
 // is for trying whether it works on this host.
-func (s *Store) MountEmpty(_ context.Context, id string, users *idmap.Users) (string, error) {
+func (s *Store) MountEmpty(_ context.Context, id string, o MountOptions) (string, error) {
 	if err := makeDir(s.config.writable(id), 0o700); err != nil {
 		return "", err
 	}
-	return s.mountRoot(id, nil, users)
+	return s.mountRoot(id, nil, o)
 }
 
-func (s *Store) mountRoot(id string, lowers []string, users *idmap.Users) (string, error) {
+func (s *Store) mountRoot(id string, lowers []string, options MountOptions) (string, error) {
 	if len(lowers) == 0 {
 		lowers = append(lowers, s.config.empty())
 	}
@@ -74,7 +79,8 @@ func (s *Store) mountRoot(id string, lowers []string, users *idmap.Users) (strin
 		return target, err
 	}
 	writable := s.config.writable(id)
-	o := overlay{lowers: lowers, upper: filepath.Join(writable, "upper"), work: filepath.Join(writable, "work")}
+	o := overlay{lowers: lowers, upper: filepath.Join(writable, "upper"), work: filepath.Join(writable, "work"), label: options.Label}
+	users := options.Users
 	if users == nil {
 		users = &idmap.Users{}
 	}

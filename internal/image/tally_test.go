@@ -157,7 +157,7 @@ func TestWritableUsage(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"a", "b"} {
-		path, err := s.Mount(ctx, name, id)
+		path, err := s.Mount(ctx, name, id, MountOptions{})
 		if err != nil {
 			t.Fatal(err)
 		}

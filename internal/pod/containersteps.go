@@ -19,6 +19,8 @@ import (
 
 	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/idmap"
+	"github.com/davit-runtime/davit/internal/image"
+	"github.com/davit-runtime/davit/internal/label"
 	"github.com/davit-runtime/davit/internal/monitor"
 	"github.com/davit-runtime/davit/internal/ocispec"
 	"github.com/davit-runtime/davit/internal/store"
@@ -29,6 +31,7 @@ import (
 type recipe struct {
 	image   imagespec.ImageConfig
 	rootfs  string
+	labels  label.Labels
 	mounts  []*runtimeapi.Mount // of the image's volumes
 	program string              // that the spec runs
 }
@@ -60,7 +63,11 @@ func (p *Pods) findImage(c *container) error {
 }
 
 func (p *Pods) mountRootfs(ctx context.Context, c *container) (err error) {
-	c.recipe.rootfs, err = p.opt.Rootfs.Mount(ctx, c.id, c.state.Load().ImageID, p.podOf(c).namespaceUsers())
+	s, pod := c.state.Load(), p.podOf(c)
+	if c.recipe.labels, err = p.opt.Host.Labels.Container(pod.Labels, s.Config.GetLinux().GetSecurityContext()); err != nil {
+		return err
+	}
+	c.recipe.rootfs, err = p.opt.Rootfs.Mount(ctx, c.id, s.ImageID, image.MountOptions{Users: pod.namespaceUsers(), Label: c.recipe.labels.Mount})
 	return err
 }
 
@@ -91,6 +98,9 @@ func (p *Pods) writeSpec(_ context.Context, c *container) error {
 		return err
 	}
 	in.User = user
+	if err := p.relabel(in.Container.Mounts, c.recipe.labels.Mount); err != nil {
+		return err
+	}
 	if err := p.attachTrees(c.id, &in, ps.namespaceUsers()); err != nil {
 		return err
 	}
@@ -98,7 +108,7 @@ func (p *Pods) writeSpec(_ context.Context, c *container) error {
 	if err != nil {
 		return err
 	}
-	if err := p.finishSpec(spec, s.Handler); err != nil {
+	if err := p.finishSpec(spec, s.Handler, c.recipe.labels); err != nil {
 		return err
 	}
 	c.recipe.program = program(spec)
@@ -116,6 +126,23 @@ func (p *Pods) writeSpec(_ context.Context, c *container) error {
 		return err
 	}
 	return c.amend(func(s *containerState) { s.User = user })
+}
+
+// relabel gives the sources of mounts the container's label, where asked for.
+func (p *Pods) relabel(mounts []*runtimeapi.Mount, mountLabel string) error {
+	for _, m := range mounts {
+		if !m.SelinuxRelabel || p.opt.Host.Labels == nil {
+			continue
+		}
+		source, err := ocispec.CheckMount(m)
+		if err == nil {
+			err = p.opt.Host.Labels.Relabel(source, mountLabel)
+		}
+		if err != nil {
+			return fmt.Errorf("mount at %s: %w", m.ContainerPath, err)
+		}
+	}
+	return nil
 }
 
 // attachTrees makes what the sources of in's mounts are to be and OCI runtimes
@@ -248,11 +275,15 @@ func onHostPID(config *runtimeapi.ContainerConfig) {
 }
 
 // finishSpec leaves out the CPU quota and shares, which would slow the OCI runtime's
-// own start, and adds what spares compiling the seccomp profile.
-func (p *Pods) finishSpec(spec *specs.Spec, handler string) error {
+// own start, adds what spares compiling the seccomp profile, and the labels.
+func (p *Pods) finishSpec(spec *specs.Spec, handler string, l label.Labels) error {
+	if l.Process != "" && spec.Process != nil {
+		spec.Process.SelinuxLabel = l.Process
+	}
 	if spec.Linux == nil {
 		return nil
 	}
+	spec.Linux.MountLabel = l.Mount
 	if r := spec.Linux.Resources; r != nil && r.CPU != nil {
 		r.CPU.Quota, r.CPU.Period, r.CPU.Shares = nil, nil, nil
 	}

@@ -10,6 +10,8 @@ import (
 
 	"github.com/davit-runtime/davit/internal/cgroup"
 	"github.com/davit-runtime/davit/internal/idmap"
+	"github.com/davit-runtime/davit/internal/image"
+	"github.com/davit-runtime/davit/internal/label"
 	"github.com/davit-runtime/davit/internal/monitor"
 	"github.com/davit-runtime/davit/internal/namespace"
 	"github.com/davit-runtime/davit/internal/network"
@@ -39,8 +41,7 @@ type Rootfs interface {
 	Config(ref string) (id string, config imagespec.ImageConfig, err error)
 	// Mount mounts a writable root file system for container id and returns
 	// its path. Its image's layers stay until Unmount, whatever becomes of the image.
-	// Files belong to whom users maps their owners to; nil: to their owners.
-	Mount(ctx context.Context, id, imageID string, users *idmap.Users) (path string, err error)
+	Mount(ctx context.Context, id, imageID string, o image.MountOptions) (path string, err error)
 	Unmount(ctx context.Context, id string) error // idempotent; deletes the writable layer
 }
 
@@ -117,15 +118,16 @@ type Host struct {
 	Devices        func() []ocispec.Device // all there are now, for privileged containers
 	ResolvConf     string                  // "/etc/resolv.conf" if empty
 	BootID         string                  // the kernel's if empty
+	Labels         *label.SELinux          // nil: there is none
 }
 
 // mounts are the few mounts of a pod's or container's own. Tests replace it.
 type mounts interface {
-	shm(dir string, uid, gid uint32) error // a tmpfs of that owner for /dev/shm at dir, which is made
-	attach(t idmap.Tree, at string) error  // at a path that is made
-	detach(dir string) error               // all that is attached in dir, which goes; idempotent
-	pin(pid int, file string) error        // pid's PID namespace at file, which is made
-	unmount(path string) error             // and removes path; idempotent
+	shm(dir, options string) error        // a tmpfs for /dev/shm at dir, which is made
+	attach(t idmap.Tree, at string) error // at a path that is made
+	detach(dir string) error              // all that is attached in dir, which goes; idempotent
+	pin(pid int, file string) error       // pid's PID namespace at file, which is made
+	unmount(path string) error            // and removes path; idempotent
 }
 
 // killWait is how long a killed process may take to go.

@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"runtime"
 	"strconv"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -14,6 +15,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/davit-runtime/davit/internal/idmap"
+	"github.com/davit-runtime/davit/internal/label"
 )
 
 // withUsers gives a pod a user namespace whose root is 65536 on the host.
@@ -107,6 +109,66 @@ func TestUserNamespaceOnHostNetwork(t *testing.T) {
 	n.clean()
 }
 
+// A policy has one set of categories to give.
+type policy struct {
+	reserved string
+	files    map[string]string
+}
+
+func (p *policy) Init([]string) (process, mount string, err error) {
+	p.reserved = "u:r:container_t:s0:c1,c2"
+	return p.reserved, "u:object_r:file_t:s0:c1,c2", nil
+}
+func (p *policy) Reserve(label string) error       { p.reserved = label; return nil }
+func (p *policy) Release(string)                   { p.reserved = "" }
+func (p *policy) Of(path string) (string, error)   { return p.files[path], nil }
+func (p *policy) Relabel(path, label string) error { p.files[path] = label; return nil }
+
+// Labels are chosen once for a pod, kept over restarts, on all that its
+// containers see, and given back.
+func TestSELinuxLabels(t *testing.T) {
+	n := newNode(t)
+	open := func(p *policy) *daemon {
+		options := n.options()
+		options.Host.Labels = label.With(p)
+		return n.openWith(options)
+	}
+	first := &policy{files: map[string]string{}}
+	d := open(first)
+	podID, err := d.Run(t.Context(), podConfig("web", private), "")
+	must(t, err)
+	mount := "u:object_r:file_t:s0:c1,c2"
+	if got := first.files[filepath.Join(n.state, "pods", podID, "resolv.conf")]; got != mount {
+		t.Errorf("resolv.conf has label %q", got)
+	}
+	if !strings.HasSuffix(n.world.shm, `,context="`+mount+`"`) {
+		t.Errorf("shm has options %q", n.world.shm)
+	}
+	d.stop()
+	again := &policy{files: map[string]string{}}
+	d = open(again)
+	if again.reserved != "u:r:container_t:s0:c1,c2" {
+		t.Errorf("after a restart %q is reserved", again.reserved)
+	}
+	config := containerConfig("main")
+	volume := t.TempDir()
+	config.Mounts = []*runtimeapi.Mount{{HostPath: volume, ContainerPath: "/v", SelinuxRelabel: true}, {HostPath: "/", ContainerPath: "/host"}}
+	_, err = d.CreateContainer(t.Context(), podID, config)
+	must(t, err)
+	if n.label != mount || n.spec.Linux.MountLabel != mount || n.spec.Process.SelinuxLabel != again.reserved {
+		t.Errorf("root %q, spec %q and %q", n.label, n.spec.Linux.MountLabel, n.spec.Process.SelinuxLabel)
+	}
+	if len(again.files) != 1 || again.files[volume] != mount {
+		t.Errorf("relabelled: %v", again.files)
+	}
+	must(t, d.Remove(t.Context(), podID))
+	if again.reserved != "" {
+		t.Errorf("%q stays reserved", again.reserved)
+	}
+	d.stop()
+	n.clean()
+}
+
 // The mounts of a pod's own, in a mount namespace that ends with the test.
 func TestKernelMounts(t *testing.T) {
 	if os.Geteuid() != 0 {
@@ -138,7 +200,7 @@ func tryMounts(t *testing.T, dir string) {
 			t.Error(err)
 		}
 	}
-	if err := m.shm(shm, 100000, 100001); err != nil {
+	if err := m.shm(shm, "mode=1777,size=65536k,uid=100000,gid=100001"); err != nil {
 		t.Error(err)
 	}
 	if err := m.pin(os.Getpid(), pid); err != nil {

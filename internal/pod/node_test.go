@@ -42,7 +42,7 @@ func (n *node) options() Options {
 		Specs: Specs{
 			Build: func(in ocispec.Input) (*specs.Spec, error) {
 				quota := int64(1000)
-				spec := &specs.Spec{Linux: &specs.Linux{
+				spec := &specs.Spec{Process: &specs.Process{}, Linux: &specs.Linux{
 					Resources: &specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: &quota}}, Seccomp: &specs.LinuxSeccomp{},
 				}}
 				err := w.call(context.Background(), "Specs.Build", func() error { w.input, w.spec = in, spec; return nil })
@@ -77,7 +77,12 @@ type daemon struct {
 // open starts davitd. The test's end stops it.
 func (n *node) open() *daemon {
 	n.t.Helper()
-	p, err := Open(n.t.Context(), n.options())
+	return n.openWith(n.options())
+}
+
+func (n *node) openWith(options Options) *daemon {
+	n.t.Helper()
+	p, err := Open(n.t.Context(), options)
 	if err != nil {
 		n.t.Fatal(err)
 	}

@@ -24,6 +24,7 @@ import (
 // in records: to change one is to change the records' format.
 func (p *Pods) stepsOfPods() []step[*pod] {
 	return []step[*pod]{
+		{"labels", func(*pod) bool { return p.opt.Host.Labels != nil }, p.chooseLabels, p.releaseLabels},
 		{"directory", nil, p.makePodDir, p.removePodDir},
 		{"cgroup", needsCgroup, p.makePodCgroup, p.removePodCgroup},
 		{"namespaces", ownsNamespaces, p.createNamespaces, p.releaseNamespaces},
@@ -75,6 +76,19 @@ func (s *podState) namespaceUsers() *idmap.Users {
 	return &idmap.Users{Map: m, Path: s.Paths["user"]}
 }
 
+func (p *Pods) chooseLabels(_ context.Context, pod *pod) error {
+	l, err := p.opt.Host.Labels.Pod(pod.state.Load().Config.GetLinux().GetSecurityContext().GetSelinuxOptions())
+	if err != nil {
+		return err
+	}
+	return pod.amend(func(s *podState) { s.Labels = l })
+}
+
+func (p *Pods) releaseLabels(_ context.Context, pod *pod) error {
+	p.opt.Host.Labels.Release(pod.state.Load().Labels)
+	return nil
+}
+
 // makePodDir makes the pod's directory, with what containers see as
 // /etc/resolv.conf and /etc/hostname.
 func (p *Pods) makePodDir(_ context.Context, pod *pod) error {
@@ -96,6 +110,9 @@ func (p *Pods) makePodDir(_ context.Context, pod *pod) error {
 	for name, data := range map[string][]byte{"resolv.conf": resolv, "hostname": []byte(hostname + "\n")} {
 		file := filepath.Join(dir, name)
 		if err := store.WriteFile(file, data, 0o644); err != nil {
+			return err
+		}
+		if err := p.opt.Host.Labels.Relabel(file, pod.state.Load().Labels.Mount); err != nil {
 			return err
 		}
 		if users.Empty() {
@@ -183,8 +200,13 @@ func resolvConf(config *runtimeapi.DNSConfig, host string) ([]byte, error) {
 }
 
 func (p *Pods) mountShm(_ context.Context, pod *pod) error {
-	uid, gid := pod.state.Load().users().Host(0, 0)
-	return p.opt.mounts.shm(p.shm(pod.id), uid, gid)
+	s := pod.state.Load()
+	uid, gid := s.users().Host(0, 0)
+	options := fmt.Sprintf("mode=1777,size=65536k,uid=%d,gid=%d", uid, gid)
+	if s.Labels.Mount != "" {
+		options += fmt.Sprintf(",context=%q", s.Labels.Mount) // it may have commas
+	}
+	return p.opt.mounts.shm(p.shm(pod.id), options)
 }
 
 func (p *Pods) unmountShm(_ context.Context, pod *pod) error {
@@ -267,12 +289,11 @@ func (p *Pods) endHolder(ctx context.Context, pod *pod) error {
 // kernelMounts is mounts for real.
 type kernelMounts struct{}
 
-func (kernelMounts) shm(dir string, uid, gid uint32) error {
+func (kernelMounts) shm(dir, options string) error {
 	if err := os.Mkdir(dir, 0o777); err != nil {
 		return err
 	}
-	err := unix.Mount("shm", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC,
-		fmt.Sprintf("mode=1777,size=65536k,uid=%d,gid=%d", uid, gid))
+	err := unix.Mount("shm", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, options)
 	if err != nil {
 		return fault.New(fault.Internal, "", "mount tmpfs at %s: %w", dir, err)
 	}

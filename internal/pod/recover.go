@@ -149,6 +149,11 @@ func (p *Pods) recoverPod(pod *pod, known map[string]monitor.Status) {
 	if v != discard {
 		p.podKeys[keyOfPod(s.Config)] = pod
 	}
+	if slices.Contains(s.Held, "labels") {
+		if err := p.opt.Host.Labels.Keep(s.Labels); err != nil {
+			p.log.Warn("another pod may get the same categories", "pod", pod.id, "error", err)
+		}
+	}
 	switch v {
 	case keep:
 		if slices.Contains(s.Held, "network") {

@@ -20,6 +20,7 @@ import (
 	"github.com/davit-runtime/davit/internal/cgroup"
 	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/idmap"
+	"github.com/davit-runtime/davit/internal/image"
 	"github.com/davit-runtime/davit/internal/monitor"
 	"github.com/davit-runtime/davit/internal/namespace"
 	"github.com/davit-runtime/davit/internal/network"
@@ -56,6 +57,8 @@ type world struct {
 	spec    *specs.Spec
 	input   ocispec.Input
 	users   *idmap.Users // of the last root file system
+	label   string       // likewise
+	shm     string       // options of the last
 	trees   []idmap.Tree // attached, ever
 	owner   [2]uint32    // of the last container's standard streams
 	limits  []*runtimeapi.LinuxContainerResources
@@ -231,9 +234,9 @@ func (f fakeRootfs) Config(ref string) (string, imagespec.ImageConfig, error) {
 	return "sha256:1234", f.image, nil
 }
 
-func (f fakeRootfs) Mount(ctx context.Context, id, _ string, users *idmap.Users) (string, error) {
+func (f fakeRootfs) Mount(ctx context.Context, id, _ string, o image.MountOptions) (string, error) {
 	return "/nonexistent/rootfs/" + id, f.call(ctx, "Rootfs.Mount", func() error {
-		f.users, f.have["rootfs "+id] = users, true
+		f.users, f.label, f.have["rootfs "+id] = o.Users, o.Label, true
 		return nil
 	})
 }
@@ -417,7 +420,8 @@ func mountName(path string) string {
 	return "mount " + filepath.Base(filepath.Dir(path)) + "/" + filepath.Base(path)
 }
 
-func (f fakeMounts) shm(dir string, _, _ uint32) error {
+func (f fakeMounts) shm(dir, options string) error {
+	f.set(func() { f.world.shm = options })
 	return f.make(context.Background(), "mounts.shm", mountName(dir))
 }
 

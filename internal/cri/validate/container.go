@@ -199,6 +199,7 @@ func (c *Check) containerSecurity(field string, sc *runtimeapi.LinuxContainerSec
 		c.Bad(field+".run_as_username", "%q is not a user name", sc.GetRunAsUsername())
 	}
 	c.groups(field, sc.GetSupplementalGroups(), sc.GetSupplementalGroupsPolicy())
+	c.selinux(field, sc.GetSelinuxOptions())
 	c.paths(field+".masked_paths", sc.GetMaskedPaths())
 	c.paths(field+".readonly_paths", sc.GetReadonlyPaths())
 	if sc.GetPrivileged() {

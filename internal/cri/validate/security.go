@@ -4,8 +4,10 @@ import (
 	"fmt"
 	"math"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
+	"unicode"
 
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -211,6 +213,23 @@ func (c *Check) profile(field string, p *runtimeapi.SecurityProfile) bool {
 		c.Bad(field+".localhost_ref", "is set, but profile_type is not Localhost")
 	}
 	return local
+}
+
+// level is a sensitivity, or a range of two, and categories.
+// SELinux: mls_range in libsepol's policydb.
+var level = regexp.MustCompile(`^s\d+(:c\d+([.,]c\d+)*)?(-s\d+(:c\d+([.,]c\d+)*)?)?$`)
+
+// selinux checks options also where the host has no SELinux: a manifest that
+// only some nodes accept helps nobody.
+func (c *Check) selinux(field string, o *runtimeapi.SELinuxOption) {
+	for name, part := range map[string]string{"user": o.GetUser(), "role": o.GetRole(), "type": o.GetType()} {
+		if strings.ContainsFunc(part, func(r rune) bool { return !unicode.IsPrint(r) || strings.ContainsRune(": \",", r) }) {
+			c.Bad(field+".selinux_options."+name, "%q is not a part of an SELinux label", part)
+		}
+	}
+	if l := o.GetLevel(); l != "" && !level.MatchString(l) {
+		c.Bad(field+".selinux_options.level", "%q is not a level such as s0:c4,c5", l)
+	}
 }
 
 // capability names, in the kernel's order. kernel: include/uapi/linux/capability.h.
