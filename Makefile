@@ -8,10 +8,14 @@ VERSION     ?= 0.1.0-dev
 STATICCHECK ?= honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME    ?= 20s
 BENCHFLAGS  ?=
+ENDPOINT    ?=
+IMAGE       ?=
+CRITEST     ?=
+CONFORMFLAGS ?=
 
 BINARIES := davitd davit-monitor davit
 # What several goroutines or processes share, and thus what the race detector looks at.
-CORE     := $(wildcard internal/pod internal/monitor internal/monitor/server internal/keeper internal/image internal/registry internal/network)
+CORE     := $(wildcard internal/pod internal/monitor internal/monitor/server internal/monitor/stdio internal/keeper internal/image internal/registry internal/network)
 GOTEST   := go run ./test/gotest -skips test/skips.txt
 
 .DEFAULT_GOAL := help
@@ -63,10 +67,17 @@ demo: ## (as root) a pod from its manifest to its end, on a registry and a davit
 	@go build -o bin/davit-demo ./test/demo
 	@DAVIT_BIN=$(CURDIR)/bin bin/davit-demo
 
-conform: build ## the CRI conformance suite: make conform CRITEST=/path/of/critest
-	@test -n "$(CRITEST)" || { echo "set CRITEST to a critest program (kubernetes-sigs/cri-tools)"; exit 2; }
+conform: ## a runtime held to the contract: ENDPOINT=unix:///…, any runtime's; or davit to the CRI's own suite: CRITEST=/path/of/critest
+	@test -n "$(ENDPOINT)$(CRITEST)" || { echo "set ENDPOINT to a runtime's CRI socket (and IMAGE to one with busybox, if it cannot pull from loopback without TLS), or CRITEST to a critest program (kubernetes-sigs/cri-tools)"; exit 2; }
+ifneq ($(ENDPOINT),)
+	CGO_ENABLED=0 go test -c -o bin/davit-contract ./test/contract
+	bin/davit-contract -test.timeout 20m -endpoint $(ENDPOINT) $(if $(IMAGE),-image $(IMAGE)) $(CONFORMFLAGS)
+endif
+ifneq ($(CRITEST),)
+	@$(MAKE) --no-print-directory build
 	go build -o bin/davit-conform ./test/conform
 	DAVIT_BIN=$(CURDIR)/bin bin/davit-conform -critest $(CRITEST)
+endif
 
 deps: ## write down what the programs depend on, in docs/deps; a change there is a decision
 	@mkdir -p docs/deps

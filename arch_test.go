@@ -54,7 +54,7 @@ var imports = map[string][]string{
 	"internal/idmap":        {"internal/fault", "internal/holder"},
 	"internal/label":        {"internal/fault"},
 	"internal/monitor":      {"internal/ociruntime", "internal/fault"},
-	// These four go into davit-monitor, so they use no base but fault.
+	// These five go into davit-monitor, so they use no base but fault.
 	"internal/monitor/server": {"internal/monitor", "internal/monitor/stdio", "internal/ociruntime", "internal/holder", "internal/fault"},
 	"internal/monitor/stdio":  {"internal/monitor"},
 	"internal/holder":         {},

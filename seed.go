@@ -4,7 +4,5 @@
 package davit
 
 import (
-	_ "github.com/containerd/nri/pkg/adaptation"
-	_ "github.com/containerd/nri/pkg/stub"
 	_ "tags.cncf.io/container-device-interface/pkg/cdi"
 )

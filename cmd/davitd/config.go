@@ -31,6 +31,7 @@ type config struct {
 	DefaultRuntime string                    `toml:"default_runtime"`
 	Runtimes       map[string]runtimeConfig  `toml:"runtimes"` // by RuntimeClass handler
 	Network        networkConfig             `toml:"network"`
+	NRI            nriConfig                 `toml:"nri"`
 	Registries     map[string]registryConfig `toml:"registries"` // by host, as images name it
 	Streaming      streamingConfig           `toml:"streaming"`
 }
@@ -45,11 +46,12 @@ type runtimeConfig struct {
 }
 
 type networkConfig struct {
-	Bridge     string         `toml:"bridge"`
-	Subnets    []netip.Prefix `toml:"subnets"`
-	CNIConfDir string         `toml:"cni_conf_dir"`
-	CNIBinDirs []string       `toml:"cni_bin_dirs"`
-	MTU        int            `toml:"mtu"`
+	Bridge          string         `toml:"bridge"`
+	Subnets         []netip.Prefix `toml:"subnets"`
+	CNIConfDir      string         `toml:"cni_conf_dir"`
+	CNIBinDirs      []string       `toml:"cni_bin_dirs"`
+	CNIConfTemplate string         `toml:"cni_conf_template"` // a file; empty: none
+	MTU             int            `toml:"mtu"`
 }
 
 type registryConfig struct {
@@ -66,7 +68,7 @@ const maxState = 107 - len("/monitor.sock")
 // readConfig reads the file at path over the defaults. A missing file is an
 // error only if it was asked for.
 func readConfig(path string, required bool) (*config, error) {
-	c := &config{Root: "/var/lib/davit", State: "/run/davit"}
+	c := &config{Root: "/var/lib/davit", State: defaultState}
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) && !required {
 		return c, nil
@@ -148,7 +150,9 @@ func (c *config) check() error {
 		}
 		absolute("runtimes."+handler+".path", r.Path)
 	}
+	c.NRI.check(bad, absolute)
 	absolute("network.cni_conf_dir", c.Network.CNIConfDir)
+	absolute("network.cni_conf_template", c.Network.CNIConfTemplate)
 	for _, dir := range c.Network.CNIBinDirs {
 		absolute("network.cni_bin_dirs", dir)
 	}

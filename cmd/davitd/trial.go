@@ -213,7 +213,7 @@ func writeProgram(path string) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(path, program[:n], 0o755)
+	return store.WriteFile(path, program[:n], 0o755)
 }
 
 // clean ends and removes all that create makes, or has made in part.

@@ -23,6 +23,7 @@ import (
 	"github.com/davit-runtime/davit/internal/monitor"
 	"github.com/davit-runtime/davit/internal/namespace"
 	"github.com/davit-runtime/davit/internal/network"
+	"github.com/davit-runtime/davit/internal/nri"
 	"github.com/davit-runtime/davit/internal/ocispec"
 	"github.com/davit-runtime/davit/internal/pod"
 	"github.com/davit-runtime/davit/internal/registry"
@@ -40,6 +41,7 @@ type parts struct {
 	keeper   *keeperWatch
 	monitor  *monitor.Client
 	runtimes *runtimes
+	plugins  *nri.Plugins // nil: there may be none
 	pods     *pod.Pods
 	streams  *stream.Server
 }
@@ -74,6 +76,9 @@ func run(ctx context.Context, c *config, log *slog.Logger) error {
 	work("network", p.network.Run)
 	work("pods", p.pods.Serve)
 	work("keeper", p.keeper.run)
+	if p.plugins != nil {
+		work("nri", func(ctx context.Context) error { return p.plugins.Run(ctx, p.pods) })
+	}
 	work("streams", p.streams.Serve)
 	work("seccomp", func(ctx context.Context) error {
 		p.runtimes.compile(ctx, p.monitor, p.host.Capabilities)
@@ -144,7 +149,7 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 	if p.network, err = network.Open(network.Config{
 		Root:    filepath.Join(c.Root, "network"),
 		ConfDir: c.Network.CNIConfDir, PluginDirs: c.Network.CNIBinDirs,
-		Bridge: c.Network.Bridge, Subnets: c.Network.Subnets, MTU: c.Network.MTU,
+		Bridge: c.Network.Bridge, Subnets: c.Network.Subnets, MTU: c.Network.MTU, Template: c.Network.CNIConfTemplate,
 	}); err != nil {
 		return p, err
 	}
@@ -170,7 +175,7 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 	}
 	p.monitor = monitor.Connect(c.State)
 	p.runtimes.trials = &trials{config: c, parts: p, log: log}
-	p.pods, err = pod.Open(ctx, pod.Options{
+	options := pod.Options{
 		Root: c.Root, State: c.State, Log: log,
 		Host: pod.Host{
 			CgroupV2: p.host.CgroupV2, Capabilities: p.host.Capabilities,
@@ -179,7 +184,12 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 		Specs:      pod.Specs{Build: ocispec.Make, ResolveUser: ocispec.ResolveUser},
 		Namespaces: namespace.New(), Network: p.network, Rootfs: p.images, Cgroups: p.cgroups,
 		Processes: p.monitor, Sessions: p.monitor, Runtimes: p.runtimes,
-	})
+	}
+	if !c.NRI.Disable {
+		p.plugins = nri.New(c.nri(log))
+		options.Hooks = p.plugins
+	}
+	p.pods, err = pod.Open(ctx, options)
 	return p, err
 }
 
@@ -228,8 +238,8 @@ func (p *parts) surface(ctx context.Context, c *config, log *slog.Logger) *cri.S
 	}
 	return cri.New(
 		cri.Parts{
-			Pods: p.pods, Containers: p.pods, Views: p.pods, Sessions: p.pods, Images: p.images,
-			Streams: p.streams, Stats: stats.New(p.pods, p.cgroups, p.images), Events: p.pods,
+			Pods: p.pods, Containers: p.pods, Resources: p.pods, Views: p.pods, Sessions: p.pods, Images: p.images,
+			Streams: p.streams, Stats: stats.New(p.pods, p.cgroups, p.images), Events: p.pods, Network: p.network,
 		},
 		cri.Config{
 			Node:          validate.Node{Handlers: p.runtimes.handlers, AppArmor: ocispec.AppArmor(), HostNetworkUsers: p.runtimes.hostNetworkUsers},

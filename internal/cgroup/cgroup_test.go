@@ -233,9 +233,11 @@ func TestLimitV2(t *testing.T) {
 		{"memory and swap", &resources{MemoryLimitInBytes: 1 << 20, MemorySwapLimitInBytes: 3 << 20}, map[string]string{"memory.max": "1048576", "memory.swap.max": "2097152"}},
 		{"no swap", &resources{MemoryLimitInBytes: 1 << 20, MemorySwapLimitInBytes: 1 << 20}, map[string]string{"memory.max": "1048576", "memory.swap.max": "0"}},
 		{"sets", &resources{CpusetCpus: "0-1", CpusetMems: "0"}, map[string]string{"cpuset.cpus": "0-1", "cpuset.mems": "0"}},
-		{"huge pages", &resources{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB"}, {PageSize: "1GB", Limit: 1}}},
+		{"huge pages", &resources{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB"}, {PageSize: "1GB"}}},
 			map[string]string{"hugetlb.2MB.max": "0", "hugetlb.2MB.rsvd.max": "0"}}, // this host has no 1GB
 		{"unified", &resources{Unified: map[string]string{"memory.high": "5000"}}, map[string]string{"memory.high": "5000"}},
+		{"unified wins", &resources{MemoryLimitInBytes: 9000, Unified: map[string]string{"memory.max": "max"}}, nil},
+		{"swap alone", &resources{MemorySwapLimitInBytes: 7000}, map[string]string{"memory.swap.max": "7000"}},
 	} {
 		h, p := fakeV2(t, false)
 		before := contents(t, p.Dirs[0])
@@ -257,11 +259,13 @@ func TestLimitRefused(t *testing.T) {
 		kind fault.Kind
 		text string
 	}{
-		"below usage":  {some(&resources{MemoryLimitInBytes: 100}), fault.Precondition, "memory.max: 100 bytes are less than the 4096 in use"},
-		"swap":         {some(&resources{MemoryLimitInBytes: 8192, MemorySwapLimitInBytes: 4096}), fault.Invalid, "swap"},
-		"no such file": {some(&resources{Unified: map[string]string{"memory.nope": "1"}}), fault.Precondition, "memory.nope"},
+		"below usage":  {some(&resources{MemoryLimitInBytes: 100}), fault.Precondition, "memory_limit_in_bytes: 100 bytes are less than the 4096 in use"},
+		"likewise":     {some(&resources{Unified: map[string]string{"memory.max": "100"}}), fault.Precondition, `unified["memory.max"]: 100 bytes are less`},
+		"swap":         {some(&resources{MemoryLimitInBytes: 8192, MemorySwapLimitInBytes: 4096}), fault.Invalid, "memory_swap_limit_in_bytes: "},
+		"no such file": {some(&resources{Unified: map[string]string{"memory.nope": "1"}}), fault.Precondition, `unified["memory.nope"]: `},
 		"a path":       {some(&resources{Unified: map[string]string{"../x.y": "1"}}), fault.Invalid, "../x.y"},
 		"the core's":   {some(&resources{Unified: map[string]string{"cgroup.kill": "1"}}), fault.Invalid, "cgroup.kill"},
+		"huge pages":   {some(&resources{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "1GB", Limit: 1}}}), fault.Precondition, `hugepage_limits["1GB"]: `},
 	} {
 		h, p := fakeV2(t, false)
 		before := contents(t, p.Dirs[0])
@@ -281,6 +285,67 @@ func TestLimitRefused(t *testing.T) {
 	p := h.Place("/pod", "c1")
 	if err := h.Limit(t.Context(), p, &resources{Unified: map[string]string{"memory.high": "1"}}); !fault.Is(err, fault.Invalid) {
 		t.Errorf("unified on v1: %v", err)
+	}
+	if err := h.Limit(t.Context(), p, &resources{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB"}}}); err != nil {
+		t.Errorf("no huge pages where there are none: %v", err)
+	}
+	if err := h.Limit(t.Context(), p, &resources{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 1}}}); !fault.Is(err, fault.Precondition) {
+		t.Errorf("huge pages where there are none: %v", err)
+	}
+}
+
+// What a davitd wrote before it was killed, another puts back, wherever it was.
+func TestRestore(t *testing.T) {
+	h, p := fakeV2(t, true)
+	f := &told{then: func() {}}
+	h.units = f
+	r := &resources{
+		CpuShares: 2, CpuQuota: 1000, MemoryLimitInBytes: 1 << 20, MemorySwapLimitInBytes: 2 << 20, CpusetCpus: "0-2,9",
+		Unified: map[string]string{"memory.high": "9999", "io.max": "8:0 rbps=1 wbps=max riops=max wiops=max"},
+	}
+	put := func(name, text string) { put(t, filepath.Join(p.Dirs[0], name), text) }
+	put("io.max", "")
+	put("cgroup.controllers", "")
+	original := contents(t, p.Dirs[0])
+	before, err := h.Current(p, r)
+	if err != nil || len(before) != 7 {
+		t.Fatalf("%v, %v", before, err)
+	}
+	if d := differences(t, p.Dirs[0], original); len(d) > 0 {
+		t.Fatalf("Current changed %v", d)
+	}
+	if err := h.Limit(t.Context(), p, r); err != nil {
+		t.Fatal(err)
+	}
+	want := "CPUWeight=1 MemoryMax=1048576 MemorySwapMax=1048576 AllowedCPUs=@ay [0x7, 0x2] MemoryHigh=9999 CPUQuotaPeriodUSec=100000 CPUQuotaPerSecUSec=10000"
+	if got := strings.Join(f.properties, " "); got != want {
+		t.Errorf("systemd was told %s", got)
+	}
+	f.properties = nil
+	for range 2 {
+		if err := h.Restore(t.Context(), p, before); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d := differences(t, p.Dirs[0], original)
+	if delete(d, "io.max"); len(d) > 0 { // a plain file keeps what was written to reset it
+		t.Errorf("left %v", d)
+	}
+	if now, _ := readFile(p.Dirs[0], "io.max"); now != "8:0 rbps=max wbps=max riops=max wiops=max" {
+		t.Errorf("io.max: %q", now)
+	}
+	if got := strings.Join(f.properties[:2], " "); got != "CPUWeight=100 MemoryMax=18446744073709551615" {
+		t.Errorf("systemd was told %s", got)
+	}
+	other := h.Place("/pod", "c2")
+	if err := h.Restore(t.Context(), other, before); !fault.Is(err, fault.Internal) {
+		t.Errorf("another's: %v", err)
+	}
+	if err := os.RemoveAll(p.Dirs[0]); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Restore(t.Context(), p, before); err != nil {
+		t.Errorf("its cgroup has gone: %v", err)
 	}
 }
 
@@ -308,9 +373,9 @@ func TestMemoryV1(t *testing.T) {
 		var ch changes
 		ch.setMemoryV1(dir, c.new.MemoryLimitInBytes, c.new.MemorySwapLimitInBytes)
 		var order []string
-		for _, d := range ch.done {
-			now, _ := readFile(d.dir, d.name)
-			name := map[string]string{"memory.limit_in_bytes": "limit", "memory.memsw.limit_in_bytes": "both"}[d.name]
+		for _, d := range ch.touched {
+			now, _ := readFile(filepath.Split(d.File))
+			name := map[string]string{"memory.limit_in_bytes": "limit", "memory.memsw.limit_in_bytes": "both"}[filepath.Base(d.File)]
 			order = append(order, name+"="+now)
 		}
 		if got := strings.Join(order, " "); ch.err != nil || got != c.order {
@@ -351,15 +416,18 @@ func TestLimitTellsSystemd(t *testing.T) {
 	if err := h.Limit(t.Context(), p, r); err != nil {
 		t.Fatal(err)
 	}
-	want := "CPUWeight=59 CPUQuotaPeriodUSec=100000 CPUQuotaPerSecUSec=100000 MemoryMax=1048576 MemorySwapMax=0"
+	want := "CPUWeight=59 MemoryMax=1048576 MemorySwapMax=0 CPUQuotaPeriodUSec=100000 CPUQuotaPerSecUSec=100000"
 	if got := strings.Join(f.properties, " "); f.unit != "davit-c1.scope" || got != want {
 		t.Errorf("%s was told %s", f.unit, got)
 	}
 	if now, _ := readFile(p.Dirs[0], "cpu.max"); now != "9001 100000" {
 		t.Errorf("cpu.max is %q", now)
 	}
-	if all := properties(V1, &resources{CpuShares: 5, CpuQuota: -1, MemoryLimitInBytes: -1, MemorySwapLimitInBytes: -1}); len(all) != 3 ||
-		all[0].Name != "CPUShares" || all[1].Value.Value() != ^uint64(0) || all[2].Name != "MemoryLimit" {
+	all := properties([]Value{
+		{"/m/cpu.shares", "5"}, {"/m/cpu.cfs_quota_us", "-1"}, {"/m/memory.limit_in_bytes", "9223372036854771712"}, {"/m/cpuset.cpus", "0"},
+	})
+	if len(all) != 3 || all[0].Name != "CPUShares" || all[1].Name != "MemoryLimit" || all[1].Value.Value() != ^uint64(0) ||
+		all[2].Name != "CPUQuotaPerSecUSec" || all[2].Value.Value() != ^uint64(0) {
 		t.Errorf("on v1: %v", all)
 	}
 }

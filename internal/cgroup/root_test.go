@@ -2,6 +2,7 @@ package cgroup
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/davit-runtime/davit/internal/fault"
@@ -69,6 +71,19 @@ func testParent(t testing.TB, h *Host) string {
 		}
 	})
 	return parent
+}
+
+// limitable makes p's cgroup and, on v2, passes controllers on to it, as the
+// kubelet does for its pods.
+func limitable(t *testing.T, h *Host, p Place) {
+	t.Helper()
+	if err := h.Create(t.Context(), p); err != nil {
+		t.Fatal(err)
+	}
+	if h.layout == V2 {
+		h.enable(h.trees[0].mount)
+		h.enable(filepath.Dir(p.Dirs[0]))
+	}
 }
 
 // join starts a shell script whose processes are in p.
@@ -174,9 +189,7 @@ func killAndRemove(t *testing.T, h *Host) {
 func TestLimitReal(t *testing.T) {
 	h := realHost(t)
 	p := h.Place(testParent(t, h), "c1")
-	if err := h.Create(t.Context(), p); err != nil {
-		t.Fatal(err)
-	}
+	limitable(t, h, p)
 	for _, r := range []*runtimeapi.LinuxContainerResources{
 		{CpuShares: 512, CpuQuota: 50000, CpuPeriod: 100000, MemoryLimitInBytes: 64 << 20},
 		{MemoryLimitInBytes: 32 << 20},
@@ -192,15 +205,101 @@ func TestLimitReal(t *testing.T) {
 			t.Fatalf("%v: %v", r, err)
 		}
 	}
-	err := h.Limit(t.Context(), p, &runtimeapi.LinuxContainerResources{CpuShares: 100, CpusetCpus: "4000"})
-	if err == nil {
-		t.Fatal("CPU 4000 was accepted")
+	// The last field is refused: all that were applied are put back.
+	full := &runtimeapi.LinuxContainerResources{
+		CpuShares: 700, CpuQuota: 30000, CpuPeriod: 50000, MemoryLimitInBytes: 48 << 20, MemorySwapLimitInBytes: 50 << 20,
+		HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB"}}, CpusetMems: "0", CpusetCpus: "0",
 	}
-	t.Log(err)
-	if dir, ok := h.dirOf(p, "cpu"); ok && h.layout != V2 {
-		if now, _ := readFile(dir, "cpu.shares"); now != "512" {
-			t.Errorf("cpu.shares is %s after a refused update", now)
+	before, err := h.Current(p, full)
+	if err != nil || len(before) < 6 {
+		t.Fatalf("%v, %v", before, err)
+	}
+	for _, bad := range []func(*runtimeapi.LinuxContainerResources){
+		func(r *runtimeapi.LinuxContainerResources) { r.CpusetMems = "4000" },
+		func(r *runtimeapi.LinuxContainerResources) {
+			r.HugepageLimits = append(r.HugepageLimits, &runtimeapi.HugepageLimit{PageSize: "3MB", Limit: 1})
+		},
+	} {
+		r := proto.CloneOf(full)
+		bad(r)
+		if err = h.Limit(t.Context(), p, r); err == nil {
+			t.Fatalf("%v was accepted", r)
 		}
+		t.Log(err)
+		if now, err := reread(before); err != nil || !slices.Equal(now, before) {
+			t.Errorf("after a refused update: %v, before %v, %v", now, before, err)
+		}
+	}
+	// Cut short anywhere, it can be put back by another process.
+	if err := h.Limit(t.Context(), p, full); err != nil {
+		t.Fatal(err)
+	}
+	for n := range before {
+		half, err := reread(before)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(putBack(half[:n]), h.Restore(t.Context(), p, before)); err != nil {
+			t.Error(err)
+		}
+		if now, err := reread(before); err != nil || !slices.Equal(now, before) {
+			t.Errorf("restored to %v, before %v, %v", now, before, err)
+		}
+	}
+}
+
+// Memory in use is more than the new limit: refused, and nobody is killed.
+func TestLimitBelowUsage(t *testing.T) {
+	h := realHost(t)
+	p := h.Place(testParent(t, h), "c1")
+	limitable(t, h, p)
+	// 8 MiB of anonymous memory.
+	cmd := join(t, h, p, "x=$(head -c 8388608 /dev/zero | tr \"\\\\0\" x); echo >&3; read forever; echo $x")
+	defer func() { _, _ = cmd.Process.Kill(), cmd.Wait() }()
+	err := h.Limit(t.Context(), p, &resources{CpuShares: 333, MemoryLimitInBytes: 2 << 20, MemorySwapLimitInBytes: 2 << 20})
+	if !fault.Is(err, fault.Precondition) || !strings.HasPrefix(err.Error(), "memory_limit_in_bytes: ") {
+		t.Errorf("%v", err)
+	}
+	if dir, ok := h.dirOf(p, "cpu"); ok {
+		for _, name := range []string{"cpu.shares", "cpu.weight"} {
+			if now, err := readFile(dir, name); err == nil && now != "1024" && now != "100" {
+				t.Errorf("%s is %s", name, now)
+			}
+		}
+	}
+	if text, err := os.ReadFile(p.OOMEvents); err == nil && !strings.Contains(string(text), "oom_kill 0") {
+		t.Errorf("somebody was killed: %s", text)
+	}
+}
+
+func TestRescore(t *testing.T) {
+	h := realHost(t)
+	p := h.Place(testParent(t, h), "c1")
+	cmd := join(t, h, p, "echo 500 >/proc/self/oom_score_adj; sleep 300 & echo 777 >/proc/$!/oom_score_adj; sleep 300 & echo >&3; wait")
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		_, _ = h.Kill(ctx, p), cmd.Wait()
+	}()
+	scores := func() string {
+		pids, err := processes(p.Dirs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var all []string
+		for _, pid := range pids {
+			now, _ := readFile(fmt.Sprintf("/proc/%d", pid), "oom_score_adj")
+			all = append(all, now)
+		}
+		slices.Sort(all)
+		return strings.Join(all, " ")
+	}
+	if err := h.Rescore(p, 500, 600); err != nil || scores() != "600 600 777" {
+		t.Errorf("%s, %v", scores(), err)
+	}
+	err := h.Rescore(p, 600, -1001) // as if it were too low for this process
+	if !fault.Is(err, fault.Precondition) || !strings.HasPrefix(err.Error(), "oom_score_adj: ") || scores() != "600 600 777" {
+		t.Errorf("%s, %v", scores(), err)
 	}
 }
 

@@ -4,11 +4,14 @@ import (
 	"context"
 	"log/slog"
 	"math"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/coreos/go-systemd/v22/dbus"
 	godbus "github.com/godbus/dbus/v5"
-	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // units tells systemd of limits, so that its next daemon-reload does not undo
@@ -57,61 +60,99 @@ func (b *bus) connection(ctx context.Context) (*dbus.Conn, error) {
 	return conn, nil
 }
 
-// properties translates resources into those of a scope. systemd has none for
-// huge pages, and none for "unified" in general.
+// byBytes are the properties that are numbers of bytes, or of tasks, by the file.
+var byBytes = map[string]string{
+	"memory.max": "MemoryMax", "memory.high": "MemoryHigh", "memory.low": "MemoryLow", "memory.min": "MemoryMin",
+	"memory.swap.max": "MemorySwapMax", "memory.limit_in_bytes": "MemoryLimit", "pids.max": "TasksMax",
+}
+
+// properties translates values into a scope's. systemd has none for huge pages,
+// and for few of the other files.
 //
 // systemd: systemd.resource-control(5), org.freedesktop.systemd1(5).
-func properties(layout Layout, r *runtimeapi.LinuxContainerResources) []dbus.Property {
+func properties(values []Value) []dbus.Property {
 	var all []dbus.Property
-	add := func(name string, value uint64) {
+	add := func(name string, value any) {
 		all = append(all, dbus.Property{Name: name, Value: godbus.MakeVariant(value)})
 	}
-	v2 := layout == V2
-	if r.CpuShares != 0 {
-		if v2 {
-			add("CPUWeight", uint64(cpuWeight(r.CpuShares)))
-		} else {
-			add("CPUShares", uint64(r.CpuShares))
+	quota, period := "", ""
+	for _, v := range values {
+		name := filepath.Base(v.File)
+		switch name {
+		case "cpu.weight":
+			add("CPUWeight", limitOf(v.Text))
+		case "cpu.shares":
+			add("CPUShares", limitOf(v.Text))
+		case "cpu.max":
+			quota, period, _ = strings.Cut(v.Text, " ")
+		case "cpu.cfs_quota_us":
+			quota = v.Text
+			if period == "" {
+				period, _ = readFile(filepath.Dir(v.File), "cpu.cfs_period_us")
+			}
+		case "cpu.cfs_period_us":
+			period = v.Text
+		case "cpuset.cpus", "cpuset.mems":
+			if _, err := os.Stat(filepath.Join(filepath.Dir(v.File), "cgroup.controllers")); err != nil {
+				continue // v1, of which systemd does not touch these
+			}
+			add(map[string]string{"cpuset.cpus": "AllowedCPUs", "cpuset.mems": "AllowedMemoryNodes"}[name], bitmap(v.Text))
+		default:
+			if property, ok := byBytes[name]; ok {
+				add(property, limitOf(v.Text))
+			}
 		}
 	}
-	if r.CpuPeriod > 0 {
-		add("CPUQuotaPeriodUSec", uint64(r.CpuPeriod))
+	if period != "" {
+		add("CPUQuotaPeriodUSec", limitOf(period))
 	}
-	if r.CpuQuota != 0 {
-		add("CPUQuotaPerSecUSec", perSecond(r.CpuQuota, r.CpuPeriod))
-	}
-	if r.MemoryLimitInBytes != 0 {
-		name := "MemoryLimit"
-		if v2 {
-			name = "MemoryMax"
-		}
-		add(name, infinite(r.MemoryLimitInBytes))
-	}
-	if both := r.MemorySwapLimitInBytes; both != 0 && v2 && (both < 0 || r.MemoryLimitInBytes > 0) {
-		if both > 0 {
-			both -= r.MemoryLimitInBytes
-		}
-		add("MemorySwapMax", infinite(both))
+	if quota != "" {
+		add("CPUQuotaPerSecUSec", perSecond(limitOf(quota), limitOf(period)))
 	}
 	return all
 }
 
-// perSecond returns the microseconds of CPU a second, in whole percents as
-// systemd keeps them: rounded up.
-func perSecond(quota, period int64) uint64 {
-	if quota < 0 {
+// limitOf reads a value of a control file; what is no number, or below 0, is no limit.
+func limitOf(text string) uint64 {
+	n, err := strconv.ParseUint(text, 10, 64)
+	if err != nil || n >= unlimitedV1 {
 		return math.MaxUint64
 	}
-	if period <= 0 {
+	return n
+}
+
+// bitmap turns a list such as 0-3,8 into bits, the lowest first.
+func bitmap(list string) []byte {
+	bits := []byte{}
+	for part := range strings.SplitSeq(list, ",") {
+		first, last, isRange := strings.Cut(part, "-")
+		if !isRange {
+			last = first
+		}
+		from, err := strconv.ParseUint(first, 10, 16)
+		to, lastErr := strconv.ParseUint(last, 10, 16)
+		if err != nil || lastErr != nil {
+			continue
+		}
+		for n := from; n <= to; n++ {
+			for uint64(len(bits)) <= n/8 {
+				bits = append(bits, 0)
+			}
+			bits[n/8] |= 1 << (n % 8)
+		}
+	}
+	return bits
+}
+
+// perSecond returns the microseconds of CPU a second, in whole percents as
+// systemd keeps them: rounded up.
+func perSecond(quota, period uint64) uint64 {
+	if quota == math.MaxUint64 {
+		return quota
+	}
+	if period == math.MaxUint64 || period == 0 {
 		period = 100_000 // the kernel's
 	}
 	const percent = 10_000
-	return (uint64(quota)*1_000_000/uint64(period) + percent - 1) / percent * percent
-}
-
-func infinite(n int64) uint64 {
-	if n < 0 {
-		return math.MaxUint64
-	}
-	return uint64(n)
+	return (quota*1_000_000/period + percent - 1) / percent * percent
 }

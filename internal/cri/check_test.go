@@ -195,7 +195,12 @@ func TestContainerChecks(t *testing.T) {
 			want{invalid, "config.mounts[0].propagation: is PROPAGATION_BIDIRECTIONAL, which ID mappings exclude"}},
 		{`mounts { container_path: "/data" host_path: "/srv" mount_options: "noexec" }`, want{}},
 		{`mounts { container_path: "/data" host_path: "/srv" mount_options: "suid" }`, want{invalid, "config.mounts[0].mount_options[0]: "}},
-		{`mounts { container_path: "/data" image { image: "x" } readonly: true }`, want{absent, "ImageVolumeMountFailed: config.mounts[0].image: "}},
+		{`mounts { container_path: "/data" image { image: "x" } readonly: true image_sub_path: "a/b" mount_options: "noexec" }`, want{}},
+		{`mounts { container_path: "data" image { image: "x" } readonly: true }`, want{invalid, "ImageVolumeMountFailed: config.mounts[0].container_path: "}},
+		{`mounts { container_path: "/data" image { image: "x" } readonly: true image_sub_path: "/etc" }`, want{invalid, "ImageVolumeMountFailed: config.mounts[0].image_sub_path: "}},
+		{`mounts { container_path: "/data" image { image: "x" } readonly: true image_sub_path: "etc/../../x" }`, want{invalid, "ImageVolumeMountFailed: config.mounts[0].image_sub_path: "}},
+		{`mounts { container_path: "/data" image { image: "x" } readonly: true mount_options: "rw" }`, want{invalid, "ImageVolumeMountFailed: config.mounts[0].mount_options[0]: "}},
+		{`mounts { container_path: "/data" image { image: "x" runtime_handler: "nope" } readonly: true }`, want{invalid, "ImageVolumeMountFailed: config.mounts[0].image.runtime_handler: "}},
 		{`mounts { container_path: "/data" image { image: "x" } }`, want{invalid, "ImageVolumeMountFailed: config.mounts[0].readonly: "}},
 		{`mounts { container_path: "/data" image { image: "x" } host_path: "/a" }`, want{invalid, "ImageVolumeMountFailed: config.mounts[0].host_path: "}},
 		{`mounts { container_path: "/data" image { } readonly: true }`, want{invalid, "ImageVolumeMountFailed: config.mounts[0].image.image: "}},
@@ -396,6 +401,14 @@ func TestRequestChecks(t *testing.T) {
 			_, err := rt.UpdateContainerResources(ctx, parse(t, &runtimeapi.UpdateContainerResourcesRequest{}, `container_id: "c" linux { cpu_quota: 1 }`))
 			return err
 		}, bad("linux.cpu_quota: 1")},
+		"update no pod": {func() error {
+			_, err := rt.UpdatePodSandboxResources(ctx, &runtimeapi.UpdatePodSandboxResourcesRequest{})
+			return err
+		}, bad("pod_sandbox_id: ")},
+		"update a pod badly": {func() error {
+			_, err := rt.UpdatePodSandboxResources(ctx, parse(t, &runtimeapi.UpdatePodSandboxResourcesRequest{}, `pod_sandbox_id: "p" overhead { cpu_shares: -1 }`))
+			return err
+		}, bad("overhead.cpu_shares: -1")},
 		"reopen": {func() error {
 			_, err := rt.ReopenContainerLog(ctx, &runtimeapi.ReopenContainerLogRequest{})
 			return err

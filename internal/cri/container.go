@@ -109,7 +109,7 @@ func (s *service) UpdateContainerResources(ctx context.Context, r *runtimeapi.Up
 	if c.Err != nil {
 		return nil, c.Err
 	}
-	if err := s.Containers.UpdateContainer(ctx, r.GetContainerId(), r.GetLinux()); err != nil {
+	if err := s.Resources.UpdateContainer(ctx, r.GetContainerId(), r.GetLinux()); err != nil {
 		return nil, err
 	}
 	return &runtimeapi.UpdateContainerResourcesResponse{}, nil

@@ -8,6 +8,7 @@ import (
 	"iter"
 	"log/slog"
 	"net"
+	"net/netip"
 	"slices"
 	"sync"
 	"testing"
@@ -84,6 +85,9 @@ func (w *world) RemoveContainer(_ context.Context, id string) error { return w.d
 func (w *world) UpdateContainer(_ context.Context, id string, _ *runtimeapi.LinuxContainerResources) error {
 	return w.do("update " + id)
 }
+func (w *world) UpdatePod(_ context.Context, id string, overhead, resources *runtimeapi.LinuxContainerResources) error {
+	return w.do(fmt.Sprint("update pod ", id, " ", overhead.GetCpuShares(), " ", resources.GetCpuShares()))
+}
 func (w *world) Containers() []*pod.ContainerSnapshot { return w.containers }
 func (w *world) EachContainer() iter.Seq[*pod.ContainerSnapshot] {
 	return slices.Values(w.containers)
@@ -106,6 +110,9 @@ func (w *world) Container(id string) (*pod.ContainerSnapshot, error) {
 		}
 	}
 	return nil, fault.New(fault.NotFound, "", "no container %s", id)
+}
+func (w *world) SetPodCIDR(_ context.Context, subnets []netip.Prefix) error {
+	return w.do(fmt.Sprint("pod CIDR ", subnets))
 }
 func (w *world) ReopenLog(_ context.Context, id string) error { return w.do("reopen " + id) }
 func (w *world) Exec(_ context.Context, id string, args []string, _ time.Duration) (monitor.ExecResult, error) {
@@ -168,7 +175,7 @@ func (statsWorld) Layers() image.Usage {
 func server(t testing.TB, w *world) (runtimeapi.RuntimeServiceClient, runtimeapi.ImageServiceClient, *grpc.ClientConn, *logBuffer) {
 	t.Helper()
 	log := &logBuffer{}
-	surface := New(Parts{Pods: w, Containers: w, Views: w, Sessions: w, Images: imageWorld{w}, Streams: streamWorld{w}, Stats: statsWorld{}, Events: w}, Config{
+	surface := New(Parts{Pods: w, Containers: w, Resources: w, Views: w, Sessions: w, Images: imageWorld{w}, Streams: streamWorld{w}, Stats: statsWorld{}, Events: w, Network: w}, Config{
 		Version: "1.2.3",
 		Node: validate.Node{Handlers: func() []validate.Handler {
 			return []validate.Handler{{Name: "runc"}, {Name: "crun", Default: true, RecursiveReadOnly: true, UserNamespaces: true}}

@@ -3,6 +3,7 @@ package cri
 import (
 	"encoding/json"
 	"maps"
+	"runtime"
 	"slices"
 
 	"github.com/davit-runtime/davit/internal/image"
@@ -23,6 +24,29 @@ func asJSON(v any) string {
 		data, _ = json.Marshal(map[string]string{"error": err.Error()})
 	}
 	return string(data)
+}
+
+// statusInfo is Status's verbose information: what is configured, and what
+// there is now.
+func (s *service) statusInfo() map[string]string {
+	pods, containers := map[pod.State]int{}, map[pod.State]int{}
+	for _, p := range s.Pods.List() {
+		pods[p.State]++
+	}
+	for c := range s.Views.EachContainer() {
+		containers[c.State]++
+	}
+	return map[string]string{
+		"config": asJSON(s.config.Info),
+		"golang": asJSON(runtime.Version()),
+		"davit": asJSON(map[string]any{
+			"version":    s.config.Version,
+			"pods":       pods,
+			"containers": containers,
+			"images":     len(s.Images.List()),
+			"events":     map[string]any{"readers": s.readers.now.Load(), "lost": s.readers.lost.Load()},
+		}),
+	}
 }
 
 func podInfo(p *pod.Snapshot) map[string]string {

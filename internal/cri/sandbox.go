@@ -116,6 +116,24 @@ func (s *service) PodSandboxStatus(_ context.Context, r *runtimeapi.PodSandboxSt
 	return resp, nil
 }
 
+// UpdatePodSandboxResources keeps what the kubelet has made of the pod's own
+// resources. The kubelet takes an error for a veto.
+//
+// Kubernetes: pkg/kubelet/kuberuntime, updatePodSandboxResources.
+func (s *service) UpdatePodSandboxResources(ctx context.Context, r *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
+	var c validate.Check
+	c.Set("pod_sandbox_id", r.GetPodSandboxId())
+	c.Resources("overhead", r.GetOverhead())
+	c.Resources("resources", r.GetResources())
+	if c.Err != nil {
+		return nil, c.Err
+	}
+	if err := s.Resources.UpdatePod(ctx, r.GetPodSandboxId(), r.GetOverhead(), r.GetResources()); err != nil {
+		return nil, err
+	}
+	return &runtimeapi.UpdatePodSandboxResourcesResponse{}, nil
+}
+
 func podState(p *pod.Snapshot) runtimeapi.PodSandboxState {
 	if p.State == pod.Ready {
 		return runtimeapi.PodSandboxState_SANDBOX_READY

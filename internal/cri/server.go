@@ -5,6 +5,7 @@ import (
 	"iter"
 	"log/slog"
 	"net"
+	"net/netip"
 	"time"
 
 	"google.golang.org/grpc"
@@ -20,7 +21,7 @@ import (
 	"github.com/davit-runtime/davit/internal/pod"
 )
 
-// Pods makes, ends and shows pods. *pod.Pods implements it and the next three.
+// Pods makes, ends and shows pods. *pod.Pods implements it and the next four.
 type Pods interface {
 	Run(ctx context.Context, config *runtimeapi.PodSandboxConfig, handler string) (id string, err error)
 	Stop(ctx context.Context, id string) error
@@ -35,7 +36,12 @@ type Containers interface {
 	StartContainer(ctx context.Context, id string) error
 	StopContainer(ctx context.Context, id string, grace time.Duration) error
 	RemoveContainer(ctx context.Context, id string) error
+}
+
+// Resources changes limits.
+type Resources interface {
 	UpdateContainer(ctx context.Context, id string, r *runtimeapi.LinuxContainerResources) error
+	UpdatePod(ctx context.Context, id string, overhead, resources *runtimeapi.LinuxContainerResources) error
 }
 
 // Views shows containers; it never blocks.
@@ -68,12 +74,20 @@ type Images interface {
 type Parts struct {
 	Pods       Pods
 	Containers Containers
+	Resources  Resources
 	Views      Views
 	Sessions   Sessions
 	Images     Images
 	Streams    Streams
 	Stats      Stats
 	Events     Events
+	Network    Network
+}
+
+// Network connects pods. *network.Network implements it.
+type Network interface {
+	// SetPodCIDR gives pods to come addresses of these subnets.
+	SetPodCIDR(ctx context.Context, subnets []netip.Prefix) error
 }
 
 // A Config says what the surface tells about this node.

@@ -3,10 +3,14 @@ package cri
 import (
 	"cmp"
 	"context"
-	"runtime"
+	"fmt"
+	"net/netip"
 	"slices"
+	"strings"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/davit-runtime/davit/internal/cri/validate"
 )
 
 // Version answers what the kubelet requires to the letter: 0.1.0.
@@ -34,7 +38,7 @@ func (s *service) Status(_ context.Context, r *runtimeapi.StatusRequest) (*runti
 		},
 	}
 	if r.GetVerbose() {
-		resp.Info = map[string]string{"config": asJSON(s.config.Info), "golang": asJSON(runtime.Version())}
+		resp.Info = s.statusInfo()
 	}
 	return resp, nil
 }
@@ -59,6 +63,37 @@ func (s *service) handlers() []*runtimeapi.RuntimeHandler {
 	}
 	slices.SortFunc(all, func(a, b *runtimeapi.RuntimeHandler) int { return cmp.Compare(a.GetName(), b.GetName()) })
 	return all
+}
+
+// UpdateRuntimeConfig takes the pod CIDR that the kubelet has learned: one
+// subnet, or one of each family with a comma between. An empty one changes nothing.
+//
+// CRI: api.proto, NetworkConfig, "If the CIDR is empty, runtimes should omit it".
+func (s *service) UpdateRuntimeConfig(ctx context.Context, r *runtimeapi.UpdateRuntimeConfigRequest) (*runtimeapi.UpdateRuntimeConfigResponse, error) {
+	const field = "runtime_config.network_config.pod_cidr"
+	var c validate.Check
+	var subnets []netip.Prefix
+	text := strings.TrimSpace(r.GetRuntimeConfig().GetNetworkConfig().GetPodCidr())
+	if text == "" {
+		return &runtimeapi.UpdateRuntimeConfigResponse{}, nil
+	}
+	for part := range strings.SplitSeq(text, ",") {
+		subnet, err := netip.ParsePrefix(strings.TrimSpace(part))
+		if err != nil || subnet.Addr().Is4In6() {
+			c.Bad(field, "%q is not a subnet as 10.244.1.0/24", part)
+		}
+		subnets = append(subnets, subnet)
+	}
+	if len(subnets) > 2 || len(subnets) == 2 && subnets[0].Addr().Is4() == subnets[1].Addr().Is4() {
+		c.Bad(field, "%q: at most one subnet of each family", text)
+	}
+	if c.Err != nil {
+		return nil, c.Err
+	}
+	if err := s.Network.SetPodCIDR(ctx, subnets); err != nil {
+		return nil, fmt.Errorf("%s: %w", field, err)
+	}
+	return &runtimeapi.UpdateRuntimeConfigResponse{}, nil
 }
 
 func (s *service) RuntimeConfig(context.Context, *runtimeapi.RuntimeConfigRequest) (*runtimeapi.RuntimeConfigResponse, error) {

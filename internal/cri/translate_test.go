@@ -49,7 +49,8 @@ func TestVersion(t *testing.T) {
 func TestStatus(t *testing.T) {
 	rt, _, conn, _ := server(t, &world{})
 	got := must[*runtimeapi.StatusResponse](t)(rt.Status(context.Background(), &runtimeapi.StatusRequest{Verbose: true}))
-	if got.Info["config"] != `{"maxContainerLogLineSize":16384}` || !json.Valid([]byte(got.Info["golang"])) {
+	if got.Info["config"] != `{"maxContainerLogLineSize":16384}` || !json.Valid([]byte(got.Info["golang"])) ||
+		got.Info["davit"] != `{"containers":{},"events":{"lost":0,"readers":0},"images":0,"pods":{},"version":"1.2.3"}` {
 		t.Errorf("info %q", got.Info)
 	}
 	got.Info = nil
@@ -280,15 +281,43 @@ func TestCallsReachThePod(t *testing.T) {
 		t.Errorf("a long grace became %v", w.grace)
 	}
 	call(rt.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: "c"}))
+	call(rt.UpdatePodSandboxResources(ctx, &runtimeapi.UpdatePodSandboxResourcesRequest{
+		PodSandboxId: "aa11", Overhead: &runtimeapi.LinuxContainerResources{CpuShares: 2}, Resources: &runtimeapi.LinuxContainerResources{CpuShares: 3},
+	}))
 	call(rt.UpdateContainerResources(ctx, &runtimeapi.UpdateContainerResourcesRequest{ContainerId: "c", Linux: &runtimeapi.LinuxContainerResources{}}))
 	call(rt.ReopenContainerLog(ctx, &runtimeapi.ReopenContainerLogRequest{ContainerId: "c"}))
 	exec := must[*runtimeapi.ExecSyncResponse](t)(rt.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: "c", Cmd: []string{"ls"}}))
 	equal(t, exec, parse(t, &runtimeapi.ExecSyncResponse{}, `stdout: "out\xff" stderr: "err" exit_code: 3`))
 	call(im.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: "i"}}))
 	if d := cmp.Diff([]string{
-		"run runc", "stop p", "remove p", "create in aa11", "start c", "stop c", "remove c", "update c", "reopen c", "exec c ls", "remove i",
+		"run runc", "stop p", "remove p", "create in aa11", "start c", "stop c", "remove c", "update pod aa11 2 3", "update c", "reopen c", "exec c ls", "remove i",
 	}, w.done); d != "" {
 		t.Error(d)
+	}
+}
+
+func TestUpdateRuntimeConfig(t *testing.T) {
+	w := &world{}
+	rt, _, _, _ := server(t, w)
+	update := func(cidr string) error {
+		_, err := rt.UpdateRuntimeConfig(context.Background(), &runtimeapi.UpdateRuntimeConfigRequest{
+			RuntimeConfig: &runtimeapi.RuntimeConfig{NetworkConfig: &runtimeapi.NetworkConfig{PodCidr: cidr}},
+		})
+		return err
+	}
+	for _, cidr := range []string{"", " ", "10.244.1.0/24", "10.244.1.0/24, fd00:1::/64"} {
+		if err := update(cidr); err != nil {
+			t.Errorf("%q: %v", cidr, err)
+		}
+	}
+	for _, cidr := range []string{"10.244.1.0", "x", "10.0.0.0/24,", "10.0.0.0/33", "10.0.0.0/24,10.1.0.0/24", "10.0.0.0/24,fd00::/64,fd01::/64", "::ffff:10.0.0.0/112"} {
+		want{codes.InvalidArgument, "runtime_config.network_config.pod_cidr: "}.check(t, update(cidr))
+	}
+	if d := cmp.Diff([]string{"pod CIDR [10.244.1.0/24]", "pod CIDR [10.244.1.0/24 fd00:1::/64]"}, w.done); d != "" {
+		t.Error(d)
+	}
+	if _, err := rt.UpdateRuntimeConfig(context.Background(), &runtimeapi.UpdateRuntimeConfigRequest{}); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -126,7 +126,11 @@ func makePlace(at string, directory bool) error {
 		}
 		return err
 	}
-	return os.WriteFile(at, nil, 0o600)
+	f, err := os.OpenFile(at, os.O_CREATE|os.O_RDONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	return f.Close()
 }
 
 // Detach unmounts what Attach has mounted at a path, however often, and

@@ -145,7 +145,8 @@ func zstded(data []byte) []byte {
 }
 
 // tarOf makes a tar stream of files: name → content; a name that ends in "/" is
-// a directory with content as its mode, in octal.
+// a directory with content as its mode, in octal, and a content of "-> x" a
+// symbolic link to x.
 func tarOf(files ...string) []byte {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
@@ -156,6 +157,9 @@ func tarOf(files ...string) []byte {
 			if _, err := fmt.Sscanf(files[i+1], "%o", &h.Mode); err != nil {
 				panic(err)
 			}
+		}
+		if to, ok := strings.CutPrefix(files[i+1], "-> "); ok {
+			h.Typeflag, h.Size, h.Linkname = tar.TypeSymlink, 0, to
 		}
 		if err := w.WriteHeader(h); err != nil {
 			panic(err)

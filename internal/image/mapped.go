@@ -15,6 +15,22 @@ import (
 // map of its user namespace, while the overlay is mounted that takes them.
 func (c Config) mapped(id string) string { return filepath.Join(c.State, "mapped", id) }
 
+// ids is how owners are mapped.
+func (o MountOptions) ids() idmap.Map {
+	if o.Users == nil {
+		return idmap.Map{}
+	}
+	return o.Users.Map
+}
+
+// mountFor mounts o as users are to see it, if not nil.
+func (o overlay) mountFor(users *idmap.Users, target, stage string) error {
+	if users == nil || users.Empty() {
+		return o.mount(target)
+	}
+	return o.mountMapped(target, stage, users)
+}
+
 // mountMapped mounts o, shown by the map of users. What is in the layers keeps
 // its owners on disk, and nothing is copied; overlayfs takes over the maps of
 // its lower layers. The upper layer has the owners as they are on the host.

@@ -16,9 +16,9 @@ import (
 
 // An overlay is a mount of overlayfs.
 type overlay struct {
-	lowers      []string // topmost first; at least one
-	upper, work string
-	label       string // of all files; empty: those they have
+	lowers      []string // topmost first; at least one, without upper at least two
+	upper, work string   // empty: read-only
+	label       string   // of all files; empty: those they have
 }
 
 // What the kernel turned out not to have: volatile is in Linux 5.10, lowerdir+
@@ -77,7 +77,7 @@ func (o overlay) mount(target string) error {
 // mountNew uses the mount API that takes lower layers one by one, however many
 // and however long their names.
 func (o overlay) mountNew(target string) error {
-	if noVolatile.Load() {
+	if noVolatile.Load() || o.upper == "" {
 		return o.tryNew(target, false)
 	}
 	err := o.tryNew(target, true)
@@ -121,6 +121,9 @@ func (o overlay) tryNew(target string, volatile bool) error {
 	if err == nil && volatile {
 		err = unix.FsconfigSetFlag(fsfd, "volatile")
 	}
+	if err == nil && o.upper == "" {
+		err = unix.FsconfigSetFlag(fsfd, "ro")
+	}
 	if err != nil {
 		return err
 	}
@@ -154,7 +157,7 @@ func kernelSays(fsfd int) string {
 // mountOld is for kernels before 6.5. All options have to fit into a page, so
 // with many layers each is named by a descriptor.
 func (o overlay) mountOld(target string) error {
-	if noVolatile.Load() {
+	if noVolatile.Load() || o.upper == "" {
 		return o.tryOld(target, "")
 	}
 	err := o.tryOld(target, ",volatile")
@@ -172,8 +175,14 @@ func (o overlay) tryOld(target, more string) error {
 		short.limit = total
 	}
 	defer short.close()
-	names := make([]string, 0, len(o.lowers)+2)
-	for _, path := range append(append([]string{}, o.lowers...), o.upper, o.work) {
+	var paths []string
+	paths = append(paths, o.lowers...)
+	flags := uintptr(unix.MS_RDONLY)
+	if o.upper != "" {
+		paths, flags = append(paths, o.upper, o.work), 0
+	}
+	names := make([]string, 0, len(paths))
+	for _, path := range paths {
 		name, err := short.name(path)
 		if err != nil {
 			return err
@@ -181,11 +190,14 @@ func (o overlay) tryOld(target, more string) error {
 		names = append(names, name)
 	}
 	n := len(o.lowers)
-	options := "lowerdir=" + strings.Join(names[:n], ":") + ",upperdir=" + names[n] + ",workdir=" + names[n+1] + ",index=off,metacopy=off" + more
-	if o.label != "" {
-		options += `,context="` + o.label + `"` // it may have commas
+	options := "lowerdir=" + strings.Join(names[:n], ":")
+	if o.upper != "" {
+		options += ",upperdir=" + names[n] + ",workdir=" + names[n+1]
 	}
-	if err := unix.Mount("overlay", target, "overlay", 0, options); err != nil {
+	if o.label != "" {
+		more += `,context="` + o.label + `"` // it may have commas
+	}
+	if err := unix.Mount("overlay", target, "overlay", flags, options+",index=off,metacopy=off"+more); err != nil {
 		return fmt.Errorf("overlay of %d layers: %w", n, err)
 	}
 	return nil

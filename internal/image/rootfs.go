@@ -29,31 +29,11 @@ type MountOptions struct {
 //
 // NotFound if the image is not present.
 func (s *Store) Mount(_ context.Context, id, imageID string, o MountOptions) (string, error) {
-	if id == "" || id != filepath.Base(id) || strings.HasPrefix(id, ".") {
-		return "", fault.New(fault.Invalid, "image.Mount", "container ID %q", id)
-	}
-	l, created, err := s.lease(id, imageID)
+	lowers, err := s.borrow(id, imageID)
 	if err != nil {
 		return "", err
 	}
-	writable := s.config.writable(id)
-	if err := makeDir(writable, 0o700); err != nil {
-		return "", err
-	}
-	if created {
-		if err := store.SaveJSON(leaseFile(writable), leaseVersion, l); err != nil {
-			return "", err
-		}
-	}
 	s.tally.begin(id)
-	lowers := make([]string, 0, len(l.Layers)+1)
-	for _, layerID := range l.Layers {
-		lower, err := s.layers.Lower(layerID)
-		if err != nil {
-			return "", err
-		}
-		lowers = append(lowers, lower)
-	}
 	return s.mountRoot(id, lowers, o)
 }
 
@@ -80,22 +60,43 @@ func (s *Store) mountRoot(id string, lowers []string, options MountOptions) (str
 	}
 	writable := s.config.writable(id)
 	o := overlay{lowers: lowers, upper: filepath.Join(writable, "upper"), work: filepath.Join(writable, "work"), label: options.Label}
-	users := options.Users
-	if users == nil {
-		users = &idmap.Users{}
-	}
-	if err := o.prepare(users.Map); err != nil {
+	if err := o.prepare(options.ids()); err != nil {
 		return "", err
 	}
-	if users.Empty() {
-		err = o.mount(target)
-	} else {
-		err = o.mountMapped(target, s.config.mapped(id), users)
-	}
-	if err != nil {
+	if err := o.mountFor(options.Users, target, s.config.mapped(id)); err != nil {
 		return "", fault.New(fault.KindOf(err), "", "mount the root file system of container %s: %w", id, err)
 	}
 	return target, nil
+}
+
+// borrow takes a lease on an image for id, which may hold it already, writes
+// it down, and returns the directories of the image's layers, topmost first.
+func (s *Store) borrow(id, imageID string) ([]string, error) {
+	if id == "" || id != filepath.Base(id) || strings.HasPrefix(id, ".") {
+		return nil, fault.New(fault.Invalid, "image.Mount", "container ID %q", id)
+	}
+	l, created, err := s.lease(id, imageID)
+	if err != nil {
+		return nil, err
+	}
+	writable := s.config.writable(id)
+	if err := makeDir(writable, 0o700); err != nil {
+		return nil, err
+	}
+	if created {
+		if err := store.SaveJSON(leaseFile(writable), leaseVersion, l); err != nil {
+			return nil, err
+		}
+	}
+	lowers := make([]string, 0, len(l.Layers)+2)
+	for _, layerID := range l.Layers {
+		lower, err := s.layers.Lower(layerID)
+		if err != nil {
+			return nil, err
+		}
+		lowers = append(lowers, lower)
+	}
+	return lowers, nil
 }
 
 // lease returns the container's lease, a new one on the image if it has none.

@@ -59,7 +59,8 @@ type ExecResult struct {
 
 // A Stream is the caller's side of an interactive session: what is nil is not
 // connected. The session owns none of it: when its context has ended, or what
-// ran has, a Read or a Write may still be under way.
+// ran has, a Read or a Write may still be under way. Stdout and Stderr are
+// written at the same time; if that fails, or a Read does, the session ends.
 type Stream struct {
 	Stdin          io.Reader // its end closes the command's standard input
 	Stdout, Stderr io.Writer

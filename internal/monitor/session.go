@@ -16,9 +16,11 @@ import (
 const (
 	// firstSizeWait is how long a terminal's first size may keep a command back.
 	firstSizeWait = 20 * time.Millisecond
-	// attachPipe is how far an attached client may lag behind before it loses some.
-	attachPipe = 1 << 20
 )
+
+// attachPipe is how far an attached client may lag behind before it loses some,
+// in bytes; the second is what the kernel grants to anybody.
+var attachPipe = []int{8 << 20, 1 << 20}
 
 // ExecStream runs a command in a container, connected to s, and returns its
 // exit code (128+n for signal n) once all that it wrote is written to s. Of
@@ -40,7 +42,7 @@ func (c *Client) ExecStream(ctx context.Context, e Exec, s Stream) (code int, er
 		x, err = c.begin(ctx, MethodExecStream, q, nil, false)
 	} else {
 		var p *pipes
-		if p, err = openPipes(s, &q, 0); err != nil {
+		if p, err = openPipes(s, &q); err != nil {
 			return 0, err
 		}
 		x, err = c.begin(ctx, MethodExecStream, q, p, false)
@@ -79,7 +81,7 @@ func (c *Client) Attach(ctx context.Context, id string, s Stream) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	q := StreamRequest{ContainerID: id}
-	p, err := openPipes(s, &q, attachPipe)
+	p, err := openPipes(s, &q, attachPipe...)
 	if err != nil {
 		return err
 	}
@@ -117,9 +119,9 @@ type pipes struct {
 	theirs []*os.File
 }
 
-// openPipes makes what s needs and notes it in q. Those for output have size bytes, or
-// as many as is usual.
-func openPipes(s Stream, q *StreamRequest, size int) (p *pipes, err error) {
+// openPipes makes what s needs and notes it in q. Those for output have the
+// first of the sizes that can be had, or the usual one.
+func openPipes(s Stream, q *StreamRequest, sizes ...int) (p *pipes, err error) {
 	p = &pipes{}
 	defer func() {
 		if err != nil {
@@ -138,8 +140,12 @@ func openPipes(s Stream, q *StreamRequest, size int) (p *pipes, err error) {
 		ours, theirs := ends[0], ends[1]
 		if i == 0 {
 			ours, theirs = theirs, ours
-		} else if size > 0 {
-			_, _ = unix.FcntlInt(uintptr(ours), unix.F_SETPIPE_SZ, size) // a smaller one does, too
+		} else {
+			for _, size := range sizes {
+				if _, err := unix.FcntlInt(uintptr(ours), unix.F_SETPIPE_SZ, size); err == nil {
+					break
+				}
+			}
 		}
 		p.theirs = append(p.theirs, os.NewFile(uintptr(theirs), "container's end"))
 		err := unix.SetNonblock(ours, true)

@@ -113,14 +113,14 @@ func (n *Network) bridgeResult(l *lease) (json.RawMessage, error) {
 	if err != nil {
 		return nil, err
 	}
-	inside := 2
+	inside, ranges := 2, n.cidr.ranges.Load()
 	r := types100.Result{CNIVersion: "1.0.0", Interfaces: []*types100.Interface{
 		{Name: n.config.Bridge, Mac: m.hardware.String()},
 		{Name: vethName(l.Pod), Mac: net.HardwareAddr(localAddr(l.Pod)).String()},
 		{Name: podInterface, Mac: hardwareAddr(l.Addrs[0]).String(), Sandbox: l.NetNS},
 	}}
-	for i, a := range l.Addrs {
-		s := n.config.Subnets[i]
+	for _, a := range l.Addrs {
+		s, _ := ranges.of(a)
 		gw := net.IP(gateway(s).AsSlice())
 		r.IPs = append(r.IPs, &types100.IPConfig{Interface: &inside, Address: *ipNet(netip.PrefixFrom(a, s.Bits())), Gateway: gw})
 		all := net.IPNet{IP: make(net.IP, len(gw)), Mask: make(net.IPMask, len(gw))}

@@ -21,7 +21,7 @@ import (
 // A bridge is the link that the pods of the built-in network hang on.
 type bridge struct {
 	name    string
-	subnets []netip.Prefix
+	subnets func() []netip.Prefix
 	mtu     int // 0: that of the default route's link
 
 	mu      sync.Mutex // held while the bridge is made, so that two do not
@@ -126,7 +126,7 @@ func (b *bridge) make() error {
 func (b *bridge) missing(have []netlink.Addr) []netip.Prefix {
 	var out []netip.Prefix
 next:
-	for _, s := range b.subnets {
+	for _, s := range b.subnets() {
 		want := netip.PrefixFrom(gateway(s), s.Bits())
 		for _, h := range have {
 			if h.IPNet.String() == want.String() {
@@ -139,17 +139,20 @@ next:
 }
 
 // free returns Precondition if another link has addresses of our subnets.
-func (b *bridge) free(index int) error {
+func (b *bridge) free(index int) error { return inUse(b.subnets(), index) }
+
+// inUse returns Precondition if a link other than ours has addresses of subnets.
+func inUse(subnets []netip.Prefix, ours int) error {
 	have, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {
 		return err
 	}
 	for _, h := range have {
 		p, ok := prefixOf(h.IPNet)
-		if !ok || h.LinkIndex == index {
+		if !ok || h.LinkIndex == ours {
 			continue
 		}
-		for _, s := range b.subnets {
+		for _, s := range subnets {
 			if s.Overlaps(p) {
 				return fault.New(fault.Precondition, "", "subnet %s is in use on this host: link %s has %s; configure another",
 					s, linkName(h.LinkIndex), p)
@@ -162,7 +165,7 @@ func (b *bridge) free(index int) error {
 // settings turns on what forwarding needs. Forwarding is the machine's
 // setting, not davit's: it is only written if it is off, and it stays.
 func (b *bridge) settings() error {
-	for _, s := range b.subnets {
+	for _, s := range b.subnets() {
 		if s.Addr().Is4() {
 			if err := setSysctl("net/ipv4/ip_forward", "1"); err != nil {
 				return err

@@ -50,16 +50,9 @@ type leases struct {
 // A file that is not JSON is what a power cut leaves of a lease of the bridge,
 // which is not fsynced: nothing that it names outlives a boot, so the pod's
 // name alone is kept, until Detach or Collect.
-func loadLeases(dir string, subnets []netip.Prefix) (*leases, error) {
+func loadLeases(dir string) (*leases, error) {
 	const op = "network.Open"
 	ls := &leases{dir: dir, held: map[string]*lease{}, leaving: map[string]bool{}}
-	for _, s := range subnets {
-		p, err := newPool(s)
-		if err != nil {
-			return nil, err
-		}
-		ls.pools = append(ls.pools, p)
-	}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, fault.New(fault.Internal, op, "%w", err)
@@ -85,13 +78,32 @@ func loadLeases(dir string, subnets []netip.Prefix) (*leases, error) {
 		}
 		l.Pod = id
 		ls.held[id] = l
-		for _, a := range l.Addrs {
-			for _, p := range ls.pools {
+	}
+	return ls, nil
+}
+
+// setPools makes new pods' addresses come from the current subnets.
+func (ls *leases) setPools(r *ranges) {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	ls.pools = nil
+	for _, s := range r.Current {
+		p, err := newPool(s)
+		if err != nil {
+			continue // checkSubnets has seen to that
+		}
+		for _, l := range ls.held {
+			for _, a := range l.Addrs {
 				p.mark(a)
 			}
 		}
+		for _, f := range r.Former {
+			if g := gateway(f); s.Contains(g) {
+				p.used[g] = true
+			}
+		}
+		ls.pools = append(ls.pools, p)
 	}
-	return ls, nil
 }
 
 func (ls *leases) path(id string) string { return filepath.Join(ls.dir, id+".json") }

@@ -48,6 +48,7 @@ type Config struct {
 	ConfDir    string         // CNI configuration, "/etc/cni/net.d"
 	PluginDirs []string       // CNI plugins, "/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"
 	Bridge     string         // name of the bridge and of the nftables table, "davit0"
-	Subnets    []netip.Prefix // pod addresses, at most one of each family; "10.88.0.0/16", or the next free, and a unique local /64
+	Subnets    []netip.Prefix // pod addresses, at most one of each family; what SetPodCIDR was given, or "10.88.0.0/16", or the next free, and a unique local /64
+	Template   string         // file of a CNI configuration template that SetPodCIDR fills in; empty: none
 	MTU        int            // 0: that of the default route's link
 }

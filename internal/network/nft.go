@@ -23,7 +23,7 @@ import (
 //	addrports4, addrports6  protocol . address . port to pod address . port
 type ruleset struct {
 	bridge  string // of which the table has the name
-	subnets []netip.Prefix
+	subnets func() []netip.Prefix
 
 	// mu is held while the table is changed: replace and its counterparts must
 	// see one order of leases. The kernel serialises such changes anyway.
@@ -289,7 +289,7 @@ func (r *ruleset) addRules(c *nftables.Conn, t *nftables.Table, maps map[string]
 	}
 
 	postrouting := chain("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource)
-	for _, s := range r.subnets {
+	for _, s := range r.subnets() {
 		postrouting(addressIn(s, true), interfaceIs(expr.MetaKeyOIFNAME, r.bridge, false), masquerade())
 		// A pod that asks for a host port and is sent back over the bridge: the
 		// answer must come by way of the host, which has the translation.

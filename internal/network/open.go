@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -24,6 +25,7 @@ type Network struct {
 	bridge  *bridge
 	rules   *ruleset
 	plugins *plugins
+	cidr    cidr
 	choice  atomic.Pointer[choice] // what ConfDir says, as last seen
 	chosen  chan struct{}          // tells keep that it has changed; holds one
 	claim   net.Listener           // nobody connects; nil without Claim
@@ -43,24 +45,33 @@ func Open(config Config) (*Network, error) {
 	if len(config.Bridge) > 15 || filepath.Base(config.Bridge) != config.Bridge {
 		return nil, fault.New(fault.Invalid, op, "bridge %q: no name of a link", config.Bridge)
 	}
-	if len(config.Subnets) > 2 || len(config.Subnets) == 2 && config.Subnets[0].Addr().Is4() == config.Subnets[1].Addr().Is4() {
-		return nil, fault.New(fault.Invalid, op, "subnets %v: at most one of each family", config.Subnets)
-	}
 	if err := os.MkdirAll(config.Root, 0o700); err != nil {
 		return nil, fault.New(fault.Internal, op, "%w", err)
 	}
-	leases, err := loadLeases(config.Root, config.Subnets)
+	template, err := parseTemplate(config.Template)
+	if err != nil {
+		return nil, err
+	}
+	subnets, err := loadRanges(config)
+	if err != nil {
+		return nil, err
+	}
+	leases, err := loadLeases(config.Root)
 	if err != nil {
 		return nil, err
 	}
 	n := &Network{
 		config:  config,
 		leases:  leases,
-		bridge:  &bridge{name: config.Bridge, subnets: config.Subnets, mtu: config.MTU},
-		rules:   &ruleset{bridge: config.Bridge, subnets: config.Subnets},
 		chosen:  make(chan struct{}, 1),
 		plugins: &plugins{dirs: config.PluginDirs, cache: filepath.Join(config.Root, "cni")},
 	}
+	n.cidr.template = template
+	n.cidr.ranges.Store(subnets.followedBy(subnets.Current, leases.all()))
+	leases.setPools(n.cidr.ranges.Load())
+	all := func() []netip.Prefix { return n.cidr.ranges.Load().all() }
+	n.bridge = &bridge{name: config.Bridge, subnets: all, mtu: config.MTU}
+	n.rules = &ruleset{bridge: config.Bridge, subnets: all}
 	n.choice.Store(choose(config.ConfDir, config.PluginDirs))
 	return n, nil
 }
@@ -85,9 +96,6 @@ func setDefaults(c *Config) {
 	}
 	if c.Bridge == "" {
 		c.Bridge = "davit0"
-	}
-	if len(c.Subnets) == 0 {
-		c.Subnets = defaultSubnets(c.Bridge)
 	}
 }
 

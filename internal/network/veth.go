@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -136,19 +137,19 @@ func (b *bridge) configure(ns int, addrs []netip.Addr) error {
 	if err := h.LinkSetUp(link); err != nil {
 		return fmt.Errorf("bring up %s of the pod: %w", podInterface, err)
 	}
+	subnets := b.subnets()
 	for _, a := range addrs {
-		for _, s := range b.subnets {
-			if !s.Contains(a) {
-				continue
-			}
-			addr := &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(a, s.Bits())), Flags: unix.IFA_F_NODAD}
-			if err := h.AddrAdd(link, addr); err != nil {
-				return fmt.Errorf("give the pod %s: %w", a, err)
-			}
-			route := &netlink.Route{LinkIndex: link.Attrs().Index, Gw: gateway(s).AsSlice()}
-			if err := h.RouteAdd(route); err != nil {
-				return fmt.Errorf("give the pod its default route by %s: %w", gateway(s), err)
-			}
+		i := slices.IndexFunc(subnets, func(s netip.Prefix) bool { return s.Contains(a) })
+		if i < 0 {
+			return fmt.Errorf("give the pod %s: no subnet has it any more", a)
+		}
+		addr := &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(a, subnets[i].Bits())), Flags: unix.IFA_F_NODAD}
+		if err := h.AddrAdd(link, addr); err != nil {
+			return fmt.Errorf("give the pod %s: %w", a, err)
+		}
+		gw := gateway(subnets[i])
+		if err := h.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: gw.AsSlice()}); err != nil {
+			return fmt.Errorf("give the pod its default route by %s: %w", gw, err)
 		}
 	}
 	return nil

@@ -159,13 +159,17 @@ func TestRefused(t *testing.T) {
 		{"capability", secure(func(sc *runtimeapi.LinuxContainerSecurityContext) {
 			sc.Capabilities = &runtimeapi.Capability{DropCapabilities: []string{"NET_ADMIM"}}
 		}), fault.Invalid, `"NET_ADMIM"`},
-		{"image volume", mounted(&runtimeapi.Mount{ContainerPath: "/i", Image: &runtimeapi.ImageSpec{Image: "x"}}), fault.Unimplemented, "ImageVolumeMountFailed"},
 		{"no host path", mounted(&runtimeapi.Mount{ContainerPath: "/i"}), fault.Invalid, `host path ""`},
 		{"no container path", mounted(&runtimeapi.Mount{HostPath: "/i"}), fault.Invalid, "no container path"},
 		{"ID-mapped", mounted(&runtimeapi.Mount{ContainerPath: "/i", HostPath: "/h", UidMappings: []*runtimeapi.IDMapping{{}}}), fault.Internal, "ID-mapped"},
 		{"propagation", mounted(&runtimeapi.Mount{ContainerPath: "/i", HostPath: "/h", Propagation: 9}), fault.Invalid, "propagation"},
 		{"mount option", mounted(&runtimeapi.Mount{ContainerPath: "/i", HostPath: "/h", MountOptions: []string{"exec"}}), fault.Invalid, `"exec"`},
 		{"recursive", mounted(&runtimeapi.Mount{ContainerPath: "/i", HostPath: "/h", RecursiveReadOnly: true, Readonly: true}), fault.Internal, "read-only"},
+		{"swap alone", limited(func(r *runtimeapi.LinuxContainerResources) { r.MemoryLimitInBytes, r.MemorySwapLimitInBytes = 0, 200 }),
+			fault.Invalid, "memory_swap_limit_in_bytes"},
+		{"huge pages", limited(func(r *runtimeapi.LinuxContainerResources) {
+			r.HugepageLimits = []*runtimeapi.HugepageLimit{{PageSize: "2MB"}, {PageSize: "1GB", Limit: 1 << 30}}
+		}), fault.Precondition, "1GB"},
 		{"unified on v1", limited(func(r *runtimeapi.LinuxContainerResources) { r.Unified = map[string]string{"memory.min": "1"} }), fault.Invalid, "v2"},
 		{"negative shares", limited(func(r *runtimeapi.LinuxContainerResources) { r.CpuShares = -1 }), fault.Invalid, "negative"},
 		{"no device", func(in *Input) {
@@ -326,7 +330,7 @@ func TestSwapAndOOM(t *testing.T) {
 		accounting   bool
 		want         int64 // -2: unset
 	}{
-		{100, 0, true, 100}, {100, 150, true, 150}, {100, 150, false, -2}, {0, 0, true, -2}, {-1, 0, true, -1}, {0, 200, true, 200},
+		{100, 0, true, 100}, {100, 150, true, 150}, {100, 150, false, -2}, {0, 0, true, -2}, {-1, 0, true, -1}, {0, -1, true, -2},
 	} {
 		in := given(limited(func(r *runtimeapi.LinuxContainerResources) {
 			r.MemoryLimitInBytes, r.MemorySwapLimitInBytes = c.memory, c.swap

@@ -45,8 +45,7 @@ func Make(in Input) (*specs.Spec, error) {
 }
 
 // Inspect reads what Build needs of the host for one container: where its
-// mounts lead, its devices, its seccomp profile. It changes nothing, and may
-// block as long as the file systems it looks at do.
+// mounts lead, its devices, its seccomp profile. It changes nothing.
 //
 // It returns Precondition, naming the path, for what is not there.
 func Inspect(c *runtimeapi.ContainerConfig) (Found, error) {
@@ -90,11 +89,15 @@ func Inspect(c *runtimeapi.ContainerConfig) (Found, error) {
 
 // CheckMount returns a mount's source without symbolic links. It returns
 // Precondition if the source is not there, or does not propagate as the mount
-// needs.
+// needs; Unavailable, after 8 s, if its file system does not answer.
 func CheckMount(m *runtimeapi.Mount) (source string, err error) {
-	source, err = filepath.EvalSymlinks(m.HostPath)
+	source, err = hostPaths.resolve(m.HostPath)
 	if err != nil {
-		return "", fault.New(fault.Precondition, "", "mount at %s: host path %s: %w", m.ContainerPath, m.HostPath, err)
+		kind := fault.Precondition
+		if fault.Is(err, fault.Unavailable) {
+			kind = fault.Unavailable
+		}
+		return "", fault.New(kind, "", "mount at %s: host path %s: %w", m.ContainerPath, m.HostPath, err)
 	}
 	if m.Propagation == runtimeapi.MountPropagation_PROPAGATION_PRIVATE {
 		return source, nil

@@ -112,8 +112,6 @@ func bindMount(in Input, m *runtimeapi.Mount) (specs.Mount, error) {
 	none := specs.Mount{}
 	where := m.ContainerPath
 	switch {
-	case m.Image.GetImage() != "":
-		return none, fault.New(fault.Unimplemented, "", "ImageVolumeMountFailed: image volumes are not supported yet")
 	case m.RecursiveReadOnly || len(m.UidMappings) > 0 || len(m.GidMappings) > 0:
 		// Not left to the OCI runtime, of which some cannot do it.
 		return none, fault.New(fault.Internal, "ocispec.Build", "mount at %s: the source is not made read-only or ID-mapped", where)

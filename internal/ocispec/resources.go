@@ -33,22 +33,24 @@ func resources(in Input) (*specs.LinuxResources, error) {
 	}
 	if r.MemoryLimitInBytes != 0 {
 		out.Memory = &specs.LinuxMemory{Limit: ptr(r.MemoryLimitInBytes)}
+	} else if r.MemorySwapLimitInBytes > 0 {
+		return nil, fault.New(fault.Invalid, "", "memory_swap_limit_in_bytes needs memory_limit_in_bytes, which it includes")
 	}
 	if in.Found.SwapAccounting {
 		swap := r.MemorySwapLimitInBytes
 		if swap == 0 { // no swap beside the limit, unless asked for
 			swap = r.MemoryLimitInBytes
 		}
-		if swap != 0 {
-			if out.Memory == nil {
-				out.Memory = &specs.LinuxMemory{}
-			}
+		if out.Memory != nil { // without a limit, the kernel's for both is none
 			out.Memory.Swap = ptr(swap)
 		}
 	}
-	if in.Found.Hugetlb {
-		for _, h := range r.HugepageLimits {
+	for _, h := range r.HugepageLimits {
+		switch {
+		case in.Found.Hugetlb:
 			out.HugepageLimits = append(out.HugepageLimits, specs.LinuxHugepageLimit{Pagesize: h.PageSize, Limit: h.Limit})
+		case h.Limit > 0: // the kubelet sends 0 for every size
+			return nil, fault.New(fault.Precondition, "", "hugepage_limits: %s: this host has no hugetlb controller", h.PageSize)
 		}
 	}
 	if len(r.Unified) > 0 {
@@ -63,7 +65,13 @@ func resources(in Input) (*specs.LinuxResources, error) {
 // oomScoreAdj is always set: what davit itself runs with must not be inherited.
 func oomScoreAdj(in Input) *int {
 	wanted := in.Container.GetLinux().GetResources().GetOomScoreAdj()
-	return ptr(min(max(int(wanted), in.MinOOMScoreAdj, -1000), 1000))
+	return ptr(int(ClampOOMScoreAdj(wanted, in.MinOOMScoreAdj)))
+}
+
+// ClampOOMScoreAdj returns what becomes of a wanted oom_score_adj where a
+// process may not go below least.
+func ClampOOMScoreAdj(wanted int64, least int) int64 {
+	return min(max(wanted, int64(least), -1000), 1000)
 }
 
 // defaultDeviceRules let a container use the devices that every OCI runtime

@@ -9,11 +9,13 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -32,6 +34,7 @@ type recipe struct {
 	image   imagespec.ImageConfig
 	rootfs  string
 	labels  label.Labels
+	volumes map[int]string      // where the images are that are mounts, by their place in the config
 	mounts  []*runtimeapi.Mount // of the image's volumes
 	program string              // that the spec runs
 }
@@ -41,29 +44,113 @@ type recipe struct {
 func (p *Pods) stepsOfContainers() []step[*container] {
 	return []step[*container]{
 		{"rootfs", nil, p.mountRootfs, p.unmountRootfs},
+		{"imagevolumes", wantsImages, p.mountImages, p.unmountImages},
 		{"volumes", func(c *container) bool { return len(c.recipe.image.Volumes) > 0 }, p.makeVolumes, p.removeVolumes},
 		{"spec", nil, p.writeSpec, p.removeBundle},
 		{"process", nil, p.createProcess, p.removeProcess},
 	}
 }
 
-// findImage looks the image up before anything is acquired.
+// findImage looks the image up, and those that are volumes, before anything is
+// acquired.
 func (p *Pods) findImage(c *container) error {
 	ref := c.state.Load().Config.GetImage().GetImage()
-	id, image, err := p.opt.Rootfs.Config(ref)
+	id, config, err := p.opt.Rootfs.Config(ref)
 	if err != nil {
 		return fmt.Errorf("image %s: %w", ref, err)
 	}
-	name, err := stopSignal(c.state.Load().Config.GetStopSignal(), image.StopSignal)
+	name, err := stopSignal(c.state.Load().Config.GetStopSignal(), config.StopSignal)
 	if err != nil {
 		return err
 	}
-	c.recipe = &recipe{image: image}
-	return c.amend(func(s *containerState) { s.ImageID, s.StopSignal = id, name })
+	found, encoded, err := p.findVolumes(c.state.Load())
+	if err != nil {
+		return err
+	}
+	c.recipe = &recipe{image: config, volumes: map[int]string{}}
+	return c.amend(func(s *containerState) {
+		s.ImageID, s.StopSignal, s.Config, s.config = id, name, found, encoded
+	})
+}
+
+// findVolumes returns the container's config, also encoded, in which the images
+// that are volumes have the IDs they are found by.
+//
+// CRI: api.proto, ImageSpec.image_ref.
+func (p *Pods) findVolumes(s *containerState) (*runtimeapi.ContainerConfig, json.RawMessage, error) {
+	if !slices.ContainsFunc(s.Config.GetMounts(), isImage) {
+		return s.Config, s.config, nil
+	}
+	config := proto.CloneOf(s.Config)
+	for i, m := range config.Mounts {
+		if !isImage(m) {
+			continue
+		}
+		id, _, err := p.opt.Rootfs.Config(m.Image.Image)
+		if err != nil {
+			return nil, nil, volumeFailed(i, m, err)
+		}
+		m.Image.ImageRef = id
+	}
+	encoded, err := protojson.Marshal(config)
+	return config, encoded, err
+}
+
+func isImage(m *runtimeapi.Mount) bool { return m.GetImage() != nil }
+
+// volumeFailed says which mount failed, in the words that the kubelet looks for.
+func volumeFailed(i int, m *runtimeapi.Mount, err error) error {
+	return fmt.Errorf("ImageVolumeMountFailed: config.mounts[%d] at %s: image %s: %w", i, m.ContainerPath, m.Image.Image, err)
+}
+
+func wantsImages(c *container) bool {
+	return slices.ContainsFunc(c.state.Load().Config.GetMounts(), isImage)
+}
+
+func (p *Pods) mountImages(ctx context.Context, c *container) error {
+	pod := p.podStateOf(c).namespaceUsers()
+	for i, m := range c.state.Load().Config.Mounts {
+		if !isImage(m) {
+			continue
+		}
+		users, err := usersOf(m, pod)
+		if users == nil {
+			users = pod
+		}
+		if err != nil {
+			return volumeFailed(i, m, err)
+		}
+		at, err := p.opt.Rootfs.MountVolume(ctx, image.Volume{
+			Container: c.id, Index: i, ImageID: m.Image.ImageRef, SubPath: m.ImageSubPath,
+			MountOptions: image.MountOptions{Users: users, Label: c.recipe.labels.Mount},
+		})
+		if err != nil {
+			return volumeFailed(i, m, err)
+		}
+		c.recipe.volumes[i] = at
+	}
+	return nil
+}
+
+// usersOf returns by whose map a mount's files are to be seen: pod's, if it is
+// that, a new user namespace's, or nil for no map.
+func usersOf(m *runtimeapi.Mount, pod *idmap.Users) (*idmap.Users, error) {
+	ids, err := idmap.FromCRI(m.UidMappings, m.GidMappings)
+	switch {
+	case err != nil || ids.Empty():
+		return nil, err
+	case pod != nil && ids.Equal(pod.Map):
+		return pod, nil
+	}
+	return &idmap.Users{Map: ids}, nil
+}
+
+func (p *Pods) unmountImages(ctx context.Context, c *container) error {
+	return p.opt.Rootfs.UnmountVolumes(ctx, c.id)
 }
 
 func (p *Pods) mountRootfs(ctx context.Context, c *container) (err error) {
-	s, pod := c.state.Load(), p.podOf(c)
+	s, pod := c.state.Load(), p.podStateOf(c)
 	if c.recipe.labels, err = p.opt.Host.Labels.Container(pod.Labels, s.Config.GetLinux().GetSecurityContext()); err != nil {
 		return err
 	}
@@ -87,8 +174,8 @@ func (p *Pods) removeVolumes(_ context.Context, c *container) error {
 func (p *Pods) volumes(id string) string { return filepath.Join(p.containerRoot(id), "volumes") }
 
 // writeSpec finds out who the container runs as and writes its bundle.
-func (p *Pods) writeSpec(_ context.Context, c *container) error {
-	s, ps := c.state.Load(), p.podOf(c)
+func (p *Pods) writeSpec(ctx context.Context, c *container) error {
+	s, ps := c.state.Load(), p.podStateOf(c)
 	user, err := p.opt.Specs.ResolveUser(c.recipe.rootfs, s.Config.GetLinux().GetSecurityContext(), c.recipe.image.User)
 	if err != nil {
 		return err
@@ -101,11 +188,14 @@ func (p *Pods) writeSpec(_ context.Context, c *container) error {
 	if err := p.relabel(in.Container.Mounts, c.recipe.labels.Mount); err != nil {
 		return err
 	}
-	if err := p.attachTrees(c.id, &in, ps.namespaceUsers()); err != nil {
+	if err := p.attachTrees(c, &in, ps.namespaceUsers()); err != nil {
 		return err
 	}
 	spec, err := p.opt.Specs.Build(in)
 	if err != nil {
+		return err
+	}
+	if err := p.tellCreate(ctx, c, spec); err != nil {
 		return err
 	}
 	if err := p.finishSpec(spec, s.Handler, c.recipe.labels); err != nil {
@@ -148,33 +238,27 @@ func (p *Pods) relabel(mounts []*runtimeapi.Mount, mountLabel string) error {
 // attachTrees makes what the sources of in's mounts are to be and OCI runtimes
 // cannot make of them, or not all can: read-only with all below, shown by a
 // user namespace's map, within reach of its root.
-func (p *Pods) attachTrees(id string, in *ocispec.Input, users *idmap.Users) error {
+func (p *Pods) attachTrees(c *container, in *ocispec.Input, users *idmap.Users) error {
+	images := slices.Collect(maps.Values(c.recipe.volumes)) // they are so already
 	if users != nil && in.Namespaces.Net == "" {
-		in.Files.Sys = filepath.Join(p.trees(id), "sys")
+		in.Files.Sys = filepath.Join(p.trees(c.id), "sys")
 		if err := p.opt.mounts.attach(idmap.Tree{Source: "/sys", ReadOnly: true}, in.Files.Sys); err != nil {
 			return err
 		}
 	}
 	for i, m := range in.Container.Mounts {
-		ids, err := idmap.FromCRI(m.UidMappings, m.GidMappings)
-		if err != nil {
+		t := idmap.Tree{ReadOnly: m.RecursiveReadOnly, Slave: m.Propagation != runtimeapi.MountPropagation_PROPAGATION_PRIVATE}
+		var err error
+		if t.Users, err = usersOf(m, users); err != nil {
 			return fmt.Errorf("mount at %s: %w", m.ContainerPath, err)
 		}
-		if users == nil && ids.Empty() && !m.RecursiveReadOnly {
+		if users == nil && t.Users == nil && !t.ReadOnly || slices.Contains(images, m.HostPath) {
 			continue
-		}
-		t := idmap.Tree{ReadOnly: m.RecursiveReadOnly, Slave: m.Propagation != runtimeapi.MountPropagation_PROPAGATION_PRIVATE}
-		switch {
-		case ids.Empty():
-		case users != nil && ids.Equal(users.Map):
-			t.Users = users
-		default:
-			t.Users = &idmap.Users{Map: ids}
 		}
 		if t.Source, err = ocispec.CheckMount(m); err != nil {
 			return err
 		}
-		at := filepath.Join(p.trees(id), strconv.Itoa(i))
+		at := filepath.Join(p.trees(c.id), strconv.Itoa(i))
 		if err := p.opt.mounts.attach(t, at); err != nil {
 			return fmt.Errorf("mount at %s: %w", m.ContainerPath, err)
 		}
@@ -208,6 +292,11 @@ func makeRoomForLog(path string) error {
 func (p *Pods) specInput(c *container, s *containerState, pod *podState) (ocispec.Input, error) {
 	dir := p.podDir(pod.ID)
 	config := proto.CloneOf(s.Config)
+	for i, at := range c.recipe.volumes {
+		m := config.Mounts[i]
+		m.HostPath, m.Image, m.ImageSubPath = at, nil, ""
+		m.UidMappings, m.GidMappings, m.RecursiveReadOnly, m.SelinuxRelabel = nil, nil, false, false // it is all that
+	}
 	// The kubelet's mounts come last: they may lie within a volume of the image.
 	config.Mounts = append(c.recipe.mounts, config.Mounts...)
 	in := ocispec.Input{
@@ -316,7 +405,7 @@ func (p *Pods) createProcess(ctx context.Context, c *container) error {
 	if err != nil {
 		return err
 	}
-	uid, gid := p.podOf(c).users().Host(s.User.UID, s.User.GID)
+	uid, gid := p.podStateOf(c).users().Host(s.User.UID, s.User.GID)
 	pid, err := p.opt.Processes.Create(ctx, monitor.Container{
 		ID: c.id, Runtime: r, Bundle: p.bundle(c.id), LogPath: s.LogPath, UID: uid, GID: gid,
 		TTY: s.Config.GetTty(), Stdin: s.Config.GetStdin(), StdinOnce: s.Config.GetStdinOnce(),
@@ -333,7 +422,7 @@ func (p *Pods) createProcess(ctx context.Context, c *container) error {
 }
 
 // podOf returns the state of a container's pod.
-func (p *Pods) podOf(c *container) *podState {
+func (p *Pods) podStateOf(c *container) *podState {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
 	return p.pods[c.podID].state.Load()

@@ -43,18 +43,34 @@ type Rootfs interface {
 	// its path. Its image's layers stay until Unmount, whatever becomes of the image.
 	Mount(ctx context.Context, id, imageID string, o image.MountOptions) (path string, err error)
 	Unmount(ctx context.Context, id string) error // idempotent; deletes the writable layer
+	// MountVolume mounts an image for a container to see, read-only, and returns
+	// where. Its layers stay until UnmountVolumes. NotFound if the image is
+	// absent, or has no such sub path.
+	MountVolume(ctx context.Context, v image.Volume) (path string, err error)
+	UnmountVolumes(ctx context.Context, container string) error // all of a container's; idempotent
 }
 
 // Cgroups names, limits, kills and removes control groups. Package cgroup implements it.
 type Cgroups interface {
 	CgroupMaker
+	Limiter
 	// Place names the cgroup of a container (or holder) below parent, which is in
 	// cgroupfs syntax; an empty parent means davit's own.
 	Place(parent, id string) cgroup.Place
-	// Limit applies what was left out at create (CPU quota), or an update.
-	Limit(ctx context.Context, p cgroup.Place, r *runtimeapi.LinuxContainerResources) error
 	Kill(ctx context.Context, p cgroup.Place) error   // every process in it; waits until it is empty; idempotent
 	Remove(ctx context.Context, p cgroup.Place) error // idempotent
+}
+
+// A Limiter changes what a container may use, all of a request or nothing.
+type Limiter interface {
+	// Limit applies what was left out at create (CPU quota), or an update. Its
+	// errors begin with the field to blame.
+	Limit(ctx context.Context, p cgroup.Place, r *runtimeapi.LinuxContainerResources) error
+	// Current returns what Limit would replace, and changes nothing.
+	Current(p cgroup.Place, r *runtimeapi.LinuxContainerResources) ([]cgroup.Value, error)
+	Restore(ctx context.Context, p cgroup.Place, before []cgroup.Value) error // idempotent
+	// Rescore sets oom_score_adj of the processes that have from.
+	Rescore(p cgroup.Place, from, to int64) error
 }
 
 // A CgroupMaker makes the control groups that nobody else does.

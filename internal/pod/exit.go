@@ -38,13 +38,17 @@ func (p *Pods) containerExited(c *container, e monitor.Exit) {
 	p.sweep(c)
 }
 
-// sweep kills, in the background, what a container's first process left behind.
+// sweep kills, in the background, what a container's first process left
+// behind, and tells plugins of its end.
 func (p *Pods) sweep(c *container) {
 	p.crew.Start(func(ctx context.Context) {
-		ctx, cancel := context.WithTimeout(ctx, killWait)
+		killing, cancel := context.WithTimeout(ctx, killWait)
 		defer cancel()
-		if err := p.opt.Cgroups.Kill(ctx, c.state.Load().Place); err != nil && ctx.Err() != context.Canceled {
+		if err := p.opt.Cgroups.Kill(killing, c.state.Load().Place); err != nil && ctx.Err() != context.Canceled {
 			p.log.Warn("kill what an exited container left behind", "container", c.id, "error", err)
+		}
+		if err := p.tellEnded(ctx, c); err != nil && ctx.Err() == nil {
+			p.log.Warn("tell plugins of a container's end", "container", c.id, "error", err)
 		}
 	})
 }

@@ -2,12 +2,11 @@ package pod
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"testing"
 	"testing/synctest"
 	"time"
-
-	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // life takes a pod with a container through its whole life and returns the
@@ -22,9 +21,7 @@ func life(t *testing.T, d *daemon) error {
 	if err != nil {
 		return err
 	}
-	config := containerConfig("main")
-	config.Mounts = []*runtimeapi.Mount{{HostPath: "/", ContainerPath: "/host"}}
-	id, err := d.CreateContainer(ctx, podID, config)
+	id, err := d.CreateContainer(ctx, podID, withVolume(containerConfig("main"), ""))
 	if err != nil {
 		return err
 	}
@@ -143,5 +140,6 @@ func (n *node) copy() *node {
 		c.procs[id] = &p
 	}
 	c.pid = n.pid
+	c.memory, c.score = maps.Clone(n.memory), maps.Clone(n.score)
 	return c
 }

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/idmap"
 	"github.com/davit-runtime/davit/internal/label"
 )
@@ -165,6 +166,64 @@ func TestSELinuxLabels(t *testing.T) {
 	if again.reserved != "" {
 		t.Errorf("%q stays reserved", again.reserved)
 	}
+	d.stop()
+	n.clean()
+}
+
+func withVolume(c *runtimeapi.ContainerConfig, subPath string) *runtimeapi.ContainerConfig {
+	c.Mounts = append(c.Mounts, &runtimeapi.Mount{ContainerPath: "/host", HostPath: "/srv"}, &runtimeapi.Mount{
+		ContainerPath: "/model", Image: &runtimeapi.ImageSpec{Image: "model:1"}, ImageSubPath: subPath,
+		Readonly: true, Propagation: 1, MountOptions: []string{"noexec"},
+	})
+	return c
+}
+
+func TestImagesAsVolumes(t *testing.T) {
+	n := newNode(t)
+	n.image.Volumes = map[string]struct{}{"/model": {}, "/other": {}} // the first is covered
+	d := n.open()
+	podID, err := d.Run(t.Context(), podConfig("web", private), "")
+	must(t, err)
+	asked := withVolume(containerConfig("main"), "a/b")
+	id, err := d.CreateContainer(t.Context(), podID, asked)
+	must(t, err)
+	var model *runtimeapi.Mount
+	for _, m := range n.input.Container.Mounts {
+		if m.ContainerPath == "/model" && model != nil {
+			t.Error("mounted twice")
+		} else if m.ContainerPath == "/model" {
+			model = m
+		}
+	}
+	want := &runtimeapi.Mount{
+		ContainerPath: "/model", HostPath: "/nonexistent/volumes/" + id + "/1", Readonly: true, Propagation: 1, MountOptions: []string{"noexec"},
+	}
+	if !proto.Equal(model, want) {
+		t.Errorf("%v", model)
+	}
+	for range 2 { // also after a restart
+		c, err := d.Container(id)
+		must(t, err)
+		m := c.Config.Mounts[1]
+		if m.Image.ImageRef != "sha256:1234" || m.Image.Image != "model:1" || m.HostPath != "" || m.ImageSubPath != "a/b" || c.Config.Mounts[0].Image != nil {
+			t.Errorf("%v", c.Config.Mounts)
+		}
+		d.stop()
+		d = n.open()
+	}
+	if asked.Mounts[1].Image.ImageRef != "" {
+		t.Error("the caller's config was changed")
+	}
+	absent := withVolume(containerConfig("absent"), "")
+	absent.Mounts[1].Image.Image = "absent"
+	for _, bad := range []*runtimeapi.ContainerConfig{absent, withVolume(containerConfig("part"), "absent")} {
+		_, err = d.CreateContainer(t.Context(), podID, bad)
+		wantKind(t, err, fault.NotFound)
+		if !strings.Contains(err.Error(), "ImageVolumeMountFailed: config.mounts[1] at /model: image ") {
+			t.Errorf("%v", err)
+		}
+	}
+	must(t, d.Remove(t.Context(), podID))
 	d.stop()
 	n.clean()
 }

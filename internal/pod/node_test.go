@@ -24,6 +24,7 @@ type node struct {
 	root, state string
 	boot        string
 	atSave      func() // called before and after each save
+	hooks       Hooks
 }
 
 func newNode(t *testing.T) *node {
@@ -43,7 +44,8 @@ func (n *node) options() Options {
 			Build: func(in ocispec.Input) (*specs.Spec, error) {
 				quota := int64(1000)
 				spec := &specs.Spec{Process: &specs.Process{}, Linux: &specs.Linux{
-					Resources: &specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: &quota}}, Seccomp: &specs.LinuxSeccomp{},
+					CgroupsPath: in.CgroupsPath,
+					Resources:   &specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: &quota}}, Seccomp: &specs.LinuxSeccomp{},
 				}}
 				err := w.call(context.Background(), "Specs.Build", func() error { w.input, w.spec = in, spec; return nil })
 				return spec, err
@@ -53,7 +55,7 @@ func (n *node) options() Options {
 			},
 		},
 		Namespaces: fakeNamespaces{w}, Network: fakeNetwork{w}, Rootfs: fakeRootfs{w}, Cgroups: fakeCgroups{w},
-		Processes: fakeProcesses{w}, Sessions: fakeProcesses{w}, Runtimes: fakeRuntimes{w}, mounts: fakeMounts{w},
+		Processes: fakeProcesses{w}, Sessions: fakeProcesses{w}, Runtimes: fakeRuntimes{w}, Hooks: n.hooks, mounts: fakeMounts{w},
 		save: func(path string, version int, v any) error {
 			err := w.call(context.Background(), "save", func() error { return nil })
 			if err != nil {

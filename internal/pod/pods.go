@@ -67,6 +67,7 @@ type Options struct {
 	Processes  Processes
 	Sessions   Sessions
 	Runtimes   Runtimes
+	Hooks      Hooks // nil: no plugins
 
 	mounts mounts                                      // the kernel's if nil
 	save   func(path string, version int, v any) error // store.SaveJSON if nil
@@ -195,12 +196,15 @@ func (p *Pods) Pod(id string) (*Snapshot, error) {
 	return &pod.state.Load().Snapshot, nil
 }
 
-// List returns all pods, the oldest first.
+// List returns all pods, the oldest first, but for those that plugins are just
+// asked about.
 func (p *Pods) List() []*Snapshot {
 	p.mu.RLock()
 	all := make([]*Snapshot, 0, len(p.pods))
 	for _, pod := range p.pods {
-		all = append(all, &pod.state.Load().Snapshot)
+		if !pod.hidden.Load() {
+			all = append(all, &pod.state.Load().Snapshot)
+		}
 	}
 	p.mu.RUnlock()
 	slices.SortFunc(all, func(a, b *Snapshot) int {
@@ -331,6 +335,7 @@ func (p *Pods) addPod(s *podState) *pod {
 	pod.changed = p.podChanged
 	pod.unsaved = func(err error) { p.log.Error("save a pod's record", "pod", pod.id, "error", err) }
 	pod.state.Store(s)
+	pod.known.reach(s.told())
 	p.pods[s.ID] = pod
 	return pod
 }
@@ -348,6 +353,7 @@ func (p *Pods) addContainer(s *containerState) *container {
 	c.changed = func(was, is *containerState) { p.containerChanged(c, was, is) }
 	c.unsaved = func(err error) { p.log.Error("save a container's record", "container", c.id, "error", err) }
 	c.state.Store(s)
+	c.known.reach(s.told())
 	p.containers[s.ID] = c
 	p.ofPods[s.PodID] = append(p.ofPods[s.PodID], c)
 	return c

@@ -124,6 +124,13 @@ type containerMemo struct {
 	Starting time.Time // when a start was last begun
 	Killed   bool      // davit itself sent, or is about to send, SIGKILL
 	Place    cgroup.Place
+	Undo     *undo `json:",omitempty"` // of an update under way, or cut short
+}
+
+// An undo is what takes an update of limits back; Resources has what was before.
+type undo struct {
+	Before      []cgroup.Value
+	OOMScoreAdj int64 // that the update is to set
 }
 
 // The records: a snapshot whose CRI messages are in protojson.
@@ -233,6 +240,8 @@ type pod struct {
 	record[podState]
 	making   *operation.Operation // that makes, or made, it; nil after a restart
 	retrying atomic.Bool
+	known    knowledge   // of plugins
+	hidden   atomic.Bool // not listed: plugins are asked about it
 }
 
 type container struct {
@@ -241,6 +250,7 @@ type container struct {
 	making   *operation.Operation // as a pod's
 	recipe   *recipe              // while it is made
 	retrying atomic.Bool
+	known    knowledge     // of plugins
 	done     chan struct{} // closed once it has exited
 
 	// guarded by record.mu

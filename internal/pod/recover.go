@@ -17,10 +17,12 @@ import (
 	"github.com/davit-runtime/davit/internal/monitor"
 )
 
-// How long recovery waits for davit-monitor, and for the network to collect.
+// How long recovery waits for davit-monitor, for the network to collect, and
+// for one update to be taken back.
 const (
 	listBudget    = 30 * time.Second
 	collectBudget = 5 * time.Second
+	undoBudget    = 5 * time.Second
 )
 
 // A verdict is what recovery makes of a pod or container.
@@ -100,7 +102,7 @@ func (p *Pods) recover(ctx context.Context) error {
 		p.recoverPod(pod, known)
 	}
 	for _, c := range p.containers {
-		p.recoverContainer(c, known)
+		p.recoverContainer(ctx, c, known)
 	}
 	p.findOrphans(known)
 	p.collectNetwork(ctx)
@@ -184,7 +186,7 @@ func (p *Pods) checkNetwork(ctx context.Context, pod *pod) {
 	}
 }
 
-func (p *Pods) recoverContainer(c *container, known map[string]monitor.Status) {
+func (p *Pods) recoverContainer(ctx context.Context, c *container, known map[string]monitor.Status) {
 	s := c.state.kept.Load()
 	status, ok := known[c.id]
 	pod := p.pods[c.podID]
@@ -194,6 +196,9 @@ func (p *Pods) recoverContainer(c *container, known map[string]monitor.Status) {
 	}.verdict()
 	if v != discard {
 		p.containerKeys[keyOfContainer(c.podID, s.brief().Config)] = c
+	}
+	if (v == keep || v == restart) && s.State != Exited {
+		p.recoverUpdate(ctx, c)
 	}
 	switch v {
 	case restart:
@@ -218,6 +223,20 @@ func (p *Pods) recoverContainer(c *container, known map[string]monitor.Status) {
 				p.retryContainer(c)
 			}
 		})
+	}
+}
+
+// recoverUpdate takes back an update of limits that was cut short.
+func (p *Pods) recoverUpdate(ctx context.Context, c *container) {
+	if c.state.Load().Undo == nil {
+		return
+	}
+	p.log.Info("an update of limits was cut short and is taken back", "container", c.id)
+	ctx, cancel := context.WithTimeout(ctx, undoBudget)
+	defer cancel()
+	if err := p.undoUpdate(ctx, c); err != nil {
+		p.log.Warn("it could not be, and will be tried again", "container", c.id, "error", err)
+		p.leave(func(context.Context) { p.retryUndo(c) })
 	}
 }
 
@@ -269,6 +288,9 @@ func (p *Pods) removeOrphan(ctx context.Context, id string) error {
 		return err
 	}
 	if err := p.opt.mounts.detach(p.trees(id)); err != nil {
+		return err
+	}
+	if err := p.opt.Rootfs.UnmountVolumes(ctx, id); err != nil {
 		return err
 	}
 	if err := p.opt.Rootfs.Unmount(ctx, id); err != nil {

@@ -74,6 +74,9 @@ func (p *Pods) makePod(ctx context.Context, key podKey, pod *pod) error {
 	p.opt.Cgroups.Expect() // its first container comes next
 	err := acquire(ctx, pod, p.podSteps)
 	if err == nil {
+		err = p.tellRun(ctx, pod)
+	}
+	if err == nil {
 		err = pod.commit(func(s *podState) error { return s.enter(made) })
 	}
 	if err == nil {
@@ -155,6 +158,7 @@ func (p *Pods) newContainer(pod *podState, config *runtimeapi.ContainerConfig) (
 	if r := config.GetLinux().GetResources(); r != nil {
 		s.Resources = proto.CloneOf(r)
 	}
+	s.Resources = p.inForce(s.Resources)
 	if dir, path := pod.Config.GetLogDirectory(), config.GetLogPath(); dir != "" && path != "" {
 		if !filepath.IsLocal(path) {
 			return nil, fault.New(fault.Invalid, "", "log path %q leaves the pod's log directory", path)
@@ -182,6 +186,7 @@ func (p *Pods) makeContainer(ctx context.Context, key containerKey, c *container
 		if early != nil {
 			p.exited(*early)
 		}
+		p.tellCreated(ctx, c)
 		return nil
 	}
 	p.mu.Lock()

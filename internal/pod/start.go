@@ -7,10 +7,12 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/ocispec"
 )
 
 // startError is the reason of a container that never ran.
@@ -37,6 +39,9 @@ func (p *Pods) start(ctx context.Context, c *container) error {
 	}
 	c.startBegins()
 	defer p.startOver(c)
+	if err := p.undoUpdate(ctx, c); err != nil { // it would undo what is applied here
+		return err
+	}
 	err := c.commit(func(s *containerState) error {
 		if s.State != Created {
 			return fault.New(fault.Precondition, "", "container %s is %s", s.ID, s.State)
@@ -46,6 +51,9 @@ func (p *Pods) start(ctx context.Context, c *container) error {
 	})
 	if err != nil {
 		return err
+	}
+	if err := p.tellStart(ctx, c); err != nil {
+		return p.startFailed(ctx, c, err)
 	}
 	s := c.state.Load()
 	// Left out of the spec, so that they slow nothing of davit's down.
@@ -60,10 +68,14 @@ func (p *Pods) start(ctx context.Context, c *container) error {
 		return p.startFailed(ctx, c, err)
 	}
 	// The exit may have been heard of already.
-	return c.note(func(s *containerState) error {
+	err = c.note(func(s *containerState) error {
 		s.StartedAt = s.Starting
 		return s.enter(started)
 	})
+	if err == nil {
+		p.tellStarted(ctx, c)
+	}
+	return err
 }
 
 // startFailed makes an end of a container that could not be started, and
@@ -103,30 +115,159 @@ func (p *Pods) endUnstarted(ctx context.Context, c *container, cause error) erro
 	})
 	if err == nil {
 		c.end()
+		p.tellStopped(ctx, c)
 	}
 	return err
 }
 
-// UpdateContainer changes the limits of a created or running container. Zero
-// leaves a limit as it is.
+// UpdateContainer changes the limits of a created or running container: all
+// that the request has, or none. Zero leaves a limit as it is. What an update
+// replaces is written down first, so that one cut short, by a crash or for want
+// of space, is taken back; what a container's snapshot has is what is in force.
 //
-// CRI: api.proto, UpdateContainerResources, "synchronous".
+// It returns Precondition for a container that has exited, or limits that do
+// not fit now, Invalid for what the kernel takes for wrong.
+//
+// CRI: api.proto, UpdateContainerResources, "transactionally".
 func (p *Pods) UpdateContainer(ctx context.Context, id string, r *runtimeapi.LinuxContainerResources) error {
 	c, err := p.findContainer(id)
 	if err != nil {
 		return err
 	}
 	return p.crew.With(ctx, &c.slot, "container "+c.id+": update", startBudget, func(ctx context.Context) error {
-		s := c.state.Load()
-		if s.State != Created && s.State != Running {
-			return fault.New(fault.Precondition, "", "container %s is %s", c.id, s.State)
-		}
-		if err := p.opt.Cgroups.Limit(ctx, s.Place, r); err != nil {
+		if err := limitable(c); err != nil {
 			return err
 		}
-		return c.commit(func(s *containerState) error {
-			s.Resources = merged(s.Resources, r)
-			return nil
+		r, err := p.tellUpdate(ctx, c, r)
+		if err != nil {
+			return err
+		}
+		if err := p.update(ctx, c, r); err != nil {
+			return err
+		}
+		p.tellUpdated(ctx, c)
+		return nil
+	})
+}
+
+// changeLimits is UpdateContainer on behalf of plugins, who are not asked again.
+func (p *Pods) changeLimits(ctx context.Context, id string, r *runtimeapi.LinuxContainerResources) error {
+	c, err := p.findContainer(id)
+	if err != nil {
+		return err
+	}
+	return p.crew.With(ctx, &c.slot, "container "+c.id+": update for a plugin", startBudget, func(ctx context.Context) error {
+		return p.update(ctx, c, r)
+	})
+}
+
+func limitable(c *container) error {
+	if s := c.state.Load(); s.State != Created && s.State != Running {
+		return fault.New(fault.Precondition, "", "container %s is %s", c.id, s.State)
+	}
+	return nil
+}
+
+// update implements UpdateContainer. The container's slot must be held.
+func (p *Pods) update(ctx context.Context, c *container, r *runtimeapi.LinuxContainerResources) error {
+	if err := p.undoUpdate(ctx, c); err != nil { // an earlier one that could not be taken back
+		return err
+	}
+	if err := limitable(c); err != nil {
+		return err
+	}
+	s := c.state.Load()
+	before, err := p.opt.Cgroups.Current(s.Place, r)
+	if err != nil {
+		return fmt.Errorf("linux.%w", err)
+	}
+	next := p.inForce(merged(s.Resources, r))
+	if err := c.commit(func(s *containerState) error { s.Undo = &undo{before, next.OomScoreAdj}; return nil }); err != nil {
+		return err
+	}
+	if err = p.opt.Cgroups.Limit(ctx, s.Place, r); err == nil {
+		err = p.opt.Cgroups.Rescore(s.Place, s.Resources.GetOomScoreAdj(), next.OomScoreAdj)
+	}
+	if err != nil {
+		err = fmt.Errorf("linux.%w", err)
+	} else {
+		err = c.commit(func(s *containerState) error { s.Resources, s.Undo = next, nil; return nil })
+	}
+	if err == nil {
+		return nil
+	}
+	undone := p.releaseNow(ctx, func(ctx context.Context) error { return p.undoUpdate(ctx, c) })
+	if undone != nil {
+		p.retryUndo(c)
+		return fmt.Errorf("%w; then, %w", err, undone)
+	}
+	return err
+}
+
+// undoUpdate takes back an update that was cut short, if there is one. The
+// container's slot must be held, or nobody else know it yet.
+func (p *Pods) undoUpdate(ctx context.Context, c *container) error {
+	s := c.state.Load()
+	if s.Undo == nil {
+		return nil
+	}
+	err := p.opt.Cgroups.Restore(ctx, s.Place, s.Undo.Before)
+	if err == nil {
+		err = p.opt.Cgroups.Rescore(s.Place, s.Undo.OOMScoreAdj, s.Resources.GetOomScoreAdj())
+	}
+	if err != nil {
+		return fmt.Errorf("take an update of limits back: %w", err)
+	}
+	return c.note(func(s *containerState) error { s.Undo = nil; return nil })
+}
+
+// retryUndo goes on taking an update back in the background.
+func (p *Pods) retryUndo(c *container) {
+	p.retry("take an update of limits back", c.id, func(ctx context.Context) error {
+		err := p.crew.With(ctx, &c.slot, "container "+c.id+": update", releaseBudget, func(ctx context.Context) error {
+			return p.undoUpdate(ctx, c)
+		})
+		return unlessGone(err)
+	})
+}
+
+// inForce makes of resources asked for those that are applied.
+func (p *Pods) inForce(r *runtimeapi.LinuxContainerResources) *runtimeapi.LinuxContainerResources {
+	r.OomScoreAdj = ocispec.ClampOOMScoreAdj(r.OomScoreAdj, p.opt.Host.MinOOMScoreAdj)
+	return r
+}
+
+// UpdatePod changes what is known of a pod's own resources and overhead; nil
+// leaves them as they are. The pod's cgroup is the kubelet's, which has changed
+// it already: nothing else happens here.
+//
+// CRI: api.proto, UpdatePodSandboxResources, "called after the Kubelet
+// reconfigures the pod-level cgroups".
+func (p *Pods) UpdatePod(ctx context.Context, id string, overhead, resources *runtimeapi.LinuxContainerResources) error {
+	pod, err := p.findPod(id)
+	if err != nil {
+		return err
+	}
+	return p.crew.With(ctx, &pod.slot, "pod "+pod.id+": update", startBudget, func(ctx context.Context) error {
+		return p.changeResources(ctx, pod, overhead, resources, func() error {
+			return pod.commit(func(s *podState) error {
+				config := proto.CloneOf(s.Config)
+				if config.Linux == nil {
+					config.Linux = &runtimeapi.LinuxPodSandboxConfig{}
+				}
+				if overhead != nil {
+					config.Linux.Overhead = proto.CloneOf(overhead)
+				}
+				if resources != nil {
+					config.Linux.Resources = proto.CloneOf(resources)
+				}
+				encoded, err := protojson.Marshal(config)
+				if err != nil {
+					return fault.New(fault.Invalid, "", "pod's resources: %w", err)
+				}
+				s.Config, s.config = config, encoded
+				return nil
+			})
 		})
 	})
 }

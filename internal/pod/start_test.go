@@ -3,9 +3,11 @@ package pod
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -251,6 +253,126 @@ func TestUpdate(t *testing.T) {
 	}
 	must(t, d.StopContainer(t.Context(), id, 0))
 	wantKind(t, d.UpdateContainer(t.Context(), id, change), fault.Precondition)
+}
+
+// limited returns a node whose one container has been given 100 bytes.
+func limited(t *testing.T) (n *node, d *daemon, id string) {
+	n = newNode(t)
+	d = n.open()
+	_, id = n.run(d, "web", private)
+	must(t, d.UpdateContainer(t.Context(), id, &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 100, OomScoreAdj: 1}))
+	synctest.Wait()
+	return n, d, id
+}
+
+var double = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 200, OomScoreAdj: 2}
+
+// agrees requires that what davit says is in force is, wholly, and returns it.
+func (n *node) agrees(d *daemon, id string) int64 {
+	n.t.Helper()
+	c, err := d.Container(id)
+	must(n.t, err)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	said, score := c.Resources.MemoryLimitInBytes, c.Resources.OomScoreAdj
+	if said != n.memory[id] || score != n.score[id] || said != 100*score {
+		n.t.Errorf("said to be %d and %d, is %d and %d", said, score, n.memory[id], n.score[id])
+	}
+	return said
+}
+
+// Each call and each save of an update fails once: all is as it was, or as it
+// is to be, and so it is after a restart.
+func TestUpdateFails(t *testing.T) {
+	for _, after := range []bool{false, true} {
+		for failAt := 1; ; failAt++ {
+			past := false
+			t.Run(fmt.Sprintf("after=%v/%d", after, failAt), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					n, d, id := limited(t)
+					before := len(n.names())
+					n.set(func() { n.failAt, n.after = before+failAt, after })
+					err := d.UpdateContainer(t.Context(), id, double)
+					past = len(n.names()) < before+failAt
+					time.Sleep(time.Minute) // for retries in the background
+					if got := n.agrees(d, id); (got == 200) != (err == nil) {
+						t.Errorf("%d after %v", got, err)
+					}
+					d.stop()
+					n.set(func() { n.failAt = 0 })
+					d = n.open()
+					if got := n.agrees(d, id); (got == 200) != (err == nil) {
+						t.Errorf("%d after %v and a restart", got, err)
+					}
+				})
+			})
+			if past || t.Failed() {
+				break
+			}
+		}
+	}
+}
+
+// davitd dies in an update: the next one takes it back, also before it starts the container.
+func TestUpdateCutShort(t *testing.T) {
+	for _, at := range []string{"Cgroups.Current", "Cgroups.Limit", "Cgroups.Rescore"} {
+		synctest.Test(t, func(t *testing.T) {
+			n, d, id := limited(t)
+			hang := make(chan struct{})
+			n.set(func() { n.deaf[at] = hang })
+			updated := make(chan error, 1)
+			go func() { updated <- d.UpdateContainer(t.Context(), id, double) }()
+			synctest.Wait()
+			then := n.copy()
+			next := then.open()
+			if got := then.agrees(next, id); got != 100 {
+				t.Errorf("%s: %d", at, got)
+			}
+			next.stop()
+			close(hang)
+			must(t, <-updated)
+			if got := n.agrees(d, id); got != 200 {
+				t.Errorf("%s: %d", at, got)
+			}
+		})
+	}
+}
+
+// No room for the record: nothing is applied.
+func TestUpdateOnAFullDisk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n, d, id := limited(t)
+		n.set(func() { n.fail["save"] = syscall.ENOSPC })
+		wantKind(t, d.UpdateContainer(t.Context(), id, double), fault.Exhausted)
+		if got := n.agrees(d, id); got != 100 {
+			t.Errorf("%d", got)
+		}
+	})
+}
+
+func TestUpdatePod(t *testing.T) {
+	n := newNode(t)
+	d := n.open()
+	podID, err := d.Run(t.Context(), podConfig("web", private), "")
+	must(t, err)
+	must(t, d.UpdatePod(t.Context(), podID[:9], &runtimeapi.LinuxContainerResources{CpuShares: 5}, &runtimeapi.LinuxContainerResources{CpuShares: 6}))
+	must(t, d.UpdatePod(t.Context(), podID, nil, &runtimeapi.LinuxContainerResources{CpuShares: 7}))
+	for range 2 {
+		s, err := d.Pod(podID)
+		must(t, err)
+		if l := s.Config.Linux; l.Overhead.CpuShares != 5 || l.Resources.CpuShares != 7 || l.CgroupParent != "/kubepods/pod1" {
+			t.Errorf("%v", l)
+		}
+		d.stop()
+		d = n.open()
+	}
+	if len(n.limits) > 0 {
+		t.Errorf("limited: %v", n.limits)
+	}
+	must(t, d.Stop(t.Context(), podID))
+	must(t, d.UpdatePod(t.Context(), podID, nil, nil))
+	must(t, d.Remove(t.Context(), podID))
+	wantKind(t, d.UpdatePod(t.Context(), podID, nil, nil), fault.NotFound)
 }
 
 func TestOnlyRunning(t *testing.T) {

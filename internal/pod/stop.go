@@ -49,7 +49,12 @@ func (p *Pods) quiet(ctx context.Context, pod *pod) error {
 			return err
 		}
 	}
-	return inParallel(p.containersOf(pod.id), func(c *container) error { return p.kill(ctx, c) })
+	return inParallel(p.containersOf(pod.id), func(c *container) error {
+		if err := p.kill(ctx, c); err != nil {
+			return err
+		}
+		return p.tellEnded(ctx, c)
+	})
 }
 
 func (p *Pods) releasePod(ctx context.Context, pod *pod) error {
@@ -57,6 +62,7 @@ func (p *Pods) releasePod(ctx context.Context, pod *pod) error {
 		return nil
 	}
 	return p.crew.With(ctx, &pod.slot, "pod "+pod.id+": stop", releaseBudget, func(ctx context.Context) error {
+		p.tellPodStopped(ctx, pod)
 		return release(ctx, pod, p.podSteps)
 	})
 }
@@ -86,11 +92,17 @@ func (p *Pods) StopContainer(ctx context.Context, id string, grace time.Duration
 	}
 	if grace > 0 && c.state.Load().State == Running {
 		ended, err := p.ask(ctx, c, grace)
-		if ended || err != nil {
+		if err != nil {
 			return err
 		}
+		if ended {
+			return p.tellEnded(ctx, c)
+		}
 	}
-	return p.kill(ctx, c)
+	if err := p.kill(ctx, c); err != nil {
+		return err
+	}
+	return p.tellEnded(ctx, c)
 }
 
 // ask sends the stop signal, unless a call under way has, and waits for the
@@ -298,6 +310,8 @@ func (p *Pods) dropContainer(ctx context.Context, c *container) error {
 // loseContainer releases what a doomed container holds and forgets it. Its
 // slot must be held.
 func (p *Pods) loseContainer(ctx context.Context, c *container) error {
+	p.tellStopped(ctx, c)
+	p.tellContainerRemoved(ctx, c) // while there is a bundle to tell of
 	if err := release(ctx, c, p.containerSteps); err != nil {
 		return err
 	}
@@ -322,9 +336,11 @@ func (p *Pods) loseContainer(ctx context.Context, c *container) error {
 
 // losePod releases what a doomed pod holds and forgets it. Its slot must be held.
 func (p *Pods) losePod(ctx context.Context, pod *pod) error {
+	p.tellPodStopped(ctx, pod)
 	if err := release(ctx, pod, p.podSteps); err != nil {
 		return err
 	}
+	p.tellPodRemoved(ctx, pod)
 	if err := pod.forget(p.podRoot(pod.id)); err != nil {
 		return err
 	}

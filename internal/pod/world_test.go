@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -62,6 +63,8 @@ type world struct {
 	trees   []idmap.Tree // attached, ever
 	owner   [2]uint32    // of the last container's standard streams
 	limits  []*runtimeapi.LinuxContainerResources
+	memory  map[string]int64 // limit in force, by container
+	score   map[string]int64 // oom_score_adj, by container
 	signals []int
 	exec    monitor.Exec
 }
@@ -72,7 +75,7 @@ func newWorld() *world {
 	return &world{
 		have: map[string]bool{}, procs: map[string]*process{}, pid: 100,
 		fail: map[string]error{}, hang: map[string]chan struct{}{}, deaf: map[string]chan struct{}{},
-		watch: map[int]func(monitor.Exit){},
+		watch: map[int]func(monitor.Exit){}, memory: map[string]int64{}, score: map[string]int64{},
 	}
 }
 
@@ -245,6 +248,17 @@ func (f fakeRootfs) Unmount(ctx context.Context, id string) error {
 	return f.unmake(ctx, "Rootfs.Unmount", "rootfs "+id)
 }
 
+func (f fakeRootfs) MountVolume(ctx context.Context, v image.Volume) (string, error) {
+	if v.SubPath == "absent" {
+		return "", fault.New(fault.NotFound, "", "no sub path %q", v.SubPath)
+	}
+	return fmt.Sprintf("/nonexistent/volumes/%s/%d", v.Container, v.Index), f.make(ctx, "Rootfs.MountVolume", "volumes "+v.Container)
+}
+
+func (f fakeRootfs) UnmountVolumes(ctx context.Context, container string) error {
+	return f.unmake(ctx, "Rootfs.UnmountVolumes", "volumes "+container)
+}
+
 func (f fakeCgroups) Expect() {}
 
 func (f fakeCgroups) Place(parent, id string) cgroup.Place {
@@ -259,8 +273,39 @@ func (f fakeCgroups) Create(ctx context.Context, p cgroup.Place) error {
 	return f.make(ctx, "Cgroups.Create", "cgroup "+p.ID)
 }
 
-func (f fakeCgroups) Limit(ctx context.Context, _ cgroup.Place, r *runtimeapi.LinuxContainerResources) error {
-	return f.call(ctx, "Cgroups.Limit", func() error { f.limits = append(f.limits, r); return nil })
+func (f fakeCgroups) Limit(ctx context.Context, p cgroup.Place, r *runtimeapi.LinuxContainerResources) error {
+	return f.call(ctx, "Cgroups.Limit", func() error {
+		f.limits = append(f.limits, r)
+		if r.MemoryLimitInBytes != 0 {
+			f.memory[p.ID] = r.MemoryLimitInBytes
+		}
+		return nil
+	})
+}
+
+func (f fakeCgroups) Current(p cgroup.Place, _ *runtimeapi.LinuxContainerResources) (before []cgroup.Value, err error) {
+	err = f.call(context.Background(), "Cgroups.Current", func() error {
+		before = []cgroup.Value{{File: "memory", Text: fmt.Sprint(f.memory[p.ID])}}
+		return nil
+	})
+	return before, err
+}
+
+func (f fakeCgroups) Restore(ctx context.Context, p cgroup.Place, before []cgroup.Value) error {
+	return f.call(ctx, "Cgroups.Restore", func() error {
+		n, err := strconv.ParseInt(before[0].Text, 10, 64)
+		f.memory[p.ID] = n
+		return err
+	})
+}
+
+func (f fakeCgroups) Rescore(p cgroup.Place, from, to int64) error {
+	return f.call(context.Background(), "Cgroups.Rescore", func() error {
+		if f.score[p.ID] == from {
+			f.score[p.ID] = to
+		}
+		return nil
+	})
 }
 
 func (f fakeCgroups) Kill(ctx context.Context, p cgroup.Place) error {

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"path/filepath"
 	"testing"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -45,6 +47,28 @@ func Dial(endpoint string) (*Client, error) {
 
 // Close ends the connection.
 func (c *Client) Close() { _ = c.conn.Close() }
+
+// Call invokes any RPC by its full name, "/runtime.v1.RuntimeService/Version".
+// Of a server stream it returns the first message, or io.EOF.
+func (c *Client) Call(ctx context.Context, method string, request, response proto.Message, stream bool) error {
+	if !stream {
+		return c.conn.Invoke(ctx, method, request, response)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	s, err := c.conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, method)
+	if err != nil {
+		return err
+	}
+	// io.EOF: the server has answered already; RecvMsg has its words.
+	if err := s.SendMsg(request); err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	if err := s.CloseSend(); err != nil {
+		return err
+	}
+	return s.RecvMsg(response)
+}
 
 // Client returns a client of the daemon until the test's end.
 func (d *Daemon) Client(t testing.TB) *Client {

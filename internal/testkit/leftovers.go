@@ -46,7 +46,8 @@ func Leftovers(t testing.TB, dirs ...string) *Baseline {
 // NewBaseline notes what there is.
 func NewBaseline(dirs ...string) *Baseline {
 	b := &Baseline{dirs: dirs, have: map[string]bool{}}
-	for _, item := range present(dirs) {
+	// What others use now they may leave empty later: it is not this test's.
+	for _, item := range present(dirs, true) {
 		b.have[item] = true
 	}
 	return b
@@ -62,7 +63,7 @@ func (b *Baseline) Ignore(pattern string) {
 func (b *Baseline) Left() []string {
 	for deadline := time.Now().Add(settle); ; time.Sleep(50 * time.Millisecond) {
 		var left []string
-		for _, item := range present(b.dirs) {
+		for _, item := range present(b.dirs, false) {
 			ignored := slices.ContainsFunc(b.ignore, func(r *regexp.Regexp) bool { return r.MatchString(item) })
 			if !b.have[item] && !ignored {
 				left = append(left, item)
@@ -75,8 +76,9 @@ func (b *Baseline) Left() []string {
 }
 
 // present lists everything of the kinds that Leftovers watches, each as one
-// line that starts with its kind.
-func present(dirs []string) []string {
+// line that starts with its kind; cgroups that processes of others use if
+// foreign is set.
+func present(dirs []string, foreign bool) []string {
 	ours := map[int]bool{os.Getpid(): true}
 	var items []string
 	for _, p := range descendants(outermost()) {
@@ -88,7 +90,7 @@ func present(dirs []string) []string {
 	items = append(items, mounts()...)
 	items = append(items, links()...)
 	items = append(items, tables()...)
-	items = append(items, cgroups(ours)...)
+	items = append(items, cgroups(ours, foreign)...)
 	for _, dir := range dirs {
 		_ = filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
 			if err == nil && path != dir {
@@ -149,9 +151,9 @@ func tables() []string {
 }
 
 // cgroups lists control groups, each once however many hierarchies have it,
-// except those in use by processes that are none of ours, and a kubelet's:
-// other programs make them all the time.
-func cgroups(ours map[int]bool) []string {
+// except a kubelet's, and unless withForeign is set those in use by processes
+// that are none of ours: other programs make them all the time.
+func cgroups(ours map[int]bool, withForeign bool) []string {
 	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup", "cgroup2"))
 	if err != nil {
 		return []string{fmt.Sprintf("cgroups cannot be read: %v", err)}
@@ -177,7 +179,7 @@ func cgroups(ours map[int]bool) []string {
 	}
 	var items []string
 	for group := range found {
-		if !foreign[group] {
+		if withForeign || !foreign[group] {
 			items = append(items, "cgroup "+group)
 		}
 	}

@@ -55,7 +55,7 @@ func TestLeftoversSeesEachKind(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	left := present(b.dirs)
+	left := present(b.dirs, false)
 	left = slices.DeleteFunc(left, func(s string) bool { return b.have[s] })
 	for _, want := range []string{"link left0", "nft table inet left", "mount " + dir, "file " + dir + "/file", "sleep 61", "cgroup /testkit-left"} {
 		if !slices.ContainsFunc(left, func(s string) bool { return strings.Contains(s, want) }) {

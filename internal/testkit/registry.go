@@ -3,6 +3,8 @@ package testkit
 import (
 	"context"
 	"fmt"
+	"io"
+	"log"
 	"net"
 	"net/http"
 	"os"
@@ -13,6 +15,7 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"golang.org/x/sys/unix"
@@ -135,4 +138,33 @@ func Push(ref string, img v1.Image) error {
 		return fmt.Errorf("push %s: %w", ref, err)
 	}
 	return nil
+}
+
+// Images is a registry in this process's memory, on loopback and a free port,
+// for programs that cannot count on Debian's.
+type Images struct {
+	Host   string // "127.0.0.1:port"
+	server *http.Server
+	ended  chan error
+}
+
+// ServeImages starts one. Close ends it.
+func ServeImages() (*Images, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	i := &Images{
+		Host:   l.Addr().String(),
+		server: &http.Server{Handler: registry.New(registry.Logger(log.New(io.Discard, "", 0)))},
+		ended:  make(chan error, 1),
+	}
+	go func() { i.ended <- i.server.Serve(l) }()
+	return i, nil
+}
+
+// Close ends it and forgets all images.
+func (i *Images) Close() {
+	_ = i.server.Close()
+	<-i.ended
 }

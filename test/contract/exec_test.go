@@ -12,7 +12,7 @@ import (
 
 // TestExecSync: output whole and unchanged, limits kept, errors by their kind.
 func TestExecSync(t *testing.T) {
-	w := newWorld(t, "")
+	w := shared(t)
 	podID, pod := w.pod("exec")
 	ctr := w.run(podID, pod, w.config("main", "sleep", "1000"))
 

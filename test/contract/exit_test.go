@@ -17,7 +17,7 @@ import (
 
 // TestContainersRun: what was asked for is what is there.
 func TestContainersRun(t *testing.T) {
-	w := newWorld(t, "")
+	w := shared(t)
 	podID, pod := w.pod("run", func(c *runtimeapi.PodSandboxConfig) {
 		c.Linux.SecurityContext.Privileged = true
 		c.Linux.Sysctls = map[string]string{"net/ipv4/ip_forward": "1", "kernel.shm_rmid_forced": "1", "net.core.somaxconn": "333"}
@@ -186,10 +186,7 @@ func TestContainersRun(t *testing.T) {
 		if !proto.Equal(asked, got) {
 			t.Errorf("%v, want %v", got, asked)
 		}
-		w.d.Kill()
-		if err := w.d.Start(); err != nil {
-			t.Fatal(err)
-		}
+		w.restart()
 		if after := w.status(s.Id); !proto.Equal(s, after) {
 			t.Errorf("after a restart %v, before %v", after, s)
 		}
@@ -222,8 +219,7 @@ func TestContainersRun(t *testing.T) {
 
 // TestImageVolumes: an image's VOLUMEs are the container's own, filled, and go with it.
 func TestImageVolumes(t *testing.T) {
-	w := newWorld(t, "")
-	registry := testkit.NewRegistry(t)
+	w := shared(t)
 	files, err := testkit.BusyboxFiles()
 	if err != nil {
 		t.Fatal(err)
@@ -237,7 +233,7 @@ func TestImageVolumes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	image, err := w.c.Pull(w.ctx, registry.Push(t, "contract/volumes:1", img))
+	image, err := w.c.Pull(w.ctx, w.push("contract/volumes:1", img))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -388,6 +388,14 @@ func TestDiskFull(t *testing.T) {
 	want(t, err, codes.ResourceExhausted, "no space left")
 	_, err = w.create(podID, pod, w.config("d", "true"))
 	want(t, err, codes.ResourceExhausted, "no space left")
+	before := w.limits(ctr)
+	_, err = w.c.UpdateContainerResources(w.ctx, &runtimeapi.UpdateContainerResourcesRequest{
+		ContainerId: ctr, Linux: &runtimeapi.LinuxContainerResources{CpuShares: 300, MemoryLimitInBytes: 99 << 20},
+	})
+	want(t, err, codes.ResourceExhausted, "no space left")
+	if now := w.limits(ctr); now != before || w.status(ctr).Resources.Linux.CpuShares != 0 {
+		t.Errorf("a refused update left %s of %s", now, before)
+	}
 	if err := w.stop(ctr, 0); err != nil {
 		t.Error(err)
 	}

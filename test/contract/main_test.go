@@ -1,14 +1,19 @@
-// Package contract holds davitd to what the CRI promises, call by call, over
+// Package contract holds a runtime to what the CRI promises, call by call, over
 // its socket: codes and texts, idempotency, races, and what happens when parts
 // fail or hang.
+//
+// Tests that begin with shared run against any CRI socket (flag -endpoint,
+// make conform ENDPOINT=…); without one, against a davitd that they share.
+// Tests that begin with newWorld have a davitd of their own, since they need
+// its processes or directories; they are left out where there is an endpoint.
 package contract
 
 import (
 	"context"
-	"strings"
 	"testing"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -16,33 +21,71 @@ import (
 	"github.com/davit-runtime/davit/internal/testkit"
 )
 
-func TestMain(m *testing.M) { testkit.Main(m) }
-
-// A world is a davitd with an image.
+// A world is a runtime with an image.
 type world struct {
 	t     *testing.T
-	d     *testkit.Daemon
+	d     *testkit.Daemon // nil if the runtime is not the suite's own
 	c     *testkit.Client
 	ctx   context.Context
 	image string
+	logs  string // a directory for logs of pods
+	own   string // the namespace in the metadata of every pod that the suite makes
 }
 
 // newWorld starts a davitd with the given configuration; the test ends with
 // nothing left behind.
 func newWorld(t *testing.T, config string) *world {
 	t.Helper()
+	if *endpoint != "" {
+		t.Skip("starts davitd itself")
+	}
 	testkit.Root(t)
+	if err := common.close(); err != nil {
+		t.Error(err)
+	}
 	testkit.Leftovers(t)
 	registry := testkit.NewRegistry(t)
 	image := registry.PushBusybox(t, "contract/busybox:1")
 	d := testkit.NewDaemon(t, config)
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	t.Cleanup(cancel)
-	w := &world{t: t, d: d, c: d.Client(t), ctx: ctx, image: image}
+	w := &world{t: t, d: d, c: d.Client(t), ctx: ctx, image: image, logs: d.Logs, own: "default"}
 	if _, err := w.c.Pull(ctx, image); err != nil {
 		t.Fatal(err)
 	}
 	return w
+}
+
+// restart kills davitd, if it is the suite's own, and starts it again.
+func (w *world) restart() {
+	w.t.Helper()
+	if w.d == nil {
+		return
+	}
+	w.d.Kill()
+	if err := w.d.Start(); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// push stores an image in the suite's registry and returns its reference. Where
+// an image is named instead, there is no registry, and the test is left out.
+func (w *world) push(nameTag string, img v1.Image) string {
+	w.t.Helper()
+	if common.images == nil {
+		w.t.Skip("needs images of its own, not the one that -image names")
+	}
+	ref := common.images.Host + "/" + nameTag
+	if err := testkit.Push(ref, img); err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() {
+		_, err := w.c.RemoveImage(context.Background(), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}})
+		if err != nil {
+			w.t.Error(err)
+		}
+	})
+	return ref
 }
 
 // within is the world as a subtest sees it.
@@ -52,10 +95,17 @@ func (w *world) within(t *testing.T) *world {
 	return &s
 }
 
+// podConfig returns the least that a pod needs.
+func (w *world) podConfig(name string) *runtimeapi.PodSandboxConfig {
+	config := testkit.PodConfig(name, w.logs)
+	config.Metadata.Namespace = w.own
+	return config
+}
+
 // pod runs a pod, which is removed at the test's end.
 func (w *world) pod(name string, change ...func(*runtimeapi.PodSandboxConfig)) (string, *runtimeapi.PodSandboxConfig) {
 	w.t.Helper()
-	config := testkit.PodConfig(name, w.d.Logs)
+	config := w.podConfig(name)
 	for _, f := range change {
 		f(config)
 	}
@@ -129,20 +179,6 @@ func (w *world) status(id string) *runtimeapi.ContainerStatus {
 
 func (w *world) exec(id string, seconds int64, command ...string) (*runtimeapi.ExecSyncResponse, error) {
 	return w.c.ExecSync(w.ctx, &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: command, Timeout: seconds})
-}
-
-// want requires an error's code and all of the given texts in it.
-func want(t *testing.T, err error, code codes.Code, texts ...string) {
-	t.Helper()
-	if status.Code(err) != code {
-		t.Errorf("%v: want code %s", err, code)
-		return
-	}
-	for _, text := range texts {
-		if !strings.Contains(err.Error(), text) {
-			t.Errorf("%v: does not say %q", err, text)
-		}
-	}
 }
 
 func codeOf(err error) codes.Code { return status.Code(err) }

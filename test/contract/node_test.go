@@ -85,7 +85,7 @@ func TestStateFull(t *testing.T) {
 func TestTwoDaemons(t *testing.T) {
 	w := newWorld(t, "")
 	second := testkit.NewDaemon(t, "[network]\nbridge = \"davit1\"\nsubnets = [\"10.90.0.0/16\"]\n")
-	v := &world{t: t, d: second, c: second.Client(t), ctx: w.ctx, image: w.image}
+	v := &world{t: t, d: second, c: second.Client(t), ctx: w.ctx, image: w.image, logs: second.Logs, own: w.own}
 	if _, err := v.c.Pull(v.ctx, v.image); err != nil {
 		t.Fatal(err)
 	}
@@ -128,7 +128,7 @@ func TestTwoDaemons(t *testing.T) {
 
 // TestHostNamespaces: what the pod shares with the host, its containers see.
 func TestHostNamespaces(t *testing.T) {
-	w := newWorld(t, "")
+	w := shared(t)
 	self := func(kind string) string {
 		link, err := os.Readlink("/proc/self/ns/" + kind)
 		if err != nil {
@@ -167,10 +167,7 @@ func TestHostNamespaces(t *testing.T) {
 			if ip := r.Status.Network.GetIp(); (ip == "") != (kind == "net") {
 				t.Errorf("address %q", ip)
 			}
-			w.d.Kill()
-			if err := w.d.Start(); err != nil {
-				t.Fatal(err)
-			}
+			w.restart()
 			if s := w.status(ctr); s.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
 				t.Errorf("after a restart: %v", s)
 			}
@@ -191,7 +188,7 @@ func TestHostNamespaces(t *testing.T) {
 
 // TestMounts: propagation and recursive read-only as asked, or refused.
 func TestMounts(t *testing.T) {
-	w := newWorld(t, "")
+	w := shared(t)
 	podID, pod := w.pod("mounts", func(c *runtimeapi.PodSandboxConfig) { c.Linux.SecurityContext.Privileged = true })
 	dir := t.TempDir()
 	if err := unix.Mount("shared", dir, "tmpfs", 0, ""); err != nil {
@@ -267,15 +264,6 @@ func TestMounts(t *testing.T) {
 		t.Log(err)
 		if err == nil || !strings.Contains(err.Error(), "desc = RROUnsupported") {
 			t.Errorf("%v: crun and runc of Debian 12 cannot do it", err)
-		}
-	})
-	t.Run("image volume", func(t *testing.T) {
-		w := w.within(t)
-		config := w.config("iv", "true")
-		config.Mounts = []*runtimeapi.Mount{{Image: &runtimeapi.ImageSpec{Image: w.image}, ContainerPath: "/m", Readonly: true}}
-		_, err := w.create(podID, pod, config)
-		if err == nil || !strings.Contains(err.Error(), "desc = ImageVolumeMountFailed") {
-			t.Error(err)
 		}
 	})
 }

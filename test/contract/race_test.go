@@ -9,8 +9,6 @@ import (
 
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-
-	"github.com/davit-runtime/davit/internal/testkit"
 )
 
 // many runs f n times at once and returns what each returned.
@@ -32,8 +30,8 @@ type answer struct {
 // TestDuplicates: calls for the same pod or container, all at once or one
 // after the other, make one, and return its ID.
 func TestDuplicates(t *testing.T) {
-	w := newWorld(t, "")
-	config := testkit.PodConfig("twice", w.d.Logs)
+	w := shared(t)
+	config := w.podConfig("twice")
 	same := func(what string, answers []answer) string {
 		t.Helper()
 		for _, a := range answers {
@@ -90,7 +88,7 @@ func TestDuplicates(t *testing.T) {
 
 // TestStopsAtOnce: of many stops the shortest patience decides, all return.
 func TestStopsAtOnce(t *testing.T) {
-	w := newWorld(t, "")
+	w := shared(t)
 	podID, pod := w.pod("stops")
 	ctr := w.run(podID, pod, w.config("deaf", "sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"))
 	time.Sleep(200 * time.Millisecond) // until the trap is set
@@ -114,7 +112,7 @@ func TestStopsAtOnce(t *testing.T) {
 
 // TestStopWaits: while a stop waits, others work; a caller that leaves kills nothing.
 func TestStopWaits(t *testing.T) {
-	w := newWorld(t, "")
+	w := shared(t)
 	podID, pod := w.pod("waits")
 	ctr := w.run(podID, pod, w.config("deaf", "sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"))
 	time.Sleep(200 * time.Millisecond)
@@ -137,7 +135,7 @@ func TestStopWaits(t *testing.T) {
 // TestOpposites: start, stop and remove of the same container at once all
 // return, none with a fault of davit's own, and nothing is left.
 func TestOpposites(t *testing.T) {
-	w := newWorld(t, "")
+	w := shared(t)
 	podID, pod := w.pod("opposites")
 	for i := range 12 {
 		config := w.config(fmt.Sprintf("c%d", i), "sleep", "100")
@@ -178,9 +176,9 @@ func TestOpposites(t *testing.T) {
 // TestPodsEndWhileMade: a pod whose making is stopped, or removed, at any
 // moment is gone after its removal.
 func TestPodsEndWhileMade(t *testing.T) {
-	w := newWorld(t, "")
+	w := shared(t)
 	for i := range 15 {
-		config := testkit.PodConfig(fmt.Sprintf("brief-%d", i), w.d.Logs)
+		config := w.podConfig(fmt.Sprintf("brief-%d", i))
 		ctx, cancel := context.WithTimeout(w.ctx, time.Duration(i)*time.Millisecond)
 		_, err := w.c.RunPod(ctx, config)
 		cancel()
@@ -197,11 +195,10 @@ func TestPodsEndWhileMade(t *testing.T) {
 			}
 		}
 	}
-	if err := w.c.RemoveAll(w.ctx); err != nil {
+	if err := w.clear(w.ctx); err != nil {
 		t.Error(err)
 	}
-	list, err := w.c.ListPodSandbox(w.ctx, &runtimeapi.ListPodSandboxRequest{})
-	if err != nil || len(list.Items) > 0 {
-		t.Errorf("pods left: %v, %v", list, err)
+	if left := w.residue(); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
 	}
 }

@@ -31,7 +31,7 @@ func (c *Check) Container(config *runtimeapi.ContainerConfig, in *runtimeapi.Pod
 	}
 	c.envs("config.envs", config.GetEnvs())
 	for i, m := range config.GetMounts() {
-		c.mount(fmt.Sprintf("config.mounts[%d]", i), m)
+		c.mount(fmt.Sprintf("config.mounts[%d]", i), m, node)
 	}
 	c.devices("config.devices", config.GetDevices())
 	if len(config.GetCDIDevices()) > 0 {
@@ -95,20 +95,21 @@ func (c *Check) envs(field string, envs []*runtimeapi.KeyValue) {
 	}
 }
 
-func (c *Check) mount(field string, m *runtimeapi.Mount) {
+func (c *Check) mount(field string, m *runtimeapi.Mount, node *Node) {
+	if m.GetImage() != nil {
+		field = "ImageVolumeMountFailed: " + field // the kubelet looks for it
+		c.imageMount(field, m, node)
+	} else {
+		c.Absolute(field+".host_path", m.GetHostPath())
+		if m.GetImageSubPath() != "" {
+			c.Bad(field+".image_sub_path", "is set without an image")
+		}
+	}
 	c.Absolute(field+".container_path", m.GetContainerPath())
 	if path := m.GetContainerPath(); path != "" && filepath.Clean(path) == "/" {
 		c.Bad(field+".container_path", "is the root itself")
 	}
 	propagation := c.Enum(field+".propagation", int32(m.GetPropagation()), runtimeapi.MountPropagation_name)
-	if m.GetImage() != nil {
-		c.imageMount(field, m)
-		return
-	}
-	c.Absolute(field+".host_path", m.GetHostPath())
-	if m.GetImageSubPath() != "" {
-		c.Bad(field+".image_sub_path", "is set without an image")
-	}
 	if m.GetRecursiveReadOnly() {
 		if !m.GetReadonly() {
 			c.Bad(field+".recursive_read_only", "is set without readonly")
@@ -141,18 +142,20 @@ func (c *Check) noWayOut(field string, mounts []*runtimeapi.Mount) {
 	}
 }
 
-// imageMount checks a volume that is an image. Its errors start with the text
-// that the kubelet looks for.
-func (c *Check) imageMount(field string, m *runtimeapi.Mount) {
-	field = "ImageVolumeMountFailed: " + field
-	c.Set(field+".image.image", m.GetImage().GetImage())
+// imageMount checks a volume that is an image.
+func (c *Check) imageMount(field string, m *runtimeapi.Mount, node *Node) {
+	c.Image(field+".image", m.GetImage(), node)
 	if m.GetHostPath() != "" {
 		c.Bad(field+".host_path", "is set beside an image")
 	}
 	if !m.GetReadonly() {
 		c.Bad(field+".readonly", "is false, but image volumes are read-only")
 	}
-	c.lacking(field+".image", "image volumes are not implemented")
+	path := m.GetImageSubPath()
+	c.Text(field+".image_sub_path", path)
+	if filepath.IsAbs(path) || climbs(path) {
+		c.Bad(field+".image_sub_path", "%q is not a path below the image's root", path)
+	}
 }
 
 func (c *Check) devices(field string, devices []*runtimeapi.Device) {

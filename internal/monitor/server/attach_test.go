@@ -23,15 +23,16 @@ type client struct {
 	done     chan error
 }
 
-// attach connects a client and returns once it is attached: the container is
-// made to say so by a line that it must echo.
+// attach connects a client, soon.
 func (n *node) attach(id string) *client {
 	n.t.Helper()
 	ctx, cancel := context.WithCancel(n.ctx())
 	in, typed := io.Pipe()
 	c := &client{in: typed, sizes: make(chan monitor.Size), leave: cancel, done: make(chan error, 1)}
 	go func() {
-		c.done <- n.Attach(ctx, id, monitor.Stream{Stdin: in, Stdout: &c.out, Stderr: &c.err, Resize: c.sizes})
+		err := n.Attach(ctx, id, monitor.Stream{Stdin: in, Stdout: &c.out, Stderr: &c.err, Resize: c.sizes})
+		_ = in.CloseWithError(err)
+		c.done <- err
 	}()
 	n.t.Cleanup(cancel)
 	return c
@@ -46,7 +47,7 @@ func (n *node) echo(runtime string, tty, once bool) monitor.Container {
 	c := n.container(runtime, "sh", "-c", script)
 	c.Stdin, c.StdinOnce, c.TTY = true, once, tty
 	if tty {
-		s := spec(n.rootfs, c.ID, []string{"sh", "-c", "trap 'stty size' WINCH; " + script})
+		s := spec(n.rootfs, c.ID, []string{"sh", "-c", strings.ReplaceAll(script, "read a; do", "read a; do stty size;")})
 		s.Process.Terminal = true
 		n.writeSpec(c, s)
 	}

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -73,13 +74,12 @@ func (s *server) running(id string) (*container, error) {
 
 // An execution is one command under way.
 type execution struct {
-	s      *server
-	c      *container
-	id     string // the keeper's name for it
-	pid    int
-	ended  chan monitor.Ended
-	stdio  [3]*os.File // the command's ends, owned; nil: /dev/null
-	output []string    // the pipes that it writes to, as /proc names them
+	s  *server
+	c  *container
+	id string // the keeper's name for it
+	tree
+	ended chan monitor.Ended
+	stdio [3]*os.File // the command's ends, owned; nil: /dev/null
 
 	tty      bool // a terminal instead of stdio
 	size     monitor.Size
@@ -149,7 +149,7 @@ func (x *execution) spawn(args []string) error {
 		err = pidErr
 	}
 	if pidErr == nil { // also of a command line that was cut short
-		x.pid = pid
+		x.pid, x.cgroup = pid, cmp.Or(cgroupOf(pid), cgroupOf(x.c.get().Pid))
 		err = errors.Join(err, x.s.keeper.claim(x.id, pid, false))
 	}
 	if err != nil {
@@ -173,9 +173,12 @@ func (x *execution) run(r ociruntime.Runtime, processFile, pidFile string) error
 	} else if err := x.fillStdio(); err != nil {
 		return err
 	}
+	mark, release := brand()
+	x.brand = mark
 	err := x.s.runtime(r, "exec", x.c.path(x.id+".log"), x.stdio, func(errorLog string) []string {
 		return r.Exec(errorLog, x.c.id, processFile, pidFile, console)
 	})
+	release()
 	if err != nil || socket == nil {
 		return err
 	}
@@ -258,7 +261,7 @@ func (x *execution) wait(ctx context.Context, out *capture, limited bool) (monit
 		return monitor.ExecResult{}, err
 	}
 	if err := out.settle(ctx, time.Now(), limited); err != nil {
-		killTree(x.pid, x.output...)
+		x.tree.kill()
 		return monitor.ExecResult{}, fault.New(fault.KindOf(err), "monitor.Exec",
 			"the command has ended with %d, but what it left behind holds its output open: %w", code, err)
 	}
@@ -291,7 +294,7 @@ func (x *execution) kill() {
 	if x.pid == 0 {
 		return
 	}
-	tree := descendants(x.pid)
+	children := descendants(x.pid)
 	if x.s.keeper.kill(x.id, sigkill) == nil {
 		select {
 		case <-x.ended:
@@ -299,10 +302,10 @@ func (x *execution) kill() {
 			x.s.log.Warn("exec outlives SIGKILL", "id", x.c.id, "pid", x.pid)
 		}
 	}
-	for _, p := range tree {
+	for _, p := range children {
 		p.kill()
 	}
-	killTree(x.pid, x.output...)
+	x.tree.kill()
 }
 
 // forget drops all of the execution.

@@ -43,9 +43,9 @@ func TestExec(t *testing.T) {
 		if string(r.Stdout) != "started\n" || took > time.Second {
 			t.Errorf("%q after %s", r.Stdout, took)
 		}
-		_, took, err = sh("(sleep 556 & setsid sleep 557 & sleep 558)", 300*time.Millisecond, 0)
+		_, took, err = sh("(sleep 556 & setsid sleep 557 & (setsid sleep 559 </dev/null >/dev/null 2>&1 &) ; sleep 558)", 300*time.Millisecond, 0)
 		wantKind(t, err, fault.Deadline)
-		if took > 1300*time.Millisecond || running("sleep\x00556") || running("sleep\x00557") || running("sleep\x00558") {
+		if took > 1300*time.Millisecond || running("sleep\x00556") || running("sleep\x00557") || running("sleep\x00558") || running("sleep\x00559") {
 			t.Errorf("after %s", took)
 		}
 		_, took, err = sh("(while :; do echo x; done) & exit 0", 500*time.Millisecond, 0)

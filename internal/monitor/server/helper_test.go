@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -48,15 +49,9 @@ func newNode(t testing.TB) *node {
 	testkit.Leftovers(t).Ignore("^cgroup ") // end looks after these; others' tests may run
 	dir := t.TempDir()
 	n := &node{t: t, dir: dir, state: filepath.Join(dir, "state"), rootfs: filepath.Join(dir, "rootfs"), binary: filepath.Join(dir, "davit-monitor")}
-	args, cgo := []string{"build"}, "CGO_ENABLED=0"
-	if os.Getenv("DAVIT_RACE") != "" {
-		args, cgo = append(args, "-race"), "CGO_ENABLED=1"
-	}
-	build := exec.Command("go", append(args, "-o", n.binary, "github.com/davit-runtime/davit/cmd/davit-monitor")...)
-	build.Env = append(os.Environ(), cgo)
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	program, err := program()
+	must(t, err)
+	must(t, os.WriteFile(n.binary, program, 0o755))
 	for _, d := range []string{"bin", "proc", "dev", "tmp", "sys"} {
 		must(t, os.MkdirAll(filepath.Join(n.rootfs, d), 0o755))
 	}
@@ -73,6 +68,26 @@ func newNode(t testing.TB) *node {
 	must(t, monitor.Ensure(n.ctx(), n.binary, n.state))
 	return n
 }
+
+// program builds davit-monitor, once.
+var program = sync.OnceValues(func() ([]byte, error) {
+	dir, err := os.MkdirTemp("", "davit-monitor-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	args, cgo := []string{"build"}, "CGO_ENABLED=0"
+	if os.Getenv("DAVIT_RACE") != "" {
+		args, cgo = append(args, "-race"), "CGO_ENABLED=1"
+	}
+	path := filepath.Join(dir, "davit-monitor")
+	build := exec.Command("go", append(args, "-o", path, "github.com/davit-runtime/davit/cmd/davit-monitor")...)
+	build.Env = append(os.Environ(), cgo)
+	if out, err := build.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("%w\n%s", err, out)
+	}
+	return os.ReadFile(path)
+})
 
 // end checks that nothing is left, and ends the keeper.
 func (n *node) end() {

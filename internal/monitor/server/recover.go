@@ -123,7 +123,7 @@ func (s *server) recoverStdio(c *container, have inventory) error {
 func (s *server) endStray(id string, claim monitor.KeeperEvent) {
 	was, lives := readProcess(claim.Pid)
 	if lives = lives && claim.Ended == nil; lives {
-		killTree(claim.Pid)
+		tree{pid: claim.Pid, brand: brandOf(claim.Pid), cgroup: cgroupOf(claim.Pid)}.kill()
 	}
 	err := s.keeper.kill(id, unix.SIGKILL)
 	if errors.Is(err, errGone) {

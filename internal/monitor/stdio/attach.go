@@ -11,11 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// AttachBytes is the size of a pipe for an Attachment's output: how far a
-// client may lag behind before it loses some.
-const AttachBytes = 1 << 20
-
-// An Attachment is one client of a container's streams.
+// An Attachment is one client of a container's streams. How far it may lag
+// behind before it loses some is what its pipes hold.
 type Attachment struct {
 	o    *Streams
 	outs [2]outlet
@@ -29,7 +26,8 @@ type Attachment struct {
 // An outlet is the end of a client's pipe. It is used under Streams.mu.
 type outlet struct {
 	fd   int // non-blocking; -1: none, or the client has closed it
-	lost int // bytes since the pipe was full
+	size int // of the pipe
+	lost int // bytes since it was full
 	crlf bool
 }
 
@@ -37,36 +35,49 @@ type outlet struct {
 // connected; the others are the Attachment's, to be closed by its Close, also
 // after an error.
 func (o *Streams) Attach(in, stdout, stderr *os.File) (*Attachment, error) {
-	a := &Attachment{o: o, in: in}
-	var failed error
+	a := &Attachment{o: o, outs: [2]outlet{{fd: -1}, {fd: -1}}}
+	fd, err := nonblocking(in)
+	if fd >= 0 {
+		a.in = os.NewFile(uintptr(fd), "client")
+	}
 	for i, f := range []*os.File{stdout, stderr} {
-		a.outs[i].fd = -1
-		if f == nil {
-			continue
+		var failed error
+		a.outs[i].fd, failed = nonblocking(f)
+		if a.outs[i].fd >= 0 {
+			a.outs[i].size, failed = unix.FcntlInt(uintptr(a.outs[i].fd), unix.F_GETPIPE_SZ, 0)
 		}
-		fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-		if err == nil {
-			a.outs[i].fd = fd
-			err = unix.SetNonblock(fd, true)
-		}
-		_ = f.Close()
-		failed = errors.Join(failed, err)
+		err = errors.Join(err, failed)
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.closed && failed == nil {
-		failed = os.ErrClosed
+	if o.closed && err == nil {
+		err = os.ErrClosed
 	}
-	if failed != nil {
+	if err != nil {
+		a.stopFeed()
 		a.closeOuts()
-		if in != nil {
-			_ = in.Close()
-		}
-		return nil, failed
+		return nil, err
 	}
 	a.outs[0].crlf = o.streams[0].tty
 	o.attached = append(o.attached, a)
 	return a, nil
+}
+
+// nonblocking closes f and returns a descriptor in its place; -1 for nil, or
+// after an error.
+func nonblocking(f *os.File) (int, error) {
+	if f == nil {
+		return -1, nil
+	}
+	defer f.Close()
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	if err := unix.SetNonblock(fd, true); err != nil {
+		return -1, errors.Join(err, unix.Close(fd))
+	}
+	return fd, nil
 }
 
 // deliver gives output to all that are attached. It never waits. o.mu must be held.
@@ -84,7 +95,7 @@ func (w *outlet) write(data []byte) {
 	}
 	if w.lost > 0 {
 		held, err := unix.IoctlGetInt(w.fd, unix.TIOCINQ)
-		if err != nil || held > AttachBytes/2 || w.put(w.notice()) > 0 {
+		if err != nil || held > w.size/2 || w.put(w.notice()) > 0 {
 			w.lost += len(data)
 			return
 		}
