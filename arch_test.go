@@ -58,6 +58,7 @@ var imports = map[string][]string{
 	"internal/holder":         {},
 	"internal/ociruntime":     {"internal/fault"},
 	"internal/ocispec":        base,
+	"internal/cdi":            base,
 	"internal/network":        base,
 	"internal/namespace":      base,
 	"internal/cgroup":         base,

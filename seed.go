@@ -7,5 +7,4 @@ import (
 	_ "github.com/moby/profiles/apparmor"
 	_ "github.com/opencontainers/selinux/go-selinux"
 	_ "github.com/opencontainers/selinux/go-selinux/label"
-	_ "tags.cncf.io/container-device-interface/pkg/cdi"
 )

@@ -88,9 +88,6 @@ func supported(c *runtimeapi.ContainerConfig) error {
 	if u := sc.GetNamespaceOptions().GetUsernsOptions(); u != nil && u.Mode != runtimeapi.NamespaceMode_NODE {
 		return fault.New(fault.Unimplemented, "", "user namespaces are not supported yet")
 	}
-	if len(c.GetCDIDevices()) > 0 {
-		return fault.New(fault.Unimplemented, "", "CDI devices are not supported yet")
-	}
 	if sc.GetPrivileged() {
 		return nil
 	}
