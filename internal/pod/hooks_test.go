@@ -145,7 +145,7 @@ func TestPluginAdjusts(t *testing.T) {
 	must(t, d.StartContainer(t.Context(), id))
 	c, err := d.Container(id)
 	must(t, err)
-	if r := c.Resources; r.CpuShares != 321 || r.MemoryLimitInBytes != 1<<30 || r.OomScoreAdj != 0 {
+	if r := c.Resources; r.CpuShares != 321 || r.MemoryLimitInBytes != 1<<30 || r.OomScoreAdj != 0 { // as clamped
 		t.Errorf("limits %v", r)
 	}
 	if last := n.limits[len(n.limits)-1]; last.CpuShares != 321 {
