@@ -60,6 +60,7 @@ var imports = map[string][]string{
 	"internal/holder":         {},
 	"internal/ociruntime":     {"internal/fault"},
 	"internal/ocispec":        slices.Concat(base, []string{"internal/idmap"}),
+	"internal/cdi":            base,
 	"internal/network":        base,
 	"internal/namespace":      slices.Concat(base, []string{"internal/idmap"}),
 	"internal/cgroup":         base,

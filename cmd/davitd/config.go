@@ -15,6 +15,7 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
+	"github.com/davit-runtime/davit/internal/cdi"
 	"github.com/davit-runtime/davit/internal/cri"
 	"github.com/davit-runtime/davit/internal/registry"
 )
@@ -34,6 +35,7 @@ type config struct {
 	NRI            nriConfig                 `toml:"nri"`
 	Registries     map[string]registryConfig `toml:"registries"` // by host, as images name it
 	Streaming      streamingConfig           `toml:"streaming"`
+	CDISpecDirs    []string                  `toml:"cdi_spec_dirs"` // the last one wins; /etc/cdi and /var/run/cdi if left out
 }
 
 type logConfig struct {
@@ -68,7 +70,7 @@ const maxState = 107 - len("/monitor.sock")
 // readConfig reads the file at path over the defaults. A missing file is an
 // error only if it was asked for.
 func readConfig(path string, required bool) (*config, error) {
-	c := &config{Root: "/var/lib/davit", State: defaultState}
+	c := &config{Root: "/var/lib/davit", State: defaultState, CDISpecDirs: cdi.Default()}
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) && !required {
 		return c, nil
@@ -163,6 +165,9 @@ func (c *config) check() error {
 		bad("network.bridge", "%q is not an interface's name", c.Network.Bridge)
 	}
 	c.Streaming.check(bad, absolute)
+	for _, dir := range c.CDISpecDirs {
+		absolute("cdi_spec_dirs", dir)
+	}
 	families := map[bool]bool{}
 	for _, p := range c.Network.Subnets {
 		if families[p.Addr().Is4()] {

@@ -20,6 +20,7 @@ root = "/r"
 state = "/s"
 cgroup_driver = "cgroupfs"
 default_runtime = "fast"
+cdi_spec_dirs = ["/etc/cdi"]
 [log]
 level = "debug"
 format = "json"
@@ -64,6 +65,7 @@ ca_file = "/ca.pem"
 		{"root = \"/a\"\nstate = \"/a/\"\n", `f: state: /a/ is root, too`},
 		{"state = \"/" + strings.Repeat("a", 94) + "\"\n", `f: state: the path is 95 bytes long; with 94 at most`},
 		{"[registries.\"https://a\"]\n", `f: registries.https://a: want a host as it stands`},
+		{"cdi_spec_dirs = [\"cdi\"]\n", `f: cdi_spec_dirs: "cdi" is not an absolute path`},
 		{"cri_versions = []\n", `f: cri_versions: names no version`},
 		{"cri_versions = [\"v2\"]\n", `f: cri_versions: "v2" is not one of [v1 v1alpha2]`},
 		{"cri_versions = [\"v1\", \"v1\"]\n", `f: cri_versions: "v1" stands there twice`},

@@ -14,6 +14,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/davit-runtime/davit/internal/cdi"
 	"github.com/davit-runtime/davit/internal/cgroup"
 	"github.com/davit-runtime/davit/internal/cri"
 	"github.com/davit-runtime/davit/internal/cri/metrics"
@@ -175,18 +176,21 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 	}
 	p.monitor = monitor.Connect(c.State)
 	p.runtimes.trials = &trials{config: c, parts: p, log: log}
+	byCDI := cdi.New(c.CDISpecDirs, log)
 	options := pod.Options{
 		Root: c.Root, State: c.State, Log: log,
 		Host: pod.Host{
 			CgroupV2: p.host.CgroupV2, Capabilities: p.host.Capabilities,
 			MinOOMScoreAdj: p.host.MinOOMScoreAdj, Devices: devices(log), Labels: label.Open(),
 		},
-		Specs:      pod.Specs{Build: ocispec.Make, ResolveUser: ocispec.ResolveUser},
+		Specs:      pod.Specs{Build: ocispec.Make, ResolveUser: ocispec.ResolveUser, Devices: byCDI.InjectRequested},
 		Namespaces: namespace.New(), Network: p.network, Rootfs: p.images, Cgroups: p.cgroups,
 		Processes: p.monitor, Sessions: p.monitor, Runtimes: p.runtimes,
 	}
 	if !c.NRI.Disable {
-		p.plugins = nri.New(c.nri(log))
+		plugins := c.nri(log)
+		plugins.Inject = byCDI.Inject
+		p.plugins = nri.New(plugins)
 		options.Hooks = p.plugins
 	}
 	p.pods, err = pod.Open(ctx, options)

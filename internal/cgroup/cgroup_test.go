@@ -317,7 +317,7 @@ func TestRestore(t *testing.T) {
 	if err := h.Limit(t.Context(), p, r); err != nil {
 		t.Fatal(err)
 	}
-	want := "CPUWeight=1 MemoryMax=1048576 MemorySwapMax=1048576 AllowedCPUs=@ay [0x7, 0x2] MemoryHigh=9999 CPUQuotaPeriodUSec=100000 CPUQuotaPerSecUSec=10000"
+	want := "CPUWeight=1 MemoryMax=1048576 MemoryHigh=9999 MemorySwapMax=1048576 AllowedCPUs=@ay [0x7, 0x2] CPUQuotaPeriodUSec=100000 CPUQuotaPerSecUSec=10000"
 	if got := strings.Join(f.properties, " "); got != want {
 		t.Errorf("systemd was told %s", got)
 	}
@@ -410,13 +410,15 @@ func (f *told) set(_ context.Context, unit string, all []dbus.Property) bool {
 
 func TestLimitTellsSystemd(t *testing.T) {
 	h, p := fakeV2(t, true)
+	put(t, p.Dirs[0]+"/memory.high", "7777\n")
 	f := &told{then: func() { put(t, p.Dirs[0]+"/cpu.max", "10000 100000\n") }} // what systemd would make of 9001
 	h.units = f
 	r := &resources{CpuShares: 512, CpuQuota: 9001, CpuPeriod: 100000, MemoryLimitInBytes: 1 << 20, MemorySwapLimitInBytes: 1 << 20}
 	if err := h.Limit(t.Context(), p, r); err != nil {
 		t.Fatal(err)
 	}
-	want := "CPUWeight=59 MemoryMax=1048576 MemorySwapMax=0 CPUQuotaPeriodUSec=100000 CPUQuotaPerSecUSec=100000"
+	// What the OCI runtime has set is told along with what is set here.
+	want := "CPUWeight=59 MemoryMax=1048576 MemoryHigh=7777 MemorySwapMax=0 CPUQuotaPeriodUSec=100000 CPUQuotaPerSecUSec=100000"
 	if got := strings.Join(f.properties, " "); f.unit != "davit-c1.scope" || got != want {
 		t.Errorf("%s was told %s", f.unit, got)
 	}

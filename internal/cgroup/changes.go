@@ -3,7 +3,6 @@ package cgroup
 import (
 	"errors"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -121,17 +120,4 @@ func putOne(v Value) error {
 		}
 	}
 	return nil
-}
-
-// reread returns what the same files hold now.
-func reread(values []Value) ([]Value, error) {
-	var all []Value
-	for _, v := range values {
-		text, err := os.ReadFile(v.File)
-		if err != nil {
-			return nil, fault.New(kindOf(err), "", "%w", err)
-		}
-		all = append(all, Value{v.File, strings.TrimSpace(string(text))})
-	}
-	return all, nil
 }

@@ -40,11 +40,7 @@ func (h *Host) Limit(ctx context.Context, p Place, r *runtimeapi.LinuxContainerR
 	if h.driver != Systemd {
 		return nil
 	}
-	now, err := reread(before)
-	if err == nil {
-		err = h.tell(ctx, p, now)
-	}
-	if err != nil {
+	if err := h.tell(ctx, p, before); err != nil {
 		return errors.Join(err, h.Restore(context.WithoutCancel(ctx), p, before))
 	}
 	return nil
@@ -81,9 +77,12 @@ func (h *Host) Restore(ctx context.Context, p Place, before []Value) error {
 	return h.tell(ctx, p, before)
 }
 
-// tell tells systemd of values that are in force, and writes them once more:
-// it rounds the CPU quota up to whole percents.
-func (h *Host) tell(ctx context.Context, p Place, now []Value) error {
+// tell tells systemd of all that is in force in p, after the given files have
+// changed, and writes it once more. Of what systemd has not been told it knows
+// better: with the first thing that it is told, it resets the rest. And it
+// rounds the CPU quota up to whole percents.
+func (h *Host) tell(ctx context.Context, p Place, changed []Value) error {
+	now := inForce(p, changed)
 	if h.units.set(ctx, scopeOf(p.ID), properties(now)) {
 		return putBack(now)
 	}

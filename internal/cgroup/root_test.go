@@ -248,6 +248,19 @@ func TestLimitReal(t *testing.T) {
 	}
 }
 
+// reread returns what the same files hold now.
+func reread(values []Value) ([]Value, error) {
+	var all []Value
+	for _, v := range values {
+		text, err := readFile(filepath.Split(v.File))
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, Value{v.File, text})
+	}
+	return all, nil
+}
+
 // Memory in use is more than the new limit: refused, and nobody is killed.
 func TestLimitBelowUsage(t *testing.T) {
 	h := realHost(t)

@@ -6,6 +6,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -64,6 +65,32 @@ func (b *bus) connection(ctx context.Context) (*dbus.Conn, error) {
 var byBytes = map[string]string{
 	"memory.max": "MemoryMax", "memory.high": "MemoryHigh", "memory.low": "MemoryLow", "memory.min": "MemoryMin",
 	"memory.swap.max": "MemorySwapMax", "memory.limit_in_bytes": "MemoryLimit", "pids.max": "TasksMax",
+}
+
+// known are the files that systemd has properties for, in the order told.
+var known = []string{
+	"cpu.weight", "cpu.max", "memory.max", "memory.high", "memory.low", "memory.min", "memory.swap.max",
+	"cpu.shares", "cpu.cfs_quota_us", "cpu.cfs_period_us", "memory.limit_in_bytes", "pids.max",
+}
+
+// inForce returns what p's files hold that systemd knows of, and those changed.
+func inForce(p Place, changed []Value) []Value {
+	var all []Value
+	add := func(file string) {
+		text, err := readFile(filepath.Split(file))
+		if v := (Value{file, text}); err == nil && !slices.Contains(all, v) {
+			all = append(all, v)
+		}
+	}
+	for _, dir := range p.Dirs {
+		for _, name := range known {
+			add(filepath.Join(dir, name))
+		}
+	}
+	for _, v := range changed {
+		add(v.File)
+	}
+	return all
 }
 
 // properties translates values into a scope's. systemd has none for huge pages,

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/davit-runtime/davit/internal/cri/metrics"
 	"github.com/davit-runtime/davit/internal/cri/validate"
 	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/image"
@@ -164,13 +165,6 @@ func (w imageWorld) Usage() image.Usage {
 	return image.Usage{Mountpoint: "/images", Bytes: 5, Inodes: 6, At: time.Unix(7, 0)}
 }
 
-// statsWorld counts nothing but writable layers.
-type statsWorld struct{ Stats }
-
-func (statsWorld) Layers() image.Usage {
-	return image.Usage{Mountpoint: "/images", Bytes: 8, Inodes: 9, At: time.Unix(6, 0)}
-}
-
 // server serves the CRI over w in memory; the buffer is its log.
 func server(t testing.TB, w *world) (runtimeapi.RuntimeServiceClient, runtimeapi.ImageServiceClient, *grpc.ClientConn, *logBuffer) {
 	t.Helper()
@@ -183,6 +177,7 @@ func server(t testing.TB, w *world) (runtimeapi.RuntimeServiceClient, runtimeapi
 		Dial: func(_ context.Context, netns string, port uint16) (net.Conn, error) {
 			return nil, w.do(fmt.Sprintf("dial %s:%d", netns, port))
 		},
+		Metrics:      metrics.New(metrics.Host{}),
 		RuntimeReady: func() error { return nil },
 		NetworkReady: func() error { return errors.New("no CNI plugin bridge in /opt/cni/bin") },
 		Spec:         func(string) ([]byte, error) { return []byte(`{"ociVersion":"1.0.0"}`), nil },

@@ -107,7 +107,7 @@ func (s *Store) load() (err error) {
 	s.tally = newTally(s.config.writable)
 	s.closers = append(s.closers, s.tally.close)
 	for id := range s.use.leases {
-		s.tally.begin(id)
+		s.tally.adopt(id)
 	}
 	needed := s.use.needed(&content)
 	dirs, err := layer.OpenDirs(filepath.Join(s.config.Root, "layers"), s.trash, s.config.MaxLayerBytes,

@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -22,6 +23,7 @@ const (
 // the path of who asks.
 type tally struct {
 	dir    func(id string) string // of a container's writable side
+	books  *accounts              // nil: none are kept
 	ctx    context.Context        // ends with close
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // walkers
@@ -34,8 +36,10 @@ type tally struct {
 	pace sync.Mutex // held by a walk that rests, so that all rest
 }
 
-// A figure is what was counted last, and when; at is zero if nothing was.
+// A figure is what was counted last, and when; at is zero if nothing was. One
+// is kept for each layer there is, also of containers that have exited.
 type figure struct {
+	project       uint32 // 0: to be walked
 	bytes, inodes uint64
 	at            time.Time
 	next          time.Time // not to be walked again before
@@ -44,7 +48,7 @@ type figure struct {
 
 func newTally(dir func(id string) string) *tally {
 	ctx, cancel := context.WithCancel(context.Background()) //nolint:forbidigo // the owner is close
-	return &tally{dir: dir, ctx: ctx, cancel: cancel, layers: map[string]*figure{}}
+	return &tally{dir: dir, books: openAccounts(dir("")), ctx: ctx, cancel: cancel, layers: map[string]*figure{}}
 }
 
 // close ends walks under way, and waits.
@@ -53,16 +57,51 @@ func (t *tally) close() error {
 	t.cancel() // with mu held, so that nobody starts after
 	t.mu.Unlock()
 	t.wg.Wait()
+	if t.books != nil {
+		return t.books.close()
+	}
 	return nil
 }
 
-// begin makes a layer known; forget ends that.
+// begin makes a layer known before there is anything in it: where accounts are
+// kept, it is given a project. One that is there already is known as it is.
+// forget ends that.
 func (t *tally) begin(id string) {
+	f := &figure{}
+	if t.books != nil {
+		dir := t.dir(id)
+		if f.project = projectIn(dir); f.project == 0 && !isThere(upperDir(dir)) {
+			_ = t.books.begin(dir) // without one it is walked
+			f.project = projectIn(dir)
+		}
+	}
+	t.add(id, f)
+}
+
+// adopt makes known what an earlier process made. Not every lease has a layer.
+func (t *tally) adopt(id string) {
+	if dir := t.dir(id); isThere(upperDir(dir)) {
+		f := &figure{}
+		if t.books != nil {
+			f.project = projectIn(dir)
+		}
+		t.add(id, f)
+	}
+}
+
+func (t *tally) add(id string, f *figure) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.layers[id] == nil {
-		t.layers[id] = &figure{}
+		t.layers[id] = f
 	}
+}
+
+func upperDir(writable string) string { return filepath.Join(writable, "upper") }
+
+func isThere(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
 }
 
 func (t *tally) forget(id string) {
@@ -74,25 +113,54 @@ func (t *tally) forget(id string) {
 // of returns what one layer takes, and sees to it that the next answer is newer.
 func (t *tally) of(id string) (figure, bool) {
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	f := t.layers[id]
 	if f == nil {
+		t.mu.Unlock()
 		return figure{}, false
 	}
-	t.want(id, f, time.Now())
-	return *f, true
+	if f.project == 0 {
+		t.want(id, f, time.Now())
+	}
+	now := *f
+	t.mu.Unlock()
+	t.ask(id, &now)
+	return now, true
+}
+
+// ask fills in what the file system's accounts say. One that no longer keeps
+// any, having been mounted otherwise, has the layer walked from now on.
+func (t *tally) ask(id string, f *figure) {
+	if f.project == 0 {
+		return
+	}
+	size, inodes, err := t.books.of(f.project)
+	if err == nil {
+		f.bytes, f.inodes, f.at = size, inodes, time.Now()
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if known := t.layers[id]; known != nil {
+		known.project = 0
+		t.want(id, known, time.Now())
+	}
 }
 
 // sum returns what all layers take, and when the oldest of its parts was counted.
 func (t *tally) sum() figure {
-	t.mu.Lock()
-	defer t.mu.Unlock()
 	now := time.Now()
-	all := figure{at: now}
+	t.mu.Lock()
+	parts := make(map[string]figure, len(t.layers))
 	for id, f := range t.layers {
-		if f.at.IsZero() || now.Sub(f.at) > walkRest {
+		if f.project == 0 && (f.at.IsZero() || now.Sub(f.at) > walkRest) {
 			t.want(id, f, now)
 		}
+		parts[id] = *f
+	}
+	t.mu.Unlock()
+	all := figure{at: now}
+	for id, f := range parts {
+		t.ask(id, &f)
 		all.bytes += f.bytes
 		all.inodes += f.inodes
 		if !f.at.IsZero() && f.at.Before(all.at) {
@@ -138,7 +206,7 @@ func (t *tally) walk(id string) {
 		busy += d
 		return t.rest(d)
 	}}
-	blocks, inodes, err := w.measure(filepath.Join(t.dir(id), "upper"))
+	blocks, inodes, err := w.measure(upperDir(t.dir(id)))
 	last := time.Since(w.since)
 	busy += last
 	t.mu.Lock()

@@ -39,9 +39,6 @@ func Build(in Input) (*specs.Spec, error) {
 	if !filepath.IsAbs(in.Rootfs) {
 		return nil, fault.New(fault.Internal, "ocispec.Build", "root file system %q is not absolute", in.Rootfs)
 	}
-	if err := supported(in.Container); err != nil {
-		return nil, err
-	}
 	sc := in.Container.GetLinux().GetSecurityContext()
 	if sc.GetPrivileged() && !in.Pod.GetLinux().GetSecurityContext().GetPrivileged() {
 		return nil, fault.New(fault.Invalid, "", "a privileged container needs a privileged pod")
@@ -83,15 +80,6 @@ func Build(in Input) (*specs.Spec, error) {
 		s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = sc.MaskedPaths, sc.ReadonlyPaths
 	}
 	return s, nil
-}
-
-// supported refuses what has no part here yet, rather than running a
-// container without what it asked for.
-func supported(c *runtimeapi.ContainerConfig) error {
-	if len(c.GetCDIDevices()) > 0 {
-		return fault.New(fault.Unimplemented, "", "CDI devices are not supported yet")
-	}
-	return nil
 }
 
 func mappings(ranges []idmap.Range) []specs.LinuxIDMapping {

@@ -155,7 +155,6 @@ func TestRefused(t *testing.T) {
 		{"target without path", secure(func(sc *runtimeapi.LinuxContainerSecurityContext) {
 			sc.NamespaceOptions.Pid = runtimeapi.NamespaceMode_TARGET
 		}), fault.Internal, "target"},
-		{"CDI", func(in *Input) { in.Container.CDIDevices = []*runtimeapi.CDIDevice{{Name: "a.b/c=d"}} }, fault.Unimplemented, "CDI"},
 		{"capability", secure(func(sc *runtimeapi.LinuxContainerSecurityContext) {
 			sc.Capabilities = &runtimeapi.Capability{DropCapabilities: []string{"NET_ADMIM"}}
 		}), fault.Invalid, `"NET_ADMIM"`},

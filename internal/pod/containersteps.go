@@ -195,6 +195,11 @@ func (p *Pods) writeSpec(ctx context.Context, c *container) error {
 	if err != nil {
 		return err
 	}
+	if p.opt.Specs.Devices != nil {
+		if err := p.opt.Specs.Devices(spec, s.Config); err != nil {
+			return err
+		}
+	}
 	if err := p.tellCreate(ctx, c, spec); err != nil {
 		return err
 	}

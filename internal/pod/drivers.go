@@ -119,10 +119,13 @@ type Runtimes interface {
 	Seccomp(r ociruntime.Runtime, profile *specs.LinuxSeccomp) map[string]string
 }
 
-// Specs turns what is asked for into an OCI runtime spec. Package ocispec has both.
+// Specs turns what is asked for into an OCI runtime spec. Package ocispec has the first two.
 type Specs struct {
 	Build       func(ocispec.Input) (*specs.Spec, error)
 	ResolveUser func(rootfs string, sc *runtimeapi.LinuxContainerSecurityContext, imageUser string) (ocispec.User, error)
+	// Devices changes a spec for the devices of the Container Device Interface that
+	// a container asks for, if any. Package cdi has it. Nil: none is given.
+	Devices func(spec *specs.Spec, c *runtimeapi.ContainerConfig) error
 }
 
 // A Host is what specs need to know of this host. The zero value will do for

@@ -183,7 +183,7 @@ func (p *Pods) tellCreate(ctx context.Context, c *container, spec *specs.Spec) e
 		return err
 	}
 	return c.amend(func(s *containerState) {
-		s.Place, s.Resources = place, merged(s.Resources, answer.Resources)
+		s.Place, s.Resources = place, p.inForce(merged(s.Resources, answer.Resources))
 	})
 }
 

@@ -56,13 +56,11 @@ func (p *Pods) start(ctx context.Context, c *container) error {
 		return p.startFailed(ctx, c, err)
 	}
 	s := c.state.Load()
-	// Left out of the spec, so that they slow nothing of davit's down.
-	quota, shares := s.Resources.GetCpuQuota(), s.Resources.GetCpuShares()
-	if quota != 0 || shares != 0 {
-		r := &runtimeapi.LinuxContainerResources{CpuQuota: quota, CpuPeriod: s.Resources.GetCpuPeriod(), CpuShares: shares}
-		if err := p.opt.Cgroups.Limit(ctx, s.Place, r); err != nil {
-			return p.startFailed(ctx, c, fmt.Errorf("limit cpu: %w", err))
-		}
+	// CPU quota and shares are left out of the spec, so that they slow nothing of
+	// davit's down. The rest is there already, but not every OCI runtime tells
+	// systemd of all that it writes.
+	if err := p.opt.Cgroups.Limit(ctx, s.Place, s.Resources); err != nil {
+		return p.startFailed(ctx, c, fmt.Errorf("limit: %w", err))
 	}
 	if err := p.opt.Processes.Start(ctx, c.id); err != nil {
 		return p.startFailed(ctx, c, err)
@@ -234,6 +232,9 @@ func (p *Pods) retryUndo(c *container) {
 // inForce makes of resources asked for those that are applied.
 func (p *Pods) inForce(r *runtimeapi.LinuxContainerResources) *runtimeapi.LinuxContainerResources {
 	r.OomScoreAdj = ocispec.ClampOOMScoreAdj(r.OomScoreAdj, p.opt.Host.MinOOMScoreAdj)
+	if r.CpuQuota > 0 && r.CpuPeriod == 0 {
+		r.CpuPeriod = 100_000 // the kernel's
+	}
 	return r
 }
 

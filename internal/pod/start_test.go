@@ -255,6 +255,20 @@ func TestUpdate(t *testing.T) {
 	wantKind(t, d.UpdateContainer(t.Context(), id, change), fault.Precondition)
 }
 
+// What is not asked for and yet in force, or not in force as asked.
+func TestInForce(t *testing.T) {
+	n := newNode(t)
+	opt := n.options()
+	opt.Host.MinOOMScoreAdj = -500
+	p, err := Open(t.Context(), opt)
+	must(t, err)
+	defer p.Close()
+	got := p.inForce(&runtimeapi.LinuxContainerResources{OomScoreAdj: -997, CpuQuota: 5000})
+	if want := (&runtimeapi.LinuxContainerResources{OomScoreAdj: -500, CpuQuota: 5000, CpuPeriod: 100000}); !proto.Equal(got, want) {
+		t.Errorf("%v", got)
+	}
+}
+
 // limited returns a node whose one container has been given 100 bytes.
 func limited(t *testing.T) (n *node, d *daemon, id string) {
 	n = newNode(t)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
+	"k8s.io/streaming/pkg/httpstream/wsstream"
 
 	"github.com/davit-runtime/davit/internal/monitor"
 )
@@ -56,11 +57,14 @@ func (c *command) kind() string { return c.name }
 func (c *command) serve(w http.ResponseWriter, r *http.Request, s *Server) {
 	options := &remotecommand.Options{Stdin: c.Stdin, Stdout: c.Stdout, Stderr: c.Stderr, TTY: c.TTY}
 	c.err = errors.New("the client opened no session")
-	if c.name == "exec" {
+	switch {
+	case wsstream.IsWebSocketRequestWithStreamCloseProtocol(r):
+		c.serveClosable(w, r, s)
+	case c.name == "exec":
 		remotecommand.ServeExec(w, r, c, "", "", c.Container, nil, options, s.config.IdleTimeout, createTimeout, remotecommand.SupportedStreamingProtocols)
-		return
+	default:
+		remotecommand.ServeAttach(w, r, c, "", "", c.Container, options, s.config.IdleTimeout, createTimeout, remotecommand.SupportedStreamingProtocols)
 	}
-	remotecommand.ServeAttach(w, r, c, "", "", c.Container, options, s.config.IdleTimeout, createTimeout, remotecommand.SupportedStreamingProtocols)
 }
 
 func (c *command) log(log *slog.Logger) {

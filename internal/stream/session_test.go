@@ -12,13 +12,16 @@ import (
 	"github.com/davit-runtime/davit/internal/monitor"
 )
 
-// both runs a test with each protocol. Offer makes a URL of a command.
-func both(t *testing.T, test func(t *testing.T, open func(s *Server, c Command) *client)) {
+// each runs a test with each protocol.
+func each(t *testing.T, test func(t *testing.T, open func(s *Server, c Command) *client)) {
 	t.Run("SPDY", func(t *testing.T) {
 		test(t, func(s *Server, c Command) *client { return newSPDY(t, mustExec(t, s, c), c) })
 	})
 	t.Run("WebSocket", func(t *testing.T) {
 		test(t, func(s *Server, c Command) *client { return newWebSocket(t, mustExec(t, s, c), "v4.channel.k8s.io") })
+	})
+	t.Run("WebSocket 5", func(t *testing.T) {
+		test(t, func(s *Server, c Command) *client { return newWebSocket(t, mustExec(t, s, c), "v5.channel.k8s.io") })
 	})
 }
 
@@ -32,7 +35,7 @@ func mustExec(t *testing.T, s *Server, c Command) string {
 }
 
 func TestExec(t *testing.T) {
-	both(t, func(t *testing.T, open func(*Server, Command) *client) {
+	each(t, func(t *testing.T, open func(*Server, Command) *client) {
 		s := serving(t, Config{})
 		c := open(s, Command{Stdin: true, Stdout: true, Stderr: true, Run: func(_ context.Context, io_ monitor.Stream) (int, error) {
 			line := make([]byte, 5)
@@ -56,7 +59,7 @@ func TestExec(t *testing.T) {
 }
 
 func TestExecOutcomes(t *testing.T) {
-	both(t, func(t *testing.T, open func(*Server, Command) *client) {
+	each(t, func(t *testing.T, open func(*Server, Command) *client) {
 		s := serving(t, Config{})
 		for _, tt := range []struct {
 			code int
@@ -79,7 +82,7 @@ func TestExecOutcomes(t *testing.T) {
 
 // A session is joined to what was asked for, and to nothing else.
 func TestStreamsAreThoseAskedFor(t *testing.T) {
-	both(t, func(t *testing.T, open func(*Server, Command) *client) {
+	each(t, func(t *testing.T, open func(*Server, Command) *client) {
 		s := serving(t, Config{})
 		for _, ask := range []Command{{Stdin: true}, {Stdout: true}, {Stderr: true}, {Stdin: true, Stdout: true, TTY: true}} {
 			var got Command
@@ -96,7 +99,7 @@ func TestStreamsAreThoseAskedFor(t *testing.T) {
 }
 
 func TestTerminal(t *testing.T) {
-	both(t, func(t *testing.T, open func(*Server, Command) *client) {
+	each(t, func(t *testing.T, open func(*Server, Command) *client) {
 		s := serving(t, Config{})
 		c := open(s, Command{Stdin: true, Stdout: true, TTY: true, Run: func(_ context.Context, io monitor.Stream) (int, error) {
 			for size := range io.Resize {
@@ -120,7 +123,7 @@ func TestTerminal(t *testing.T) {
 
 // Sizes that nobody takes keep neither the client nor standard input waiting.
 func TestSizesDoNotBlock(t *testing.T) {
-	both(t, func(t *testing.T, open func(*Server, Command) *client) {
+	each(t, func(t *testing.T, open func(*Server, Command) *client) {
 		s := serving(t, Config{})
 		c := open(s, Command{Stdin: true, Stdout: true, TTY: true, Run: func(_ context.Context, io_ monitor.Stream) (int, error) {
 			_, err := io.CopyN(io_.Stdout, io_.Stdin, 4)
@@ -161,6 +164,10 @@ func TestHalfClose(t *testing.T) {
 		s := serving(t, Config{})
 		check(t, newSPDY(t, mustExec(t, s, echo), echo))
 	})
+	t.Run("WebSocket 5", func(t *testing.T) {
+		s := serving(t, Config{})
+		check(t, newWebSocket(t, mustExec(t, s, echo), "v5.channel.k8s.io"))
+	})
 }
 
 func TestAttach(t *testing.T) {
@@ -181,7 +188,7 @@ func TestAttach(t *testing.T) {
 
 // When the client goes, so does the session, even one that neither reads nor writes.
 func TestClientGoes(t *testing.T) {
-	both(t, func(t *testing.T, open func(*Server, Command) *client) {
+	each(t, func(t *testing.T, open func(*Server, Command) *client) {
 		s := serving(t, Config{})
 		begun, ended := make(chan struct{}), make(chan error, 1)
 		c := open(s, Command{Stdin: true, Stdout: true, Run: func(ctx context.Context, _ monitor.Stream) (int, error) {
@@ -205,7 +212,7 @@ func TestClientGoes(t *testing.T) {
 
 // Stopping cuts what does not end by itself, in a bounded time.
 func TestStopCutsSessions(t *testing.T) {
-	both(t, func(t *testing.T, open func(*Server, Command) *client) {
+	each(t, func(t *testing.T, open func(*Server, Command) *client) {
 		s := serving(t, Config{})
 		begun := make(chan struct{})
 		c := open(s, Command{Stdin: true, Stdout: true, Run: func(ctx context.Context, io_ monitor.Stream) (int, error) {

@@ -51,6 +51,7 @@ func TestManyPods(t *testing.T) {
 	t.Logf("figure: %d pods started in %s, 8 at a time; each %s at the median, %s at most",
 		pods, time.Since(start).Round(time.Millisecond), took[len(took)/2], took[len(took)-1])
 	checkAllRun(ctx, t, c, pods)
+	checkStats(ctx, t, c, pods)
 
 	start = time.Now()
 	removePods(ctx, t, c, ids)

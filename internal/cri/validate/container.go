@@ -2,11 +2,13 @@ package validate
 
 import (
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"tags.cncf.io/container-device-interface/pkg/parser"
 
 	"github.com/davit-runtime/davit/internal/fault"
 )
@@ -34,9 +36,7 @@ func (c *Check) Container(config *runtimeapi.ContainerConfig, in *runtimeapi.Pod
 		c.mount(fmt.Sprintf("config.mounts[%d]", i), m, node)
 	}
 	c.devices("config.devices", config.GetDevices())
-	if len(config.GetCDIDevices()) > 0 {
-		c.lacking("config.CDI_devices", "CDI is not implemented")
-	}
+	c.cdiDevices(config)
 	if path := config.GetLogPath(); path != "" {
 		c.Text("config.log_path", path)
 		if !filepath.IsLocal(path) || filepath.Clean(path) == "." {
@@ -78,6 +78,25 @@ func (c *Check) Handler(field, name string, node *Node) {
 func (c *Check) Words(field string, words []string) {
 	for i, w := range words {
 		c.Text(fmt.Sprintf("%s[%d]", field, i), w)
+	}
+}
+
+// cdiDevices requires names as devices of the Container Device Interface have them.
+func (c *Check) cdiDevices(config *runtimeapi.ContainerConfig) {
+	name := func(field, value string) {
+		if !parser.IsQualifiedName(value) {
+			c.Bad(field, "%q is not as vendor.com/class=device", value)
+		}
+	}
+	for i, d := range config.GetCDIDevices() {
+		name(fmt.Sprintf("config.CDI_devices[%d].name", i), d.GetName())
+	}
+	for _, key := range slices.Sorted(maps.Keys(config.GetAnnotations())) {
+		if strings.HasPrefix(key, "cdi.k8s.io/") {
+			for value := range strings.SplitSeq(config.GetAnnotations()[key], ",") {
+				name(fmt.Sprintf("config.annotations[%q]", key), value)
+			}
+		}
 	}
 }
 

@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/davit-runtime/davit/internal/fault"
@@ -48,8 +47,7 @@ type container struct {
 	// op is held by one of create, start, remove; gone is guarded by it.
 	op        sync.Mutex
 	gone      bool
-	inherited bool        // from the monitor before
-	signalled atomic.Bool // davit sent it a signal
+	inherited bool // from the monitor before
 
 	mu       sync.Mutex // guards what follows; taken after op and server.mu
 	rec      record

@@ -56,9 +56,9 @@ func (s *server) start(id string) error {
 }
 
 // explainStart gives the reason that OCI runtimes do not name: the container
-// was ended on davit's own behalf before it ran.
+// was ended before it ran. crun even dies of a broken pipe then.
 func (c *container) explainStart(err error) error {
-	if fault.Is(err, fault.Invalid) || fault.Is(err, fault.Precondition) || !c.signalled.Load() {
+	if fault.Is(err, fault.Invalid) || fault.Is(err, fault.Precondition) {
 		return err
 	}
 	select {
@@ -120,7 +120,6 @@ func (s *server) signal(id string, signal int) error {
 			s.log.Error("kill not noted", "id", id, "error", err) // a full /run must not stop it
 		}
 	}
-	c.signalled.Store(true)
 	err := s.keeper.kill(id, unix.Signal(signal))
 	if errors.Is(err, errGone) {
 		return fault.New(fault.NotFound, "monitor.Signal", "container %s has ended", id)

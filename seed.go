@@ -1,8 +1,0 @@
-//go:build seed
-
-// Package davit pins libraries until their first use.
-package davit
-
-import (
-	_ "tags.cncf.io/container-device-interface/pkg/cdi"
-)
