@@ -45,8 +45,8 @@ test: tools lint build ## everything that is tested (as root): installs what it 
 test-root: build ## the tests that need root, scripts included, without the long ones
 	DAVIT_BIN=$(CURDIR)/bin $(GOTEST) -- -timeout 10m -p 1 -short ./internal/... ./test/...
 
-test-crash: build ## 100 pod life cycles under kill -9 of davitd and of the monitor, and 200 pods
-	DAVIT_BIN=$(CURDIR)/bin DAVIT_CRASH_PODS=100 DAVIT_SCALE_PODS=200 $(GOTEST) -- -timeout 20m -p 1 -v ./test/crash ./test/scale
+test-crash: build ## 100 pod life cycles under kill -9 of davitd and of the monitor, 200 pods, and 20,000 exited containers
+	DAVIT_BIN=$(CURDIR)/bin DAVIT_CRASH_PODS=100 DAVIT_SCALE_PODS=200 DAVIT_SCALE_EXITED=20000 $(GOTEST) -- -timeout 20m -p 1 -v ./test/crash ./test/scale
 
 test-race: ## the core's tests under the race detector (needs gcc)
 	$(GOTEST) -- -timeout 10m -p 1 -race $(addprefix ./,$(CORE))

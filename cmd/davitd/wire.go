@@ -97,7 +97,8 @@ func run(ctx context.Context, c *config, log *slog.Logger) error {
 		sockets[c.ImageSocket] = surface.ImageServer()
 	}
 	return serve(ctx, sockets, log, func() {
-		log.Info("davitd serves", "socket", c.socketPath(), "pods", len(p.pods.List()), "containers", len(p.pods.Containers()),
+		pods, containers := p.pods.States()
+		log.Info("davitd serves", "socket", c.socketPath(), "pods", pods, "containers", containers,
 			"cgroups", p.cgroups.Layout(), "cgroup_driver", p.cgroups.Driver(), "started_in", time.Since(begun).Round(time.Millisecond))
 	})
 }

@@ -8,6 +8,7 @@ package compact
 import (
 	"encoding/binary"
 	"errors"
+	"hash/crc32"
 	"strings"
 	"sync"
 
@@ -22,6 +23,14 @@ type Container struct {
 	Config    *runtimeapi.ContainerConfig
 	Resources *runtimeapi.LinuxContainerResources
 	Rest      []byte // anything
+}
+
+// mark is the length of the checksum at the beginning, of dictionary and the rest.
+const mark = 4
+
+// Readable reports whether Pack returned this, in a process with the same dictionary.
+func Readable(packed []byte) bool {
+	return len(packed) > mark && binary.BigEndian.Uint32(packed) == words().sumWith(packed[mark:])
 }
 
 // Pack returns c in few bytes: what Brief returns, then the rest, each
@@ -42,9 +51,11 @@ func Pack(c Container) ([]byte, error) {
 	}
 	rest = append(rest, c.Rest...)
 	brief, rest = words().EncodeBetter(nil, brief), words().EncodeBetter(nil, rest)
-	packed := make([]byte, 0, binary.MaxVarintLen16+len(brief)+len(rest))
-	packed = binary.AppendUvarint(packed, uint64(len(brief)))
-	return append(append(packed, brief...), rest...), nil
+	packed := make([]byte, 0, mark+binary.MaxVarintLen16+len(brief)+len(rest))
+	packed = binary.AppendUvarint(packed[:mark], uint64(len(brief)))
+	packed = append(append(packed, brief...), rest...)
+	binary.BigEndian.PutUint32(packed, words().sumWith(packed[mark:]))
+	return packed, nil
 }
 
 func briefOf(c *runtimeapi.ContainerConfig) *runtimeapi.ContainerConfig {
@@ -64,7 +75,7 @@ func restOf(c *runtimeapi.ContainerConfig) *runtimeapi.ContainerConfig {
 
 // Whole returns what Pack was given.
 func Whole(packed []byte) (Container, error) {
-	brief, rest, err := cut(packed)
+	_, rest, err := parts(packed)
 	if err != nil {
 		return Container{}, err
 	}
@@ -76,10 +87,11 @@ func Whole(packed []byte) (Container, error) {
 		return Container{}, err
 	}
 	for _, m := range []proto.Message{c.Config, c.Resources} {
-		if brief, rest, err = cut(rest); err != nil {
+		var part []byte
+		if part, rest, err = cut(rest); err != nil {
 			return Container{}, err
 		}
-		if err := (proto.UnmarshalOptions{Merge: true}).Unmarshal(brief, m); err != nil {
+		if err := (proto.UnmarshalOptions{Merge: true}).Unmarshal(part, m); err != nil {
 			return Container{}, err
 		}
 	}
@@ -90,7 +102,7 @@ func Whole(packed []byte) (Container, error) {
 // Brief returns the configuration's name, image, labels and annotations only:
 // what lists show, in a fraction of the time.
 func Brief(packed []byte) (*runtimeapi.ContainerConfig, error) {
-	brief, _, err := cut(packed)
+	brief, _, err := parts(packed)
 	if err != nil {
 		return nil, err
 	}
@@ -101,17 +113,37 @@ func Brief(packed []byte) (*runtimeapi.ContainerConfig, error) {
 	return c, proto.Unmarshal(brief, c)
 }
 
+func parts(packed []byte) (brief, rest []byte, err error) {
+	if !Readable(packed) {
+		return nil, nil, errDamaged
+	}
+	return cut(packed[mark:])
+}
+
+var errDamaged = errors.New("compact: not what Pack returned")
+
 // cut cuts off what has its length before it.
 func cut(text []byte) (first, rest []byte, err error) {
 	n, width := binary.Uvarint(text)
 	if width <= 0 || n > uint64(len(text)-width) {
-		return nil, nil, errors.New("compact: not what Pack returned")
+		return nil, nil, errDamaged
 	}
 	return text[width:][:n:n], text[width+int(n):], nil
 }
 
+// A wordlist is the dictionary, ready, and what tells it from others.
+type wordlist struct {
+	*s2.Dict
+	sum uint32
+}
+
+func (w wordlist) sumWith(data []byte) uint32 { return crc32.Update(w.sum, crc32.IEEETable, data) }
+
 // words is made when the first container has exited.
-var words = sync.OnceValue(func() *s2.Dict { return s2.MakeDict([]byte(strings.Join(dictionary, "\x12")), nil) })
+var words = sync.OnceValue(func() wordlist {
+	text := []byte(strings.Join(dictionary, "\x12"))
+	return wordlist{s2.MakeDict(text, nil), crc32.ChecksumIEEE(text)}
+})
 
 // dictionary is what configurations by a kubelet have in common. It says how
 // well they are compressed, not which can be.

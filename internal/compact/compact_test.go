@@ -79,7 +79,13 @@ func TestPack(t *testing.T) {
 			t.Errorf("%s: in brief %v, %v", name, brief, err)
 		}
 	}
-	for _, bad := range [][]byte{nil, []byte("x"), {0}, {0, 9, 9}, {200, 200}, {200, 200, 1, 0}} {
+	good, _ := Pack(fromKubelet(1))
+	broken := bytes.Clone(good)
+	broken[len(broken)/2] ^= 1
+	for _, bad := range [][]byte{nil, []byte("x"), []byte("others"), good[:mark], good[:len(good)-1], broken} {
+		if Readable(bad) {
+			t.Errorf("%v is readable", bad)
+		}
 		if _, err := Whole(bad); err == nil {
 			t.Errorf("%v is taken", bad)
 		}

@@ -101,6 +101,9 @@ func (w *world) ContainersOf(podID string) (all []*pod.ContainerSnapshot) {
 	}
 	return all
 }
+func (w *world) States() (pods, containers map[pod.State]int) {
+	return map[pod.State]int{pod.Ready: len(w.pods)}, map[pod.State]int{pod.Running: len(w.containers)}
+}
 func (w *world) Subscribe(context.Context) *pod.Subscription {
 	return &pod.Subscription{Events: w.events}
 }

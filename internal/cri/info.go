@@ -29,13 +29,7 @@ func asJSON(v any) string {
 // statusInfo is Status's verbose information: what is configured, and what
 // there is now.
 func (s *service) statusInfo() map[string]string {
-	pods, containers := map[pod.State]int{}, map[pod.State]int{}
-	for _, p := range s.Pods.List() {
-		pods[p.State]++
-	}
-	for c := range s.Views.EachContainer() {
-		containers[c.State]++
-	}
+	pods, containers := s.Views.States()
 	return map[string]string{
 		"config": asJSON(s.config.Info),
 		"golang": asJSON(runtime.Version()),

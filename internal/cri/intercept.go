@@ -74,7 +74,12 @@ func levelOf(method string, code codes.Code) slog.Level {
 	case codes.Unavailable, codes.ResourceExhausted, codes.Unknown:
 		return slog.LevelWarn
 	}
-	if strings.HasPrefix(method, "List") || strings.HasSuffix(method, "Status") {
+	for _, prefix := range []string{"List", "Stream"} {
+		if strings.HasPrefix(method, prefix) {
+			return slog.LevelDebug
+		}
+	}
+	if strings.HasSuffix(method, "Status") || strings.HasSuffix(method, "Stats") {
 		return slog.LevelDebug
 	}
 	switch method {

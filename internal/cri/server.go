@@ -51,6 +51,7 @@ type Views interface {
 	// EachContainer has of those that have exited only what lists show.
 	EachContainer() iter.Seq[*pod.ContainerSnapshot]
 	ContainersOf(podID string) []*pod.ContainerSnapshot
+	States() (pods, containers map[pod.State]int)
 }
 
 // Sessions reaches into containers that run.

@@ -50,7 +50,7 @@ func TestStatus(t *testing.T) {
 	rt, _, conn, _ := server(t, &world{})
 	got := must[*runtimeapi.StatusResponse](t)(rt.Status(context.Background(), &runtimeapi.StatusRequest{Verbose: true}))
 	if got.Info["config"] != `{"maxContainerLogLineSize":16384}` || !json.Valid([]byte(got.Info["golang"])) ||
-		got.Info["davit"] != `{"containers":{},"events":{"lost":0,"readers":0},"images":0,"pods":{},"version":"1.2.3"}` {
+		got.Info["davit"] != `{"containers":{"running":0},"events":{"lost":0,"readers":0},"images":0,"pods":{"ready":0},"version":"1.2.3"}` {
 		t.Errorf("info %q", got.Info)
 	}
 	got.Info = nil

@@ -178,8 +178,8 @@ func TestWritableUsage(t *testing.T) {
 		t.Fatalf("%+v, %v", u, err)
 	}
 	for deadline := time.Now().Add(10 * time.Second); u.At.IsZero(); u, err = s.WritableUsage("a") {
-		if time.Now().After(deadline) {
-			t.Fatal("it is not counted")
+		if err != nil || time.Now().After(deadline) {
+			t.Fatalf("it is not counted: %v", err)
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
@@ -258,7 +258,9 @@ func TestAccounts(t *testing.T) {
 	if grown := after.Bytes - before.Bytes; grown < 2_000_000 || grown > 2_100_000 {
 		t.Errorf("grown by %d, with a file of 2000000", grown)
 	}
-	closeStore(t, s)
+	if err := s.Close(); err != nil { // the mounts stay
+		t.Fatal(err)
+	}
 	if s, err = Open(testConfig(dir)); err != nil {
 		t.Fatal(err)
 	}

@@ -303,6 +303,9 @@ func (p *Plugins) Update(ctx context.Context, pod *Pod, c *Container) (Answer, e
 // synchronize tells a plugin that joins, or the first ones, what there is. The
 // library lets no hook run meanwhile.
 func (p *Plugins) synchronize(ctx context.Context, tell adaptation.SyncCB) error {
+	if p.ctx.Err() != nil {
+		return context.Cause(p.ctx)
+	}
 	pods, containers := p.node.Known()
 	podMessages := make([]*api.PodSandbox, len(pods))
 	for i := range pods {

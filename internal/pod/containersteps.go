@@ -200,10 +200,18 @@ func (p *Pods) writeSpec(ctx context.Context, c *container) error {
 			return err
 		}
 	}
-	if err := p.tellCreate(ctx, c, spec); err != nil {
+	if err := makeRoomForLog(s.LogPath); err != nil {
 		return err
 	}
-	if err := p.finishSpec(spec, s.Handler, c.recipe.labels); err != nil {
+	if err := p.tellCreate(ctx, c, spec, func() error { return p.writeBundle(c, spec) }); err != nil {
+		return err
+	}
+	return c.amend(func(s *containerState) { s.User = user })
+}
+
+// writeBundle writes what the OCI runtime is to make of spec, which it finishes.
+func (p *Pods) writeBundle(c *container, spec *specs.Spec) error {
+	if err := p.finishSpec(spec, c.state.Load().Handler, c.recipe.labels); err != nil {
 		return err
 	}
 	c.recipe.program = program(spec)
@@ -211,16 +219,10 @@ func (p *Pods) writeSpec(ctx context.Context, c *container) error {
 	if err != nil {
 		return err
 	}
-	if err := makeRoomForLog(s.LogPath); err != nil {
-		return err
-	}
 	if err := os.MkdirAll(p.bundle(c.id), 0o700); err != nil {
 		return err
 	}
-	if err := store.WriteFile(filepath.Join(p.bundle(c.id), "config.json"), data, 0o600); err != nil {
-		return err
-	}
-	return c.amend(func(s *containerState) { s.User = user })
+	return store.WriteFile(filepath.Join(p.bundle(c.id), "config.json"), data, 0o600)
 }
 
 // relabel gives the sources of mounts the container's label, where asked for.

@@ -85,6 +85,7 @@ func (s *containerState) lose() error {
 
 // end wakes those who wait for the container's end. Idempotent.
 func (c *container) end() {
+	c.making.Store(nil) // so that it takes no memory
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	select {

@@ -17,6 +17,7 @@ import (
 	"github.com/davit-runtime/davit/internal/cgroup"
 	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/nri"
+	"github.com/davit-runtime/davit/internal/ocispec"
 	"github.com/davit-runtime/davit/internal/span"
 )
 
@@ -86,22 +87,31 @@ func (s *containerState) told() int32 {
 	return toldStarted
 }
 
-// hook calls f if plugins listen, and lets k reach stage before one can join.
-func (p *Pods) hook(ctx context.Context, k *knowledge, stage int32, f func() error) error {
+// gate calls f, with whether plugins listen, while none can join.
+func (p *Pods) gate(ctx context.Context, f func(listening bool) error) error {
 	if p.opt.Hooks == nil {
-		return nil
+		return f(false)
 	}
 	leave, listening, err := p.opt.Hooks.Enter(ctx)
 	if err != nil {
 		return err
 	}
 	defer leave()
-	defer k.reach(stage)
-	if !listening {
-		return nil
+	if listening {
+		defer span.Step(ctx, "plugins")()
 	}
-	defer span.Step(ctx, "plugins")()
-	return f()
+	return f(listening)
+}
+
+// hook calls f if plugins listen, and lets k reach stage before one can join.
+func (p *Pods) hook(ctx context.Context, k *knowledge, stage int32, f func() error) error {
+	return p.gate(ctx, func(listening bool) error {
+		defer k.reach(stage)
+		if !listening {
+			return nil
+		}
+		return f()
+	})
 }
 
 // hookOrLog is hook where an objection changes nothing any more.
@@ -163,26 +173,40 @@ func (p *Pods) tellPodRemoved(ctx context.Context, pod *pod) {
 }
 
 // tellCreate asks plugins about a container that is to be made from spec, and
-// changes both as they want it.
-func (p *Pods) tellCreate(ctx context.Context, c *container, spec *specs.Spec) error {
+// changes both as they want it. No plugin joins before write has written the
+// bundle, from which it would be told of the container.
+func (p *Pods) tellCreate(ctx context.Context, c *container, spec *specs.Spec, write func() error) error {
 	var answer nri.Answer
-	err := p.hook(ctx, &c.known, toldMade, func() (err error) {
-		about := p.nriContainer(c, spec)
-		answer, err = p.opt.Hooks.Create(ctx, p.podOf(c), about)
-		return err
+	err := p.gate(ctx, func(listening bool) (err error) {
+		defer c.known.reach(toldMade)
+		if listening {
+			answer, err = p.adjust(ctx, c, spec)
+		}
+		if err != nil {
+			return err
+		}
+		return write()
 	})
-	if err != nil || answer.Resources == nil { // nobody listens
-		return err
+	if err == nil {
+		p.heed(ctx, c.id, answer)
 	}
-	p.heed(ctx, c.id, answer)
-	if score := spec.Process.OOMScoreAdj; score != nil && *score < p.opt.Host.MinOOMScoreAdj {
-		spec.Process.OOMScoreAdj = &p.opt.Host.MinOOMScoreAdj
+	return err
+}
+
+// adjust changes a container and its spec as plugins want it.
+func (p *Pods) adjust(ctx context.Context, c *container, spec *specs.Spec) (nri.Answer, error) {
+	answer, err := p.opt.Hooks.Create(ctx, p.podOf(c), p.nriContainer(c, spec))
+	if err != nil {
+		return answer, err
+	}
+	if score := spec.Process.OOMScoreAdj; score != nil {
+		*score = int(ocispec.ClampOOMScoreAdj(int64(*score), p.opt.Host.MinOOMScoreAdj))
 	}
 	place, err := p.placeAt(c.state.Load(), spec.Linux.CgroupsPath)
 	if err != nil {
-		return err
+		return answer, err
 	}
-	return c.amend(func(s *containerState) {
+	return answer, c.amend(func(s *containerState) {
 		s.Place, s.Resources = place, p.inForce(merged(s.Resources, answer.Resources))
 	})
 }

@@ -145,7 +145,7 @@ func TestPluginAdjusts(t *testing.T) {
 	must(t, d.StartContainer(t.Context(), id))
 	c, err := d.Container(id)
 	must(t, err)
-	if r := c.Resources; r.CpuShares != 321 || r.MemoryLimitInBytes != 1<<30 || r.OomScoreAdj != -500 {
+	if r := c.Resources; r.CpuShares != 321 || r.MemoryLimitInBytes != 1<<30 || r.OomScoreAdj != 0 { // as clamped
 		t.Errorf("limits %v", r)
 	}
 	if last := n.limits[len(n.limits)-1]; last.CpuShares != 321 {
@@ -221,14 +221,16 @@ func TestPluginUpdates(t *testing.T) {
 	if c, _ := d.Container(other); c.State != Exited {
 		t.Errorf("evicted: %v", c.State)
 	}
-	pod, err := d.findPod(podID)
-	must(t, err)
-	refused := errors.New("no")
-	if err := d.changeResources(t.Context(), pod, nil, nil, func() error { return refused }); err != refused {
-		t.Error(err)
+	must(t, d.UpdatePod(t.Context(), podID, nil, &runtimeapi.LinuxContainerResources{CpuShares: 7}))
+	if pod, _ := d.Pod(podID); pod.Config.Linux.Resources.GetCpuShares() != 7 {
+		t.Errorf("the pod's resources: %v", pod.Config.Linux.Resources)
 	}
-	must(t, d.changeResources(t.Context(), pod, nil, nil, func() error { return nil }))
-	wantTold(t, p, podID, "SyncPod", "UpdatePodSandbox", "UpdatePodSandbox", "PostUpdatePodSandbox")
+	p.OnUpdatePod = func(context.Context, *api.PodSandbox) error { return errors.New("no") }
+	wantKind(t, d.UpdatePod(t.Context(), podID, nil, &runtimeapi.LinuxContainerResources{CpuShares: 8}), fault.Precondition)
+	if pod, _ := d.Pod(podID); pod.Config.Linux.Resources.GetCpuShares() != 7 {
+		t.Errorf("changed against a veto: %v", pod.Config.Linux.Resources)
+	}
+	wantTold(t, p, podID, "SyncPod", "UpdatePodSandbox", "PostUpdatePodSandbox", "UpdatePodSandbox")
 	must(t, d.Remove(t.Context(), podID))
 }
 
@@ -365,7 +367,13 @@ func TestPluginsJoinWithoutARace(t *testing.T) {
 	}
 	var plugins []*nritest.Plugin
 	for i := range 4 {
-		p := &nritest.Plugin{Index: fmt.Sprintf("%02d", i)}
+		p := &nritest.Plugin{Index: fmt.Sprintf("%02d", i), OnSync: func(_ []*api.PodSandbox, containers []*api.Container) {
+			for _, c := range containers {
+				if c.GetLinux().GetCgroupsPath() == "" {
+					t.Errorf("told of %.8s, but not what is in its bundle", c.GetId())
+				}
+			}
+		}}
 		p.Join(t, socket)
 		plugins = append(plugins, p)
 	}
@@ -401,7 +409,7 @@ func TestHooksCostNothing(t *testing.T) {
 	pod, c := d.pods[podID], d.containers[id]
 	allocs := testing.AllocsPerRun(100, func() {
 		_ = d.tellRun(t.Context(), pod)
-		_ = d.tellCreate(t.Context(), c, &specs.Spec{})
+		_ = d.tellCreate(t.Context(), c, &specs.Spec{}, func() error { return nil })
 		d.tellCreated(t.Context(), c)
 		_ = d.tellStart(t.Context(), c)
 		d.tellStarted(t.Context(), c)

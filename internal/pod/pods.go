@@ -269,6 +269,20 @@ func byAge(all []*container) []*containerState {
 	return states
 }
 
+// States counts pods and containers by their state.
+func (p *Pods) States() (pods, containers map[State]int) {
+	pods, containers = map[State]int{}, map[State]int{}
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	for _, pod := range p.pods {
+		pods[pod.state.Load().State]++
+	}
+	for _, c := range p.containers {
+		containers[c.state.kept.Load().State]++
+	}
+	return pods, containers
+}
+
 func cmpAge(a, b time.Time, aID, bID string) int {
 	if c := a.Compare(b); c != 0 {
 		return c

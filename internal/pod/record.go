@@ -50,28 +50,24 @@ type containerState struct {
 	ContainerSnapshot
 	containerMemo
 	config json.RawMessage // Config in protojson; nil once it has exited
-	packed []byte          // all that slim takes out
+	packed []byte          // all that slim leaves out; nil until it has exited
 }
 
-// A bulk is what slim takes out beside CRI messages.
+// A bulk is what slim leaves out beside CRI messages.
 type bulk struct {
 	Place   cgroup.Place
 	LogPath string
 	User    ocispec.User
 }
 
-// slim packs what is big about a container that has exited: thousands may wait
-// for the kubelet to remove them.
+// slim leaves out what is big about a container that has exited, and keeps it
+// packed: thousands may wait for the kubelet to remove them.
 func (s *containerState) slim() *containerState {
-	if s.State != Exited || s.packed != nil {
-		return s
-	}
-	rest, err := json.Marshal(bulk{s.Place, s.LogPath, s.User})
-	if err != nil {
+	if s.State != Exited || s.isSlim() {
 		return s
 	}
 	t := *s
-	if t.packed, err = compact.Pack(compact.Container{Config: s.Config, Resources: s.Resources, Rest: rest}); err != nil {
+	if t.pack() != nil {
 		return s
 	}
 	t.Config, t.Resources, t.config = nil, nil, nil
@@ -87,8 +83,22 @@ func (s *containerState) slim() *containerState {
 	return &t
 }
 
+func (s *containerState) isSlim() bool { return s.Config == nil }
+
+// pack sets packed. What is in there does not change any more.
+func (s *containerState) pack() error {
+	if s.packed != nil {
+		return nil
+	}
+	rest, err := json.Marshal(bulk{s.Place, s.LogPath, s.User})
+	if err == nil {
+		s.packed, err = compact.Pack(compact.Container{Config: s.Config, Resources: s.Resources, Rest: rest})
+	}
+	return err
+}
+
 func (s *containerState) whole() *containerState {
-	if s.packed == nil {
+	if !s.isSlim() {
 		return s
 	}
 	t := *s
@@ -100,14 +110,14 @@ func (s *containerState) whole() *containerState {
 	if err != nil {
 		panic("pod: what was packed cannot be unpacked: " + err.Error()) // memory is broken
 	}
-	t.packed, t.Config, t.Resources = nil, c.Config, c.Resources
+	t.Config, t.Resources = c.Config, c.Resources
 	t.Place, t.LogPath, t.User = rest.Place, rest.LogPath, rest.User
 	return &t
 }
 
 // brief is whole, but for what lists do not show.
 func (s *containerState) brief() *ContainerSnapshot {
-	if s.packed == nil {
+	if !s.isSlim() {
 		return &s.ContainerSnapshot
 	}
 	c := s.ContainerSnapshot
@@ -144,6 +154,7 @@ type (
 		ContainerSnapshot
 		Config, Resources json.RawMessage // instead of ContainerSnapshot's
 		Memo              containerMemo
+		Packed            []byte `json:",omitempty"` // spares reading those again, if this version can unpack it
 	}
 )
 
@@ -247,8 +258,8 @@ type pod struct {
 type container struct {
 	record[containerState]
 	podID    string
-	making   *operation.Operation // as a pod's
-	recipe   *recipe              // while it is made
+	making   atomic.Pointer[operation.Operation] // as a pod's; nil once it has exited, too
+	recipe   *recipe                             // while it is made
 	retrying atomic.Bool
 	known    knowledge     // of plugins
 	done     chan struct{} // closed once it has exited
@@ -322,7 +333,12 @@ func (p *Pods) saveContainer(s *containerState) error {
 			return err
 		}
 	}
-	r := containerRecord{ContainerSnapshot: s.ContainerSnapshot, Config: config, Resources: resources, Memo: s.containerMemo}
+	if s.State == Exited {
+		if err := s.pack(); err != nil {
+			return err
+		}
+	}
+	r := containerRecord{ContainerSnapshot: s.ContainerSnapshot, Config: config, Resources: resources, Memo: s.containerMemo, Packed: s.packed}
 	return p.saveRecord(p.containerRoot(s.ID), r)
 }
 
@@ -359,17 +375,20 @@ func loadContainer(path string) (*containerState, error) {
 	if err := store.LoadJSON(path, recordVersion, &r); err != nil {
 		return nil, err
 	}
+	if filepath.Base(filepath.Dir(path)) != r.ID {
+		return nil, fault.New(fault.Invalid, "", "%s is the record of %q", path, r.ID)
+	}
 	s := &containerState{ContainerSnapshot: r.ContainerSnapshot, containerMemo: r.Memo, config: r.Config}
-	s.Config = &runtimeapi.ContainerConfig{}
+	s.Config, s.Resources = &runtimeapi.ContainerConfig{}, &runtimeapi.LinuxContainerResources{}
+	if s.State == Exited && compact.Readable(r.Packed) {
+		s.packed = r.Packed
+		return s.slim(), nil
+	}
 	if err := protojson.Unmarshal(r.Config, s.Config); err != nil {
 		return nil, err
 	}
-	s.Resources = &runtimeapi.LinuxContainerResources{}
 	if err := protojson.Unmarshal(r.Resources, s.Resources); err != nil {
 		return nil, err
-	}
-	if s.ID != filepath.Base(filepath.Dir(path)) {
-		return nil, fault.New(fault.Invalid, "", "%s is the record of %q", path, s.ID)
 	}
 	return s.slim(), nil
 }

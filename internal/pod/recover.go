@@ -96,8 +96,11 @@ func (p *Pods) recover(ctx context.Context) error {
 	for _, status := range all {
 		known[status.ID] = status
 	}
-	load(p, "pods", loadPod, func(s *podState) { p.addPod(s) })
-	load(p, "containers", loadContainer, func(s *containerState) { p.addContainer(s) })
+	load(ctx, p, "pods", loadPod, func(s *podState) { p.addPod(s) })
+	load(ctx, p, "containers", loadContainer, func(s *containerState) { p.addContainer(s) })
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	for _, pod := range p.pods {
 		p.recoverPod(pod, known)
 	}
@@ -111,11 +114,14 @@ func (p *Pods) recover(ctx context.Context) error {
 
 // load reads the records of a kind, several at once, and adds them one by one.
 // One that cannot be read is moved aside; what it held then counts as an orphan's.
-func load[S any](p *Pods, kind string, read func(path string) (*S, error), add func(*S)) {
+func load[S any](ctx context.Context, p *Pods, kind string, read func(path string) (*S, error), add func(*S)) {
 	var adding sync.Mutex
 	var readers errgroup.Group
 	readers.SetLimit(runtime.GOMAXPROCS(0))
 	for _, id := range subdirectories(filepath.Join(p.opt.Root, kind)) {
+		if ctx.Err() != nil {
+			break
+		}
 		readers.Go(func() error {
 			path := filepath.Join(p.opt.Root, kind, id, "record.json")
 			s, err := read(path)

@@ -104,7 +104,7 @@ func (p *Pods) CreateContainer(ctx context.Context, podID string, config *runtim
 	if err != nil {
 		return "", err
 	}
-	if err := c.making.Wait(ctx); err != nil {
+	if err := c.making.Load().Wait(ctx); err != nil {
 		return "", err
 	}
 	return c.id, nil
@@ -136,9 +136,9 @@ func (p *Pods) beginCreate(ctx context.Context, podID string, config *runtimeapi
 	}
 	c := p.addContainer(s)
 	c.slot.Seize() // nobody else knows it yet
-	c.making = p.crew.Occupy(ctx, &c.slot, "container "+c.id+": create", makeBudget, func(ctx context.Context) error {
+	c.making.Store(p.crew.Occupy(ctx, &c.slot, "container "+c.id+": create", makeBudget, func(ctx context.Context) error {
 		return p.makeContainer(ctx, key, c)
-	})
+	}))
 	p.containerKeys[key] = c
 	return c, nil
 }

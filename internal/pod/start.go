@@ -166,7 +166,7 @@ func limitable(c *container) error {
 	return nil
 }
 
-// update implements UpdateContainer. The container's slot must be held.
+// update changes limits wholly or not at all. The container's slot must be held.
 func (p *Pods) update(ctx context.Context, c *container, r *runtimeapi.LinuxContainerResources) error {
 	if err := p.undoUpdate(ctx, c); err != nil { // an earlier one that could not be taken back
 		return err
@@ -249,27 +249,26 @@ func (p *Pods) UpdatePod(ctx context.Context, id string, overhead, resources *ru
 	if err != nil {
 		return err
 	}
+	note := func(s *podState) error {
+		config := proto.CloneOf(s.Config)
+		if config.Linux == nil {
+			config.Linux = &runtimeapi.LinuxPodSandboxConfig{}
+		}
+		if overhead != nil {
+			config.Linux.Overhead = proto.CloneOf(overhead)
+		}
+		if resources != nil {
+			config.Linux.Resources = proto.CloneOf(resources)
+		}
+		encoded, err := protojson.Marshal(config)
+		if err != nil {
+			return fault.New(fault.Invalid, "", "pod's resources: %w", err)
+		}
+		s.Config, s.config = config, encoded
+		return nil
+	}
 	return p.crew.With(ctx, &pod.slot, "pod "+pod.id+": update", startBudget, func(ctx context.Context) error {
-		return p.changeResources(ctx, pod, overhead, resources, func() error {
-			return pod.commit(func(s *podState) error {
-				config := proto.CloneOf(s.Config)
-				if config.Linux == nil {
-					config.Linux = &runtimeapi.LinuxPodSandboxConfig{}
-				}
-				if overhead != nil {
-					config.Linux.Overhead = proto.CloneOf(overhead)
-				}
-				if resources != nil {
-					config.Linux.Resources = proto.CloneOf(resources)
-				}
-				encoded, err := protojson.Marshal(config)
-				if err != nil {
-					return fault.New(fault.Invalid, "", "pod's resources: %w", err)
-				}
-				s.Config, s.config = config, encoded
-				return nil
-			})
-		})
+		return p.changeResources(ctx, pod, overhead, resources, func() error { return pod.commit(note) })
 	})
 }
 

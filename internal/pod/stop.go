@@ -148,7 +148,7 @@ func (p *Pods) kill(ctx context.Context, c *container) error {
 		return context.Cause(ctx)
 	}
 	if c.state.Load().State == Preparing {
-		if err := c.making.Interrupt(ctx); err != nil {
+		if err := c.making.Load().Interrupt(ctx); err != nil {
 			return err
 		}
 	}

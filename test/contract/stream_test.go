@@ -55,21 +55,21 @@ func channel(t *testing.T, conn httpstream.Connection, kind string, headers ...s
 	return s
 }
 
-// A session is an exec or attach with standard input and output.
-type session struct {
+// A line is an exec or attach with standard input and output.
+type line struct {
 	conn            httpstream.Connection
 	in, out, status httpstream.Stream
 }
 
-func open(t *testing.T, url string) *session {
+func open(t *testing.T, url string) *line {
 	t.Helper()
-	s := &session{conn: dial(t, url, "v4.channel.k8s.io")}
+	s := &line{conn: dial(t, url, "v4.channel.k8s.io")}
 	s.status, s.in, s.out = channel(t, s.conn, "error"), channel(t, s.conn, "stdin"), channel(t, s.conn, "stdout")
 	return s
 }
 
 // await reads until text has come.
-func (s *session) await(t *testing.T, text string) {
+func (s *line) await(t *testing.T, text string) {
 	t.Helper()
 	var got strings.Builder
 	buf := make([]byte, 4096)
@@ -91,7 +91,7 @@ func (w *world) execURL(t *testing.T, id string, command ...string) string {
 	return r.Url
 }
 
-func (w *world) attach(t *testing.T, id string) *session {
+func (w *world) attach(t *testing.T, id string) *line {
 	t.Helper()
 	r, err := w.c.Attach(w.ctx, &runtimeapi.AttachRequest{ContainerId: id, Stdin: true, Stdout: true})
 	if err != nil {
@@ -223,7 +223,7 @@ func TestSessions(t *testing.T) {
 		if took := time.Since(at); took > 15*time.Second {
 			t.Errorf("davitd took %v to stop", took)
 		}
-		for _, one := range []*session{s, shell} {
+		for _, one := range []*line{s, shell} {
 			if _, err := io.Copy(io.Discard, one.out); err != nil {
 				t.Error(err)
 			}

@@ -34,9 +34,9 @@ func (w *world) subscribe(ctx context.Context) func() (*runtimeapi.ContainerEven
 	return stream.Recv
 }
 
-// TestEventsOfALife: a subscriber hears of everything, in order, with the whole pod;
+// TestSubscriber: a subscriber hears of everything, in order, with the whole pod;
 // its stream ends when davitd does, at once.
-func TestEventsOfALife(t *testing.T) {
+func TestSubscriber(t *testing.T) {
 	w := newWorld(t, "")
 	ctx, cancel := context.WithTimeout(w.ctx, time.Minute)
 	defer cancel()

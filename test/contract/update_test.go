@@ -52,7 +52,7 @@ func TestUpdates(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("%s", r.Stdout)
-	if s := string(r.Stdout); s != "100\n20000\n134217728\n" && s != "11\n20000 100000\n134217728\n" {
+	if s := string(r.Stdout); s != "100\n20000\n134217728\n" && s != "17\n20000 100000\n134217728\n" {
 		t.Errorf("in the container:\n%s", s)
 	}
 	w.restart()

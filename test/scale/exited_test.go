@@ -2,6 +2,8 @@ package scale
 
 import (
 	"context"
+	"encoding/base64"
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -16,6 +18,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/davit-runtime/davit/internal/compact"
 	"github.com/davit-runtime/davit/internal/testkit"
 )
 
@@ -24,12 +27,12 @@ const exitedBytes = 4096
 
 // TestManyExited: thousands of containers that have exited cost little memory
 // each; streamed lists deliver all of them, and others say why they do not.
-// DAVIT_SCALE_EXITED says how many.
+// DAVIT_SCALE_EXITED says how many (default 5000).
 func TestManyExited(t *testing.T) {
 	testkit.Root(t)
 	dir := t.TempDir()
 	testkit.Leftovers(t, dir)
-	n := 20_000
+	n := 5_000
 	if text := os.Getenv("DAVIT_SCALE_EXITED"); text != "" {
 		n, _ = strconv.Atoi(text)
 	} else if testing.Short() {
@@ -192,25 +195,73 @@ func exitedContainer(ctx context.Context, t *testing.T, d *testkit.Daemon, c *te
 // multiply writes n records of containers like those given, and returns their directories.
 func multiply(t *testing.T, d *testkit.Daemon, ids []string, n int) (made []string) {
 	t.Helper()
-	var like []string
+	var like []original
 	for _, id := range ids {
-		record, err := os.ReadFile(filepath.Join(d.Root, "containers", id, "record.json"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		like = append(like, string(record))
+		like = append(like, readOriginal(t, filepath.Join(d.Root, "containers", id, "record.json")))
 	}
 	for i := range n {
 		id := fmt.Sprintf("%056x%08x", i*2654435761, i)
+		other := strings.NewReplacer(ids[i%len(ids)], id, uidText, uidText[:24]+fmt.Sprintf("%012x", i), nameText, fmt.Sprintf("worker-%08x", i))
 		dir := filepath.Join(d.Root, "containers", id)
 		made = append(made, dir)
-		record := strings.NewReplacer(ids[i%len(ids)], id, uidText, uidText[:24]+fmt.Sprintf("%012x", i), nameText, fmt.Sprintf("worker-%08x", i*40503)).Replace(like[i%len(ids)])
 		if err := os.Mkdir(dir, 0o700); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(filepath.Join(dir, "record.json"), []byte(record), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, "record.json"), like[i%len(ids)].copy(t, other), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
 	return made
+}
+
+// An original is a record that others are made of: what is packed in it apart.
+type original struct {
+	before, after   string
+	config          string // on the wire: replacements have the same length
+	rest, resources string
+}
+
+func readOriginal(t *testing.T, path string) (o original) {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var record struct {
+		Data struct{ Packed []byte }
+	}
+	if err := json.Unmarshal(text, &record); err != nil {
+		t.Fatal(err)
+	}
+	whole, err := compact.Whole(record.Data.Packed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, err := proto.Marshal(whole.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resources, err := proto.Marshal(whole.Resources)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.config, o.resources, o.rest = string(config), string(resources), string(whole.Rest)
+	o.before, o.after, _ = strings.Cut(string(text), base64.StdEncoding.EncodeToString(record.Data.Packed))
+	return o
+}
+
+func (o original) copy(t *testing.T, other *strings.Replacer) []byte {
+	t.Helper()
+	c := compact.Container{Config: &runtimeapi.ContainerConfig{}, Resources: &runtimeapi.LinuxContainerResources{}, Rest: []byte(other.Replace(o.rest))}
+	if err := proto.Unmarshal([]byte(other.Replace(o.config)), c.Config); err != nil {
+		t.Fatal(err)
+	}
+	if err := proto.Unmarshal([]byte(o.resources), c.Resources); err != nil {
+		t.Fatal(err)
+	}
+	packed, err := compact.Pack(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return []byte(other.Replace(o.before) + base64.StdEncoding.EncodeToString(packed) + other.Replace(o.after))
 }

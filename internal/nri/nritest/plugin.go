@@ -19,13 +19,14 @@ import (
 type Plugin struct {
 	Index, Name string // "00", "test" unless set
 
-	OnConfig func(config, runtime string) error
-	OnSync   func(pods []*api.PodSandbox, containers []*api.Container)
-	OnRun    func(ctx context.Context, p *api.PodSandbox) error
-	OnCreate func(ctx context.Context, p *api.PodSandbox, c *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error)
-	OnStart  func(ctx context.Context, c *api.Container) error
-	OnUpdate func(c *api.Container, r *api.LinuxResources) ([]*api.ContainerUpdate, error)
-	OnStop   func(c *api.Container) ([]*api.ContainerUpdate, error)
+	OnConfig    func(config, runtime string) error
+	OnSync      func(pods []*api.PodSandbox, containers []*api.Container)
+	OnRun       func(ctx context.Context, p *api.PodSandbox) error
+	OnUpdatePod func(ctx context.Context, p *api.PodSandbox) error
+	OnCreate    func(ctx context.Context, p *api.PodSandbox, c *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error)
+	OnStart     func(ctx context.Context, c *api.Container) error
+	OnUpdate    func(c *api.Container, r *api.LinuxResources) ([]*api.ContainerUpdate, error)
+	OnStop      func(c *api.Container) ([]*api.ContainerUpdate, error)
 
 	stub stub.Stub
 	mu   sync.Mutex
@@ -164,8 +165,11 @@ func (p *Plugin) RunPodSandbox(ctx context.Context, pod *api.PodSandbox) error {
 	return nil
 }
 
-func (p *Plugin) UpdatePodSandbox(_ context.Context, pod *api.PodSandbox, _, _ *api.LinuxResources) error {
+func (p *Plugin) UpdatePodSandbox(ctx context.Context, pod *api.PodSandbox, _, _ *api.LinuxResources) error {
 	p.note("UpdatePodSandbox", pod.GetId())
+	if p.OnUpdatePod != nil {
+		return p.OnUpdatePod(ctx, pod)
+	}
 	return nil
 }
 
