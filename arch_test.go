@@ -26,7 +26,7 @@ var base = []string{"internal/store", "internal/span", "internal/fault"}
 // drivers have value types that the core passes on.
 var drivers = []string{
 	"internal/ocispec", "internal/network", "internal/namespace", "internal/cgroup", "internal/nri",
-	"internal/image", "internal/monitor", "internal/ociruntime",
+	"internal/image", "internal/monitor", "internal/ociruntime", "internal/idmap", "internal/label",
 }
 
 // imports is the diagram of ARCHITECTURE.md as data: what of davit each
@@ -50,17 +50,19 @@ var imports = map[string][]string{
 	"internal/volume":       base,
 	"internal/compact":      {},
 	"internal/keeper":       {"internal/monitor", "internal/fault"},
-	"internal/image":        slices.Concat(base, []string{"internal/registry", "internal/layer"}),
+	"internal/image":        slices.Concat(base, []string{"internal/registry", "internal/layer", "internal/idmap"}),
+	"internal/idmap":        {"internal/fault", "internal/holder"},
+	"internal/label":        {"internal/fault"},
 	"internal/monitor":      {"internal/ociruntime", "internal/fault"},
 	// These five go into davit-monitor, so they use no base but fault.
 	"internal/monitor/server": {"internal/monitor", "internal/monitor/stdio", "internal/ociruntime", "internal/holder", "internal/fault"},
 	"internal/monitor/stdio":  {"internal/monitor"},
 	"internal/holder":         {},
 	"internal/ociruntime":     {"internal/fault"},
-	"internal/ocispec":        base,
 	"internal/cdi":            base,
+	"internal/ocispec":        slices.Concat(base, []string{"internal/idmap"}),
 	"internal/network":        base,
-	"internal/namespace":      base,
+	"internal/namespace":      slices.Concat(base, []string{"internal/idmap"}),
 	"internal/cgroup":         base,
 	"internal/nri":            base,
 	"internal/registry":       base,

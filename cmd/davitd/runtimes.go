@@ -10,8 +10,6 @@ import (
 	"strings"
 	"sync"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/davit-runtime/davit/internal/cri/validate"
 	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/ociruntime"
@@ -32,12 +30,14 @@ type runtimes struct {
 
 	mu       sync.Mutex
 	features map[string]ociruntime.Features // by path
+	tried    map[string]func() trialResult  // by path; the first call takes the time of a trial
+	trials   *trials                        // nil: nothing can be tried
 }
 
 func newRuntimes(c *config, systemd bool, log *slog.Logger) *runtimes {
 	return &runtimes{
 		config: c, systemd: systemd, log: log, bpf: newSeccompCache(c.Root, log),
-		features: map[string]ociruntime.Features{},
+		features: map[string]ociruntime.Features{}, tried: map[string]func() trialResult{},
 	}
 }
 
@@ -114,14 +114,37 @@ func (r *runtimes) handlers() []validate.Handler {
 	fallback := r.defaultName()
 	for _, name := range r.names() {
 		h := validate.Handler{Name: name, Default: name == fallback}
-		if path, err := r.find(name); err == nil {
-			f, _ := r.known(path)
-			h.RecursiveReadOnly = f.MountOptions["rro"] && kernelAtLeast(5, 12)
-		}
+		result := r.try(name)
+		h.RecursiveReadOnly, h.UserNamespaces = result.ReadOnly, result.Users
 		all = append(all, h)
 	}
 	return all
 }
+
+// try says what a handler can do. The first call waits for a trial, unless its
+// result is remembered.
+func (r *runtimes) try(handler string) trialResult {
+	of, err := r.Runtime(handler)
+	if err != nil || r.trials == nil {
+		return trialResult{}
+	}
+	f, known := r.known(of.Path)
+	if !known {
+		return trialResult{} // it did not even tell its version
+	}
+	r.mu.Lock()
+	once := r.tried[of.Path]
+	if once == nil {
+		once = sync.OnceValue(func() trialResult { return r.trials.of(of, f) })
+		r.tried[of.Path] = once
+	}
+	r.mu.Unlock()
+	return once()
+}
+
+// hostNetworkUsers reports whether the default handler's pods can have user
+// namespaces on the host's network.
+func (r *runtimes) hostNetworkUsers() bool { return r.try("").HostNetworkUsers }
 
 func (r *runtimes) known(path string) (ociruntime.Features, bool) {
 	r.mu.Lock()
@@ -177,17 +200,4 @@ func (r *runtimes) compile(ctx context.Context, with compiler, caps []string) {
 		}
 	}
 	r.bpf.serve(ctx, with)
-}
-
-// kernelAtLeast compares the running kernel's version.
-func kernelAtLeast(major, minor int) bool {
-	var u unix.Utsname
-	if unix.Uname(&u) != nil {
-		return false
-	}
-	var a, b int
-	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &a, &b); err != nil {
-		return false
-	}
-	return a > major || a == major && b >= minor
 }

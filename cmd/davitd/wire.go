@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
-	"strings"
 	"sync"
 	"time"
 
@@ -21,6 +20,7 @@ import (
 	"github.com/davit-runtime/davit/internal/cri/metrics"
 	"github.com/davit-runtime/davit/internal/cri/validate"
 	"github.com/davit-runtime/davit/internal/image"
+	"github.com/davit-runtime/davit/internal/label"
 	"github.com/davit-runtime/davit/internal/monitor"
 	"github.com/davit-runtime/davit/internal/namespace"
 	"github.com/davit-runtime/davit/internal/network"
@@ -177,11 +177,12 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 	}
 	p.monitor = monitor.Connect(c.State)
 	byCDI := cdi.New(c.CDISpecDirs, log)
+	p.runtimes.trials = &trials{config: c, parts: p, log: log}
 	options := pod.Options{
 		Root: c.Root, State: c.State, Log: log,
 		Host: pod.Host{
 			CgroupV2: p.host.CgroupV2, Capabilities: p.host.Capabilities,
-			MinOOMScoreAdj: p.host.MinOOMScoreAdj, Devices: devices(log),
+			MinOOMScoreAdj: p.host.MinOOMScoreAdj, Devices: devices(log), Labels: label.Open(),
 		},
 		Specs:      pod.Specs{Build: ocispec.Make, ResolveUser: ocispec.ResolveUser, Devices: byCDI.InjectRequested},
 		Namespaces: namespace.New(), Network: p.network, Rootfs: p.images, Cgroups: p.cgroups,
@@ -246,7 +247,7 @@ func (p *parts) surface(ctx context.Context, c *config, log *slog.Logger) *cri.S
 			Streams: p.streams, Stats: stats.New(p.pods, p.cgroups, p.images), Events: p.pods, Network: p.network,
 		},
 		cri.Config{
-			Node:          validate.Node{Handlers: p.runtimes.handlers, AppArmor: appArmor()},
+			Node:          validate.Node{Handlers: p.runtimes.handlers, AppArmor: ocispec.AppArmor(), HostNetworkUsers: p.runtimes.hostNetworkUsers},
 			Version:       version,
 			SystemdCgroup: p.cgroups.Driver() == cgroup.Systemd,
 			RuntimeReady:  func() error { return cmp.Or(p.runtimes.ready(), p.keeper.err()) },
@@ -268,10 +269,4 @@ func (p *parts) surface(ctx context.Context, c *config, log *slog.Logger) *cri.S
 			Stopping: ctx.Done(),
 			Log:      log,
 		}, c.CRIVersions...)
-}
-
-// appArmor reports whether the kernel enforces AppArmor.
-func appArmor() bool {
-	enabled, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
-	return err == nil && strings.TrimSpace(string(enabled)) == "Y"
 }

@@ -48,6 +48,9 @@ func parse[M proto.Message](t *testing.T, m M, texts ...string) M {
 	return m
 }
 
+// users is the rest of a context's namespace options.
+const users = `userns_options { mode: POD uids { host_id: 1000 length: 100 } gids { host_id: 1000 length: 100 } } } } }`
+
 func TestPodChecks(t *testing.T) {
 	const invalid = codes.InvalidArgument
 	const ns = `linux { security_context { namespace_options { `
@@ -100,7 +103,16 @@ func TestPodChecks(t *testing.T) {
 		{ns + `userns_options { mode: NODE } } } }`, want{}},
 		{ns + `userns_options { mode: NODE uids { length: 1 } } } } }`, want{invalid, "config.linux.security_context.namespace_options.userns_options.uids: "}},
 		{ns + `userns_options { mode: NODE gids { length: 1 } } } } }`, want{invalid, "config.linux.security_context.namespace_options.userns_options.gids: "}},
-		{ns + `userns_options { mode: POD uids { length: 1 } } } } }`, want{codes.Unimplemented, "config.linux.security_context.namespace_options.userns_options.mode: POD"}},
+		{ns + users, want{}},
+		{ns + `pid: NODE ` + users, want{invalid, "config.linux.security_context.namespace_options.pid: is NODE, which a user namespace excludes"}},
+		{ns + `ipc: NODE ` + users, want{invalid, "config.linux.security_context.namespace_options.ipc: is NODE, which a user namespace excludes"}},
+		{ns + `userns_options { mode: POD } } } }`, want{invalid, "config.linux.security_context.namespace_options.userns_options.uids: are 0 mappings"}},
+		{ns + `userns_options { mode: POD uids { length: 1 } } } } }`, want{invalid, "config.linux.security_context.namespace_options.userns_options.gids: are 0 mappings"}},
+		{ns + `userns_options { mode: POD uids { length: 1 } uids { length: 1 } } } } }`, want{invalid, "config.linux.security_context.namespace_options.userns_options.uids: are 2 mappings"}},
+		{ns + `userns_options { mode: POD uids { length: 0 } } } } }`, want{invalid, "config.linux.security_context.namespace_options.userns_options.uids[0].length: is 0"}},
+		{ns + `userns_options { mode: POD uids { container_id: 1 length: 1 } } } } }`, want{invalid, "config.linux.security_context.namespace_options.userns_options.uids[0].container_id: is 1"}},
+		{ns + `userns_options { mode: POD uids { host_id: 4294967295 length: 1 } } } } }`, want{invalid, "config.linux.security_context.namespace_options.userns_options.uids[0].length: 1 from host_id"}},
+		{ns + `userns_options { mode: CONTAINER } } } }`, want{invalid, "config.linux.security_context.namespace_options.userns_options.mode: is CONTAINER"}},
 		{ns + `userns_options { mode: TARGET } } } }`, want{invalid, "config.linux.security_context.namespace_options.userns_options.mode: "}},
 		{`linux { sysctls { key: "net.ipv4.ip_forward" value: "1" } sysctls { key: "kernel/shm_rmid_forced" value: "1" } }`, want{}},
 		{`linux { sysctls { key: "net/ipv4/conf/eth0.1/forwarding" value: "1" } sysctls { key: "fs.mqueue.msg_max" value: "9" } }`, want{}},
@@ -175,8 +187,12 @@ func TestContainerChecks(t *testing.T) {
 		{`mounts { container_path: "/data" host_path: "/srv" recursive_read_only: true }`, want{invalid, "config.mounts[0].recursive_read_only: is set without readonly"}},
 		{`mounts { container_path: "/data" host_path: "/srv" readonly: true recursive_read_only: true propagation: PROPAGATION_BIDIRECTIONAL }`,
 			want{invalid, "config.mounts[0].recursive_read_only: is set, which PROPAGATION_BIDIRECTIONAL excludes"}},
-		{`mounts { container_path: "/data" host_path: "/srv" uidMappings { length: 1 } }`, want{absent, "config.mounts[0].uidMappings: "}},
-		{`mounts { container_path: "/data" host_path: "/srv" gidMappings { length: 1 } }`, want{absent, "config.mounts[0].gidMappings: "}},
+		{`mounts { container_path: "/data" host_path: "/srv" uidMappings { length: 1 } gidMappings { length: 1 } }`, want{}},
+		{`mounts { container_path: "/data" host_path: "/srv" uidMappings { length: 1 } }`, want{invalid, "config.mounts[0].uidMappings: "}},
+		{`mounts { container_path: "/data" host_path: "/srv" gidMappings { length: 1 } }`, want{invalid, "config.mounts[0].uidMappings: "}},
+		{`mounts { container_path: "/data" host_path: "/srv" gidMappings { } }`, want{invalid, "config.mounts[0].gidMappings[0].length: is 0"}},
+		{`mounts { container_path: "/data" host_path: "/srv" uidMappings { length: 1 } gidMappings { length: 1 } propagation: PROPAGATION_BIDIRECTIONAL }`,
+			want{invalid, "config.mounts[0].propagation: is PROPAGATION_BIDIRECTIONAL, which ID mappings exclude"}},
 		{`mounts { container_path: "/data" host_path: "/srv" mount_options: "noexec" }`, want{}},
 		{`mounts { container_path: "/data" host_path: "/srv" mount_options: "suid" }`, want{invalid, "config.mounts[0].mount_options[0]: "}},
 		{`mounts { container_path: "/data" image { image: "x" } readonly: true image_sub_path: "a/b" mount_options: "noexec" }`, want{}},
@@ -228,7 +244,8 @@ func TestContainerChecks(t *testing.T) {
 		{ns + `pid: TARGET target_id: "nobody" } } }`, want{invalid, f + "namespace_options.target_id: no container nobody"}},
 		{ns + `pid: TARGET target_id: "c-here" } } }`, want{}},
 		{ns + `pid: TARGET target_id: "c-elsewhere" } } }`, want{invalid, f + "namespace_options.target_id: container c-elsewhere is in another pod"}},
-		{ns + `userns_options { mode: POD } } } }`, want{absent, f + "namespace_options.userns_options.mode: "}},
+		{ns + users, want{invalid, f + "namespace_options.userns_options: is not the pod's"}},
+		{ns + `userns_options { mode: NODE } } } }`, want{}},
 		{sc + `run_as_user { value: 1 } run_as_username: "bob" } }`, want{invalid, f + "run_as_username: is set beside"}},
 		{sc + `run_as_username: "bob" run_as_group { value: 1 } } }`, want{}},
 		{sc + `run_as_username: "a:b" } }`, want{invalid, f + "run_as_username: "}},
@@ -242,6 +259,15 @@ func TestContainerChecks(t *testing.T) {
 		{sc + `apparmor_profile: "localhost/p" } }`, want{absent, f + "apparmor_profile: "}},
 		{sc + `apparmor_profile: "p" } }`, want{invalid, f + "apparmor_profile: "}},
 		{sc + `selinux_options { type: "spc_t" } } }`, want{}}, // ignored without SELinux
+		{sc + `selinux_options { user: "system_u" role: "system_r" type: "container_t" level: "s0:c4,c5" } } }`, want{}},
+		{sc + `selinux_options { level: "s0" } } }`, want{}},
+		{sc + `selinux_options { level: "s0-s0:c0.c1023" } } }`, want{}},
+		{sc + `selinux_options { level: "s0-s15:c0.c3,c7" } } }`, want{}},
+		{sc + `selinux_options { level: "s0,c4,c5" } } }`, want{invalid, f + `selinux_options.level: "s0,c4,c5"`}},
+		{sc + `selinux_options { level: "c4,c5" } } }`, want{invalid, f + "selinux_options.level: "}},
+		{sc + `selinux_options { level: "s0:c4\",uid=0" } } }`, want{invalid, f + "selinux_options.level: "}},
+		{sc + `selinux_options { type: "a:b" } } }`, want{invalid, f + "selinux_options.type: "}},
+		{sc + `selinux_options { user: "a b" } } }`, want{invalid, f + "selinux_options.user: "}},
 	} {
 		t.Run(tt.add, func(t *testing.T) {
 			p := parse(t, &runtimeapi.PodSandboxConfig{}, goodPod)
@@ -259,6 +285,43 @@ func TestContainerChecks(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Containers have their pod's user namespace, said again or not.
+func TestContainerInUserNamespace(t *testing.T) {
+	const sc = `linux { security_context { namespace_options { `
+	const f = "config.linux.security_context.namespace_options.userns_options: is not the pod's"
+	invalid := codes.InvalidArgument
+	for _, tt := range []struct {
+		add  string
+		want want
+	}{
+		{``, want{}},
+		{sc + users, want{}},
+		{sc + `userns_options { mode: NODE } } } }`, want{invalid, f}},
+		{sc + `userns_options { mode: POD uids { host_id: 2000 length: 100 } gids { host_id: 1000 length: 100 } } } } }`, want{invalid, f}},
+		{`mounts { container_path: "/data" host_path: "/srv" propagation: PROPAGATION_BIDIRECTIONAL }`, want{invalid, "config.mounts[0].propagation: "}},
+	} {
+		p := parse(t, &runtimeapi.PodSandboxConfig{}, goodPod, sc+users)
+		rt, _, _, _ := server(t, &world{pods: []*pod.Snapshot{{ID: "p", Config: p, State: pod.Ready}}})
+		_, err := rt.CreateContainer(context.Background(), &runtimeapi.CreateContainerRequest{
+			PodSandboxId: "p", Config: parse(t, &runtimeapi.ContainerConfig{}, goodContainer, tt.add),
+		})
+		tt.want.check(t, err)
+	}
+}
+
+func TestHandlerWithoutUserNamespaces(t *testing.T) {
+	rt, _, _, _ := server(t, &world{})
+	_, err := rt.RunPodSandbox(context.Background(), &runtimeapi.RunPodSandboxRequest{
+		Config:         parse(t, &runtimeapi.PodSandboxConfig{}, goodPod, `linux { security_context { namespace_options { `+users),
+		RuntimeHandler: "runc",
+	})
+	want{codes.Unimplemented, `config.linux.security_context.namespace_options.userns_options: handler "runc"`}.check(t, err)
+	onHost := parse(t, &runtimeapi.PodSandboxConfig{}, goodPod, `linux { security_context { namespace_options { network: NODE `+users)
+	onHost.Hostname = ""
+	_, err = rt.RunPodSandbox(context.Background(), &runtimeapi.RunPodSandboxRequest{Config: onHost})
+	want{codes.Unimplemented, "config.linux.security_context.namespace_options.network: NODE: a user namespace"}.check(t, err)
 }
 
 func TestHandlerWithoutRecursiveReadOnly(t *testing.T) {

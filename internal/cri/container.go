@@ -26,7 +26,7 @@ func (s *service) CreateContainer(ctx context.Context, r *runtimeapi.CreateConta
 		return nil, err
 	}
 	c.Container(r.GetConfig(), p.Config, &s.config.Node)
-	c.Recursive(r.GetConfig(), func() validate.Handler { return s.handlerOf(p) })
+	c.Recursive(r.GetConfig(), func() validate.Handler { return s.handlerNamed(p.Handler) })
 	s.checkTarget(&c, r.GetConfig(), p)
 	if c.Err != nil {
 		return nil, c.Err
@@ -38,13 +38,14 @@ func (s *service) CreateContainer(ctx context.Context, r *runtimeapi.CreateConta
 	return &runtimeapi.CreateContainerResponse{ContainerId: id}, nil
 }
 
-func (s *service) handlerOf(p *pod.Snapshot) validate.Handler {
+// handlerNamed returns the handler of a name, which may be empty.
+func (s *service) handlerNamed(name string) validate.Handler {
 	for _, h := range s.config.Handlers() {
-		if h.Name == p.Handler || p.Handler == "" && h.Default {
+		if h.Name == name || name == "" && h.Default {
 			return h
 		}
 	}
-	return validate.Handler{Name: p.Handler}
+	return validate.Handler{Name: name}
 }
 
 // checkTarget requires that a targeted container is in the same pod.

@@ -175,8 +175,8 @@ func server(t testing.TB, w *world) (runtimeapi.RuntimeServiceClient, runtimeapi
 	surface := New(Parts{Pods: w, Containers: w, Resources: w, Views: w, Sessions: w, Images: imageWorld{w}, Streams: streamWorld{w}, Stats: statsWorld{}, Events: w, Network: w}, Config{
 		Version: "1.2.3",
 		Node: validate.Node{Handlers: func() []validate.Handler {
-			return []validate.Handler{{Name: "runc"}, {Name: "crun", Default: true, RecursiveReadOnly: true}}
-		}},
+			return []validate.Handler{{Name: "runc"}, {Name: "crun", Default: true, RecursiveReadOnly: true, UserNamespaces: true}}
+		}, HostNetworkUsers: func() bool { return false }},
 		Dial: func(_ context.Context, netns string, port uint16) (net.Conn, error) {
 			return nil, w.do(fmt.Sprintf("dial %s:%d", netns, port))
 		},

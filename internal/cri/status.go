@@ -33,7 +33,9 @@ func (s *service) Status(_ context.Context, r *runtimeapi.StatusRequest) (*runti
 		}},
 		RuntimeHandlers: s.handlers(),
 		// True only for what is there: the kubelet publishes it.
-		Features: &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true, MountOptions: true},
+		Features: &runtimeapi.RuntimeFeatures{
+			SupplementalGroupsPolicy: true, MountOptions: true, UserNamespacesHostNetwork: s.config.HostNetworkUsers(),
+		},
 	}
 	if r.GetVerbose() {
 		resp.Info = s.statusInfo()
@@ -53,7 +55,7 @@ func condition(kind, reason string, ready func() error) *runtimeapi.RuntimeCondi
 func (s *service) handlers() []*runtimeapi.RuntimeHandler {
 	var all []*runtimeapi.RuntimeHandler
 	for _, h := range s.config.Handlers() {
-		f := &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: h.RecursiveReadOnly}
+		f := &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: h.RecursiveReadOnly, UserNamespaces: h.UserNamespaces}
 		all = append(all, &runtimeapi.RuntimeHandler{Name: h.Name, Features: f})
 		if h.Default {
 			all = append(all, &runtimeapi.RuntimeHandler{Features: f})

@@ -59,8 +59,8 @@ func TestStatus(t *testing.T) {
 			conditions { type: "RuntimeReady" status: true }
 			conditions { type: "NetworkReady" reason: "NetworkNotReady" message: "no CNI plugin bridge in /opt/cni/bin" }
 		}
-		runtime_handlers { features { recursive_read_only_mounts: true } }
-		runtime_handlers { name: "crun" features { recursive_read_only_mounts: true } }
+		runtime_handlers { features { recursive_read_only_mounts: true user_namespaces: true } }
+		runtime_handlers { name: "crun" features { recursive_read_only_mounts: true user_namespaces: true } }
 		runtime_handlers { name: "runc" features { } }
 		features { supplemental_groups_policy: true mount_options: true }`))
 	config := must[*runtimeapi.RuntimeConfigResponse](t)(rt.RuntimeConfig(context.Background(), &runtimeapi.RuntimeConfigRequest{}))

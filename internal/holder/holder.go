@@ -2,10 +2,16 @@
 // is left to it and ends on SIGTERM. Inside the pod it is called "pause", as
 // the first process of such pods is everywhere else.
 //
+// Started with a third argument, it enters the user namespace of descriptor 3,
+// becomes its root, and leaves a child of its parent's that goes on as above in
+// a new PID namespace, which that user namespace owns. The child's pid goes to
+// descriptor 4, in 8 bytes. A program of several threads could not do it.
+//
 // Pods may have one each, so it is a program of some hundred bytes instead of
 // a Go program: two pages of memory, and started in half a millisecond. Its
 // instructions stand in program_*.s; Open puts an ELF header before them. It
-// never opens a file, allocates, or makes a thread. davit-monitor starts it.
+// never opens a file, allocates, or makes a thread. davit-monitor starts it,
+// and package idmap where a process is needed for a moment.
 package holder
 
 import (

@@ -128,7 +128,7 @@ func killAPuller(t *testing.T, dir string, refs []string) {
 // checkWhole reads every file of the images of TestKill.
 func checkWhole(t *testing.T, s *Store, id string) {
 	t.Helper()
-	path, err := s.Mount(context.Background(), "check", id)
+	path, err := s.Mount(context.Background(), "check", id, MountOptions{})
 	if err != nil {
 		t.Error(err)
 		return

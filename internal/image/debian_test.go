@@ -58,7 +58,7 @@ func TestDockerRegistry(t *testing.T) {
 		if err != nil || got.ID != want.String() || len(got.Config.Config.Cmd) != 1 {
 			t.Errorf("%s: %+v, want %s", kind, got, want)
 		}
-		path, err := s.Mount(context.Background(), kind, got.ID)
+		path, err := s.Mount(context.Background(), kind, got.ID, MountOptions{})
 		if err != nil {
 			t.Fatal(err)
 		}

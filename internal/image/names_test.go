@@ -68,7 +68,7 @@ func TestNames(t *testing.T) {
 	if list := s.List(); len(list) != 1 || list[0].ID != id2 {
 		t.Errorf("%+v", list)
 	}
-	path, err := s.Mount(ctx, "c", two.host()+"/y") // the layer that both had is still there
+	path, err := s.Mount(ctx, "c", two.host()+"/y", MountOptions{}) // the layer that both had is still there
 	if err != nil || read(t, path, "f") != "1" {
 		t.Errorf("%v", err)
 	}

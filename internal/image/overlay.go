@@ -10,12 +10,15 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/davit-runtime/davit/internal/idmap"
 )
 
 // An overlay is a mount of overlayfs.
 type overlay struct {
 	lowers      []string // topmost first; at least one, without upper at least two
 	upper, work string   // empty: read-only
+	label       string   // of all files; empty: those they have
 }
 
 // What the kernel turned out not to have: volatile is in Linux 5.10, lowerdir+
@@ -23,8 +26,9 @@ type overlay struct {
 var noVolatile, noLowerAdd atomic.Bool
 
 // prepare makes the writable side. The root of a merged tree shows the
-// attributes of upper, so they are taken from the topmost layer.
-func (o overlay) prepare() error {
+// attributes of upper, so they are taken from the topmost layer, the owner as
+// ids maps it.
+func (o overlay) prepare(ids idmap.Map) error {
 	if err := makeDir(o.work, 0o700); err != nil {
 		return err
 	}
@@ -43,7 +47,8 @@ func (o overlay) prepare() error {
 	if err := unix.Lstat(o.lowers[0], &st); err != nil {
 		return err
 	}
-	if err := os.Lchown(o.upper, int(st.Uid), int(st.Gid)); err != nil {
+	uid, gid := ids.Host(st.Uid, st.Gid)
+	if err := os.Lchown(o.upper, int(uid), int(gid)); err != nil {
 		return err
 	}
 	return unix.Chmod(o.upper, st.Mode&0o7777)
@@ -108,7 +113,7 @@ func (o overlay) tryNew(target string, volatile bool) error {
 			set("lowerdir+", lower)
 		}
 	}
-	for _, option := range [][2]string{{"upperdir", o.upper}, {"workdir", o.work}, {"index", "off"}, {"metacopy", "off"}} {
+	for _, option := range [][2]string{{"upperdir", o.upper}, {"workdir", o.work}, {"index", "off"}, {"metacopy", "off"}, {"context", o.label}} {
 		if err == nil && option[1] != "" {
 			set(option[0], option[1])
 		}
@@ -188,6 +193,9 @@ func (o overlay) tryOld(target, more string) error {
 	options := "lowerdir=" + strings.Join(names[:n], ":")
 	if o.upper != "" {
 		options += ",upperdir=" + names[n] + ",workdir=" + names[n+1]
+	}
+	if o.label != "" {
+		more += `,context="` + o.label + `"` // it may have commas
 	}
 	if err := unix.Mount("overlay", target, "overlay", flags, options+",index=off,metacopy=off"+more); err != nil {
 		return fmt.Errorf("overlay of %d layers: %w", n, err)

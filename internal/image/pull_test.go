@@ -100,7 +100,7 @@ func TestRemoveWhilePulling(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
-	path, err := s.Mount(ctx, "c", reg.host()+"/b:1")
+	path, err := s.Mount(ctx, "c", reg.host()+"/b:1", MountOptions{})
 	if err != nil || read(t, path, "base") != "1" || read(t, path, "big")[0] != 'c' {
 		t.Errorf("%v", err)
 	}
@@ -391,7 +391,7 @@ func TestDamagedDatabase(t *testing.T) {
 			if _, err := s.Pull(context.Background(), ref, PullOptions{}); err != nil {
 				t.Fatal(err)
 			}
-			path, err := s.Mount(context.Background(), "c", id)
+			path, err := s.Mount(context.Background(), "c", id, MountOptions{})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -11,8 +11,16 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/idmap"
 	"github.com/davit-runtime/davit/internal/store"
 )
+
+// MountOptions is how a container sees its root. The zero value is as the
+// image has it.
+type MountOptions struct {
+	Users *idmap.Users // whose map says to whom files belong
+	Label string       // SELinux's, of all files
+}
 
 // Mount mounts a writable root file system for a container and returns its
 // path. The layers it needs stay until Unmount, whatever becomes of the image.
@@ -20,12 +28,25 @@ import (
 // is gone. After an error, too, Unmount releases what there is.
 //
 // NotFound if the image is not present.
-func (s *Store) Mount(_ context.Context, id, imageID string) (string, error) {
+func (s *Store) Mount(_ context.Context, id, imageID string, o MountOptions) (string, error) {
 	lowers, err := s.borrow(id, imageID)
 	if err != nil {
 		return "", err
 	}
 	s.tally.begin(id)
+	return s.mountRoot(id, lowers, o)
+}
+
+// MountEmpty is Mount of an image without layers, which need not be there. It
+// is for trying whether it works on this host.
+func (s *Store) MountEmpty(_ context.Context, id string, o MountOptions) (string, error) {
+	if err := makeDir(s.config.writable(id), 0o700); err != nil {
+		return "", err
+	}
+	return s.mountRoot(id, nil, o)
+}
+
+func (s *Store) mountRoot(id string, lowers []string, options MountOptions) (string, error) {
 	if len(lowers) == 0 {
 		lowers = append(lowers, s.config.empty())
 	}
@@ -38,12 +59,12 @@ func (s *Store) Mount(_ context.Context, id, imageID string) (string, error) {
 		return target, err
 	}
 	writable := s.config.writable(id)
-	o := overlay{lowers: lowers, upper: upperDir(writable), work: filepath.Join(writable, "work")}
-	if err := o.prepare(); err != nil {
+	o := overlay{lowers: lowers, upper: upperDir(writable), work: filepath.Join(writable, "work"), label: options.Label}
+	if err := o.prepare(options.ids()); err != nil {
 		return "", err
 	}
-	if err := o.mount(target); err != nil {
-		return "", fault.New(fault.Internal, "", "mount the root file system of container %s: %w", id, err)
+	if err := o.mountFor(options.Users, target, s.config.mapped(id)); err != nil {
+		return "", fault.New(fault.KindOf(err), "", "mount the root file system of container %s: %w", id, err)
 	}
 	return target, nil
 }
@@ -103,6 +124,9 @@ func (s *Store) Unmount(_ context.Context, id string) error {
 	}
 	if err := unmount(s.config.rootfs(id)); err != nil {
 		return fmt.Errorf("unmount the root file system of container %s: %w", id, err)
+	}
+	if err := idmap.DetachAll(s.config.mapped(id)); err != nil {
+		return err
 	}
 	if err := s.trash.Put(s.config.writable(id)); err != nil {
 		return err

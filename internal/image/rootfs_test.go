@@ -37,7 +37,7 @@ func TestManyLayers(t *testing.T) {
 	}
 	for _, old := range []bool{false, true} {
 		noLowerAdd.Store(old)
-		path, err := s.Mount(context.Background(), "c", id)
+		path, err := s.Mount(context.Background(), "c", id, MountOptions{})
 		if err != nil {
 			t.Fatalf("old API: %v: %v", old, err)
 		}
@@ -70,7 +70,7 @@ func TestRootOfContainer(t *testing.T) {
 		image, dir string
 		mode       fs.FileMode
 	}{{id, ".", 0o511}, {id, "tmp", 0o777 | fs.ModeSticky}, {none, ".", 0o755}} {
-		path, err := s.Mount(ctx, "c", c.image)
+		path, err := s.Mount(ctx, "c", c.image, MountOptions{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -98,7 +98,7 @@ func TestMountAgain(t *testing.T) {
 	if _, err := s.Pull(ctx, reg.host()+"/a:1", PullOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	path, err := s.Mount(ctx, "c", id)
+	path, err := s.Mount(ctx, "c", id, MountOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,7 +117,7 @@ func TestMountAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	s = openStore(t, dir)
-	if path, err = s.Mount(ctx, "c", id); err != nil || read(t, path, "kept") != "2" || read(t, path, "f") != "1" {
+	if path, err = s.Mount(ctx, "c", id, MountOptions{}); err != nil || read(t, path, "kept") != "2" || read(t, path, "f") != "1" {
 		t.Errorf("%v", err)
 	}
 	// In use by a process of the host: detached.
@@ -129,11 +129,11 @@ func TestMountAgain(t *testing.T) {
 	if err := s.Unmount(ctx, "c"); err != nil {
 		t.Error(err)
 	}
-	if _, err := s.Mount(ctx, "d", "absent"); !fault.Is(err, fault.NotFound) {
+	if _, err := s.Mount(ctx, "d", "absent", MountOptions{}); !fault.Is(err, fault.NotFound) {
 		t.Errorf("%v", err)
 	}
 	for _, bad := range []string{"", ".", "..", "../x", "a/b", ".hidden"} {
-		if _, err := s.Mount(ctx, bad, id); !fault.Is(err, fault.Invalid) {
+		if _, err := s.Mount(ctx, bad, id, MountOptions{}); !fault.Is(err, fault.Invalid) {
 			t.Errorf("%q: %v", bad, err)
 		}
 		if err := s.Unmount(ctx, bad); !fault.Is(err, fault.Invalid) {
@@ -168,7 +168,7 @@ func BenchmarkMount(b *testing.B) {
 	for i := 0; b.Loop(); i++ {
 		c := fmt.Sprint(i)
 		start := time.Now()
-		if _, err := s.Mount(ctx, c, id); err != nil {
+		if _, err := s.Mount(ctx, c, id, MountOptions{}); err != nil {
 			b.Fatal(err)
 		}
 		mounted := time.Now()

@@ -131,11 +131,11 @@ func TestPullMountRemove(t *testing.T) {
 		t.Errorf("an absent image: %v", err)
 	}
 
-	path, err := s.Mount(ctx, "c1", id)
+	path, err := s.Mount(ctx, "c1", id, MountOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if again, err := s.Mount(ctx, "c1", id); err != nil || again != path {
+	if again, err := s.Mount(ctx, "c1", id, MountOptions{}); err != nil || again != path {
 		t.Errorf("mounted again: %s %v", again, err)
 	}
 	if read(t, path, "etc/passwd") != "root" || read(t, path, "etc/motd") != "hi" || read(t, path, "usr/share/page") != "hello" {

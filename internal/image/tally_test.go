@@ -157,7 +157,7 @@ func TestWritableUsage(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"a", "b"} {
-		path, err := s.Mount(ctx, name, id)
+		path, err := s.Mount(ctx, name, id, MountOptions{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -231,11 +231,11 @@ func TestAccounts(t *testing.T) {
 	if _, err := s.Pull(ctx, reg.host()+"/r:1", PullOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	path, err := s.Mount(ctx, "a", id)
+	path, err := s.Mount(ctx, "a", id, MountOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Mount(ctx, "b", id); err != nil {
+	if _, err := s.Mount(ctx, "b", id, MountOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	usage := func() Usage {

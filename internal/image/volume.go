@@ -22,6 +22,7 @@ type Volume struct {
 	Index     int    // among the container's
 	ImageID   string
 	SubPath   string // a directory or file of the image to show instead of all; may be empty
+	MountOptions
 }
 
 // id is what the volume's lease and mount are filed under. Nothing else
@@ -61,8 +62,9 @@ func (s *Store) MountVolume(_ context.Context, v Volume) (string, error) {
 	if err := makeDir(target, 0o700); err != nil {
 		return "", err
 	}
-	if err := (overlay{lowers: append(lowers, bottom)}).mount(target); err != nil {
-		return "", fault.New(fault.Internal, "", "mount: %w", err)
+	o := overlay{lowers: append(lowers, bottom), label: v.Label}
+	if err := o.mountFor(v.Users, target, s.config.mapped(v.id())); err != nil {
+		return "", fault.New(fault.KindOf(err), "", "mount: %w", err)
 	}
 	if strings.Trim(v.SubPath, "/") != "" {
 		if err := narrow(target, v.SubPath); err != nil {

@@ -19,6 +19,9 @@ type Container struct {
 	TTY       bool   // one pseudo-terminal instead of three pipes
 	Stdin     bool   // keep standard input open for attach; false: /dev/null
 	StdinOnce bool   // close standard input after the first attach ends
+	// UID and GID are whose the standard streams are, on the host, so that the
+	// process may open them by name.
+	UID, GID uint32
 	// OOMEvents is the file that counts OOM kills of the container's cgroup:
 	// memory.events (v2) or memory.oom_control (v1). Empty: not counted.
 	OOMEvents string
@@ -72,6 +75,7 @@ type Size struct{ Width, Height uint16 }
 // reaps in it as its first process, for pods with a shared PID namespace.
 type Holder struct {
 	ID         string   // the pod's ID
+	Users      string   // file of the pinned user namespace that owns the PID namespace; empty: the host's
 	Namespaces []string // files of pinned namespaces (net, ipc, uts) that it joins
 	Cgroup     []string // directories, one for each hierarchy, whose cgroup.procs it is put in
 }

@@ -1,8 +1,9 @@
 // Package namespace makes a pod's net, ipc and uts namespaces without a
-// process in them, pinned by bind mounts.
+// process in them, pinned by bind mounts, and a user namespace that owns them
+// if the pod is to have one.
 //
-// It owns the files "net", "ipc" and "uts" below a directory that its caller
-// names. No process is started, and the caller's own namespaces are never
+// It owns the files "user", "net", "ipc" and "uts" below a directory that its
+// caller names. No process is left, and the caller's own namespaces are never
 // changed. Package pod calls it.
 package namespace
 
@@ -19,11 +20,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/idmap"
 )
 
 // A Spec says which namespaces a pod has of its own and how they start.
 type Spec struct {
 	Net, IPC, UTS bool
+	Users         idmap.Map         // of the user namespace that owns them; empty: they are the host's
 	Hostname      string            // of the uts namespace, ignored without one; empty: unchanged
 	Sysctls       map[string]string // dotted or slashed, set inside the new namespaces
 }
@@ -40,6 +43,7 @@ var kinds = []struct {
 	flag  int
 	asked func(Spec) bool
 }{
+	{"user", unix.CLONE_NEWUSER, func(s Spec) bool { return !s.Users.Empty() }}, // first: it owns the others
 	{"net", unix.CLONE_NEWNET, func(s Spec) bool { return s.Net }},
 	{"ipc", unix.CLONE_NEWIPC, func(s Spec) bool { return s.IPC }},
 	{"uts", unix.CLONE_NEWUTS, func(s Spec) bool { return s.UTS }},
@@ -76,7 +80,15 @@ func (*Maker) Create(ctx context.Context, dir string, spec Spec) error {
 		}
 		_ = f.Close()
 	}
-	return onThread(func() error { return build(dir, spec, sysctls) })
+	return onThread(func() error {
+		if spec.Users.Empty() {
+			return build(dir, spec, sysctls, "")
+		}
+		flags := spec.flags() &^ unix.CLONE_NEWUSER
+		return spec.Users.WithNamespaces(uintptr(flags), func(proc string) error {
+			return build(dir, spec, sysctls, proc)
+		})
+	})
 }
 
 // onThread runs f in an operating system thread that ends with it, so that
@@ -105,23 +117,27 @@ func onThread(f func() error) error {
 	return <-done
 }
 
-// build makes the calling thread's namespaces, sets them up and pins them.
-func build(dir string, spec Spec, sysctls []sysctl) error {
+// build sets up new namespaces and pins them: those of the process whose
+// directory below /proc is given or, without one, the calling thread's, which
+// are made. The thread is in them afterwards, but in no other user namespace.
+func build(dir string, spec Spec, sysctls []sysctl, proc string) error {
 	const op = "namespace.Create"
-	flags := 0
-	for _, k := range kinds {
-		if k.asked(spec) {
-			flags |= k.flag
-		}
-	}
+	flags := spec.flags()
 	if flags == 0 {
 		return nil
 	}
-	if err := unix.Unshare(flags); err != nil {
-		if errors.Is(err, unix.ENOSPC) {
-			return fault.New(fault.Exhausted, op, "the limit of namespaces is reached (user.max_*_namespaces): %w", err)
+	if proc != "" {
+		if err := enterAll(proc, spec); err != nil {
+			return err
 		}
-		return fault.New(fault.Internal, op, "unshare: %w", err)
+	} else {
+		if err := unix.Unshare(flags); err != nil {
+			if errors.Is(err, unix.ENOSPC) {
+				return fault.New(fault.Exhausted, op, "the limit of namespaces is reached (user.max_*_namespaces): %w", err)
+			}
+			return fault.New(fault.Internal, op, "unshare: %w", err)
+		}
+		proc = fmt.Sprintf("/proc/self/task/%d", unix.Gettid())
 	}
 	if spec.UTS && spec.Hostname != "" {
 		if err := unix.Sethostname([]byte(spec.Hostname)); err != nil {
@@ -134,8 +150,9 @@ func build(dir string, spec Spec, sysctls []sysctl) error {
 			return fault.New(fault.Internal, op, "bring up the loopback interface: %w", err)
 		}
 	}
+	owner, _ := spec.Users.Host(0, 0)
 	for _, s := range sysctls {
-		if err := s.set(); err != nil {
+		if err := s.setFor(owner); err != nil {
 			return err
 		}
 	}
@@ -143,9 +160,37 @@ func build(dir string, spec Spec, sysctls []sysctl) error {
 		if !k.asked(spec) {
 			continue
 		}
-		from := fmt.Sprintf("/proc/self/task/%d/ns/%s", unix.Gettid(), k.name)
-		if err := unix.Mount(from, filepath.Join(dir, k.name), "", unix.MS_BIND, ""); err != nil {
+		if err := unix.Mount(proc+"/ns/"+k.name, filepath.Join(dir, k.name), "", unix.MS_BIND, ""); err != nil {
 			return fault.New(fault.Internal, op, "pin the %s namespace: %w", k.name, err)
+		}
+	}
+	return nil
+}
+
+// flags are those of the namespaces asked for.
+func (s Spec) flags() (flags int) {
+	for _, k := range kinds {
+		if k.asked(s) {
+			flags |= k.flag
+		}
+	}
+	return flags
+}
+
+// enterAll takes the calling thread into the namespaces of a process, except its
+// user namespace, into which no thread of many can go.
+func enterAll(proc string, spec Spec) error {
+	for _, k := range kinds {
+		if !k.asked(spec) || k.flag == unix.CLONE_NEWUSER {
+			continue
+		}
+		fd, err := unix.Open(proc+"/ns/"+k.name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err == nil {
+			err = unix.Setns(fd, k.flag)
+			_ = unix.Close(fd)
+		}
+		if err != nil {
+			return fault.New(fault.Internal, "namespace.Create", "enter the %s namespace: %w", k.name, err)
 		}
 	}
 	return nil

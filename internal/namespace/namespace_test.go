@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/idmap"
 	"github.com/davit-runtime/davit/internal/testkit"
 )
 
@@ -76,6 +77,9 @@ func in(t *testing.T, dir string, f func()) {
 	t.Helper()
 	err := onThread(func() error {
 		for _, k := range kinds {
+			if k.flag == unix.CLONE_NEWUSER {
+				continue // no thread of many can enter it
+			}
 			fd, err := unix.Open(filepath.Join(dir, k.name), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 			if err != nil {
 				return err
@@ -96,12 +100,20 @@ func in(t *testing.T, dir string, f func()) {
 func TestMain(m *testing.M) { testkit.Main(m) }
 
 func TestCreateAndRelease(t *testing.T) {
+	t.Run("host's users", func(t *testing.T) { createAndRelease(t, idmap.Map{}) })
+	t.Run("users of its own", func(t *testing.T) {
+		ids := []idmap.Range{{Container: 0, Host: 300000, Length: 65536}}
+		createAndRelease(t, idmap.Map{UIDs: ids, GIDs: ids})
+	})
+}
+
+func createAndRelease(t *testing.T, users idmap.Map) {
 	testkit.Root(t)
 	testkit.Leftovers(t).Ignore("^cgroup ") // nothing here makes one, but others on the machine do
 	ctx, m, dir := context.Background(), New(), filepath.Join(t.TempDir(), "pod")
 	t.Cleanup(func() { _ = m.Release(ctx, dir) })
 	hostname, _ := os.Hostname()
-	spec := Spec{Net: true, IPC: true, UTS: true, Hostname: "web-0", Sysctls: map[string]string{
+	spec := Spec{Net: true, IPC: true, UTS: true, Users: users, Hostname: "web-0", Sysctls: map[string]string{
 		"kernel.shmmax": "12345", "fs.mqueue.msg_max": "7", "net.core.somaxconn": "77", "net/ipv4/ip_unprivileged_port_start": "80",
 	}}
 	if err := m.Create(ctx, dir, spec); err != nil {
@@ -132,6 +144,9 @@ func TestCreateAndRelease(t *testing.T) {
 	if now, _ := os.Hostname(); now != hostname {
 		t.Errorf("the host's name became %q", now)
 	}
+	if !users.Empty() {
+		checkOwner(t, dir)
+	}
 	if err := m.Create(ctx, dir, spec); !fault.Is(err, fault.Exists) {
 		t.Errorf("create over a live pod: %v, want Exists", err)
 	}
@@ -142,6 +157,32 @@ func TestCreateAndRelease(t *testing.T) {
 	}
 	if left, _ := os.ReadDir(dir); len(left) > 0 {
 		t.Errorf("left: %v", left)
+	}
+}
+
+// All of the pod's namespaces belong to its user namespace.
+func checkOwner(t *testing.T, dir string) {
+	t.Helper()
+	const nsGetUserns = 0xb701 // kernel: linux/nsfs.h
+	var owner unix.Stat_t
+	if err := unix.Stat(filepath.Join(dir, "user"), &owner); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"net", "ipc", "uts"} {
+		f, err := os.Open(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		fd, err := unix.IoctlRetInt(int(f.Fd()), nsGetUserns)
+		var st unix.Stat_t
+		if err == nil {
+			err = unix.Fstat(fd, &st)
+			_ = unix.Close(fd)
+		}
+		if err != nil || st.Ino != owner.Ino {
+			t.Errorf("%s belongs to user namespace %d, want %d: %v", name, st.Ino, owner.Ino, err)
+		}
+		_ = f.Close()
 	}
 }
 
@@ -217,14 +258,24 @@ func TestFirstThreadStays(t *testing.T) {
 	}
 }
 
+// A user namespace costs a process that lives for a moment.
+//
+// go test -bench CreateUsers -run - -benchtime 200x ./internal/namespace
+func BenchmarkCreateUsers(b *testing.B) {
+	ids := []idmap.Range{{Container: 0, Host: 300000, Length: 65536}}
+	benchmarkCreate(b, idmap.Map{UIDs: ids, GIDs: ids})
+}
+
 // go test -bench Create -run - -benchtime 200x ./internal/namespace
-func BenchmarkCreate(b *testing.B) {
+func BenchmarkCreate(b *testing.B) { benchmarkCreate(b, idmap.Map{}) }
+
+func benchmarkCreate(b *testing.B, users idmap.Map) {
 	testkit.Root(b)
 	ctx, m, dir := context.Background(), New(), b.TempDir()
 	var took []time.Duration
 	for b.Loop() {
 		began := time.Now()
-		if err := m.Create(ctx, dir, Spec{Net: true, IPC: true, UTS: true, Hostname: "bench"}); err != nil {
+		if err := m.Create(ctx, dir, Spec{Net: true, IPC: true, UTS: true, Hostname: "bench", Users: users}); err != nil {
 			b.Fatal(err)
 		}
 		took = append(took, time.Since(began))

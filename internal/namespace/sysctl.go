@@ -89,6 +89,27 @@ func slashed(name string) string {
 	}, name)
 }
 
+// setFor writes the sysctl of namespaces whose root is a certain user. Those of
+// IPC let only that user write, not even the host's root; those of the network
+// are for who may administer it. It must run in a thread that is to end.
+//
+// kernel: ipc/ipc_sysctl.c, ipc_permissions; net/sysctl_net.c, net_ctl_permissions.
+func (s sysctl) setFor(uid uint32) error {
+	if uid == 0 || strings.HasPrefix(s.path, "net/") {
+		return s.set()
+	}
+	// Not unix.Setresuid, which is for all threads.
+	const same = ^uintptr(0)
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, same, uintptr(uid), same); errno != 0 {
+		return fault.New(fault.Internal, "namespace.Create", "become user %d: %w", uid, errno)
+	}
+	err := s.set()
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, same, 0, same); errno != 0 && err == nil {
+		return fault.New(fault.Internal, "namespace.Create", "become root again: %w", errno)
+	}
+	return err
+}
+
 // set writes the sysctl. /proc/sys shows the namespaces of the task that opens
 // the file, so this must run in the thread that has them.
 func (s sysctl) set() error {

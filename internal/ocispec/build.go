@@ -9,6 +9,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/idmap"
 )
 
 // ociVersion is the lowest that says all that is needed: crun 1.8.1 refuses
@@ -38,9 +39,6 @@ func Build(in Input) (*specs.Spec, error) {
 	if !filepath.IsAbs(in.Rootfs) {
 		return nil, fault.New(fault.Internal, "ocispec.Build", "root file system %q is not absolute", in.Rootfs)
 	}
-	if err := supported(in.Container); err != nil {
-		return nil, err
-	}
 	sc := in.Container.GetLinux().GetSecurityContext()
 	if sc.GetPrivileged() && !in.Pod.GetLinux().GetSecurityContext().GetPrivileged() {
 		return nil, fault.New(fault.Invalid, "", "a privileged container needs a privileged pod")
@@ -53,6 +51,9 @@ func Build(in Input) (*specs.Spec, error) {
 		Root:        &specs.Root{Path: in.Rootfs, Readonly: sc.GetReadonlyRootfs()},
 		Annotations: maps.Clone(in.Annotations),
 		Linux:       &specs.Linux{CgroupsPath: in.CgroupsPath, Namespaces: namespaces(in)},
+	}
+	if in.Namespaces.User != "" { // the OCI runtime joins it, but wants to be told
+		s.Linux.UIDMappings, s.Linux.GIDMappings = mappings(in.Namespaces.Users.UIDs), mappings(in.Namespaces.Users.GIDs)
 	}
 	var err error
 	if s.Process, err = process(in); err != nil {
@@ -81,22 +82,20 @@ func Build(in Input) (*specs.Spec, error) {
 	return s, nil
 }
 
-// supported refuses what has no part here yet, rather than running a
-// container without what it asked for.
-func supported(c *runtimeapi.ContainerConfig) error {
-	sc := c.GetLinux().GetSecurityContext()
-	if u := sc.GetNamespaceOptions().GetUsernsOptions(); u != nil && u.Mode != runtimeapi.NamespaceMode_NODE {
-		return fault.New(fault.Unimplemented, "", "user namespaces are not supported yet")
+func mappings(ranges []idmap.Range) []specs.LinuxIDMapping {
+	var all []specs.LinuxIDMapping
+	for _, r := range ranges {
+		all = append(all, specs.LinuxIDMapping{ContainerID: r.Container, HostID: r.Host, Size: r.Length})
 	}
-	if sc.GetPrivileged() {
-		return nil
-	}
-	return apparmor(sc)
+	return all
 }
 
 func namespaces(in Input) []specs.LinuxNamespace {
 	sc := in.Container.GetLinux().GetSecurityContext()
 	ns := []specs.LinuxNamespace{{Type: specs.MountNamespace}}
+	if in.Namespaces.User != "" {
+		ns = append(ns, specs.LinuxNamespace{Type: specs.UserNamespace, Path: in.Namespaces.User})
+	}
 	if sc.GetNamespaceOptions().GetPid() != runtimeapi.NamespaceMode_NODE {
 		ns = append(ns, specs.LinuxNamespace{Type: specs.PIDNamespace, Path: in.Namespaces.PID})
 	}

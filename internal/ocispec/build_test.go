@@ -152,9 +152,6 @@ func TestRefused(t *testing.T) {
 		{"environment bytes", func(in *Input) { in.Container.Envs = []*runtimeapi.KeyValue{{Key: "A", Value: []byte{0xff}}} }, fault.Unimplemented, "UTF-8"},
 		{"relative root", func(in *Input) { in.Rootfs = "rootfs" }, fault.Internal, "absolute"},
 		{"privileged in a plain pod", secure(func(sc *runtimeapi.LinuxContainerSecurityContext) { sc.Privileged = true }), fault.Invalid, "privileged pod"},
-		{"user namespace", secure(func(sc *runtimeapi.LinuxContainerSecurityContext) {
-			sc.NamespaceOptions.UsernsOptions = &runtimeapi.UserNamespace{}
-		}), fault.Unimplemented, "user namespaces"},
 		{"target without path", secure(func(sc *runtimeapi.LinuxContainerSecurityContext) {
 			sc.NamespaceOptions.Pid = runtimeapi.NamespaceMode_TARGET
 		}), fault.Internal, "target"},
@@ -163,12 +160,10 @@ func TestRefused(t *testing.T) {
 		}), fault.Invalid, `"NET_ADMIM"`},
 		{"no host path", mounted(&runtimeapi.Mount{ContainerPath: "/i"}), fault.Invalid, `host path ""`},
 		{"no container path", mounted(&runtimeapi.Mount{HostPath: "/i"}), fault.Invalid, "no container path"},
-		{"ID-mapped", mounted(&runtimeapi.Mount{ContainerPath: "/i", HostPath: "/h", UidMappings: []*runtimeapi.IDMapping{{}}}), fault.Unimplemented, "ID-mapped"},
+		{"ID-mapped", mounted(&runtimeapi.Mount{ContainerPath: "/i", HostPath: "/h", UidMappings: []*runtimeapi.IDMapping{{}}}), fault.Internal, "ID-mapped"},
 		{"propagation", mounted(&runtimeapi.Mount{ContainerPath: "/i", HostPath: "/h", Propagation: 9}), fault.Invalid, "propagation"},
 		{"mount option", mounted(&runtimeapi.Mount{ContainerPath: "/i", HostPath: "/h", MountOptions: []string{"exec"}}), fault.Invalid, `"exec"`},
-		{"recursive, writable", mounted(&runtimeapi.Mount{ContainerPath: "/i", HostPath: "/h", RecursiveReadOnly: true}), fault.Invalid, "needs readonly"},
-		{"recursive, propagated", mounted(&runtimeapi.Mount{ContainerPath: "/i", HostPath: "/h", RecursiveReadOnly: true, Readonly: true, Propagation: 1}), fault.Invalid, "PRIVATE"},
-		{"recursive, unsupported", mounted(&runtimeapi.Mount{ContainerPath: "/i", HostPath: "/h", RecursiveReadOnly: true, Readonly: true}), fault.Unimplemented, "RROUnsupported"},
+		{"recursive", mounted(&runtimeapi.Mount{ContainerPath: "/i", HostPath: "/h", RecursiveReadOnly: true, Readonly: true}), fault.Internal, "read-only"},
 		{"swap alone", limited(func(r *runtimeapi.LinuxContainerResources) { r.MemoryLimitInBytes, r.MemorySwapLimitInBytes = 0, 200 }),
 			fault.Invalid, "memory_swap_limit_in_bytes"},
 		{"huge pages", limited(func(r *runtimeapi.LinuxContainerResources) {
@@ -190,8 +185,6 @@ func TestRefused(t *testing.T) {
 		{"seccomp, not JSON", secure(func(sc *runtimeapi.LinuxContainerSecurityContext) {
 			sc.Seccomp = profile(runtimeapi.SecurityProfile_Localhost, "/p.json")
 		}), fault.Invalid, "seccomp profile"},
-		{"AppArmor by name", secure(func(sc *runtimeapi.LinuxContainerSecurityContext) { sc.ApparmorProfile = "localhost/p" }), fault.Unimplemented, `"p"`},
-		{"AppArmor, string", secure(func(sc *runtimeapi.LinuxContainerSecurityContext) { sc.ApparmorProfile = "p" }), fault.Invalid, "AppArmor"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, err := Build(given(c.with))
@@ -295,10 +288,8 @@ func TestMounts(t *testing.T) {
 		), "/v", []string{"/h rbind,rshared,rw"}, "rshared"},
 		{"options", mounted(&runtimeapi.Mount{ContainerPath: "/v", HostPath: "/h", Readonly: true, MountOptions: []string{"noexec", "nosuid"}}),
 			"/v", []string{"/h rbind,rprivate,ro,noexec,nosuid"}, ""},
-		{"recursive", func(in *Input) {
-			in.Found.RecursiveReadOnly = true
-			in.Container.Mounts = []*runtimeapi.Mount{{ContainerPath: "/v", HostPath: "/h", Readonly: true, RecursiveReadOnly: true}}
-		}, "/v", []string{"/h rbind,rprivate,rro"}, ""},
+		{"sysfs", func(*Input) {}, "/sys", []string{"sysfs nosuid,noexec,nodev,ro"}, ""},
+		{"the host's sysfs", func(in *Input) { in.Files.Sys = "/run/sys" }, "/sys", []string{"/run/sys rbind,rprivate,nosuid,noexec,nodev,ro"}, ""},
 		{"resolv.conf", given1, "/etc/resolv.conf", []string{"/run/resolv.conf rbind,rprivate,rw"}, ""},
 		{"resolv.conf of the container's", mounted(&runtimeapi.Mount{ContainerPath: "/etc/resolv.conf", HostPath: "/h"}),
 			"/etc/resolv.conf", []string{"/h rbind,rprivate,rw"}, ""},

@@ -3,8 +3,9 @@
 //
 // Build is pure: values in, values out. What it needs of the host is read
 // before: once by ProbeHost, for each container by Inspect and ResolveUser.
-// Make is Build with Inspect around it, and makes the working directory below
-// the container's root: nothing else here writes, starts or keeps anything.
+// Make is Build with Inspect around it, makes the working directory below the
+// container's root, and loads the default AppArmor profile: nothing else here
+// writes, starts or keeps anything.
 // Package pod calls it.
 //
 // It never lets a container's annotations into the spec: crun and runc take

@@ -7,8 +7,6 @@ import (
 	"strconv"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/davit-runtime/davit/internal/fault"
 )
 
@@ -95,13 +93,6 @@ func probeControllers(root string) (swap, hugetlb bool) {
 		}
 	}
 	return exists("/proc/swaps"), hugetlb
-}
-
-// recursiveReadOnly reports whether the kernel has mount_setattr (5.12), which
-// refuses the length 0 before it looks at anything else.
-func recursiveReadOnly() bool {
-	_, _, err := unix.Syscall6(unix.SYS_MOUNT_SETATTR, ^uintptr(0), 0, 0, 0, 0, 0)
-	return err != unix.ENOSYS && err != unix.EPERM
 }
 
 func exists(path string) bool {

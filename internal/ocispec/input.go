@@ -3,6 +3,8 @@ package ocispec
 import (
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/davit-runtime/davit/internal/idmap"
 )
 
 // An Input is all that a spec is made from.
@@ -25,15 +27,19 @@ type Input struct {
 	Annotations    map[string]string // the spec's; nothing else is added to them
 }
 
-// Namespaces are paths to join. Empty means: the host's for net, ipc and uts.
-// For pid it means a new one, unless the container asks for the node's.
-type Namespaces struct{ Net, IPC, UTS, PID string }
+// Namespaces are paths to join. Empty means: the host's for user, net, ipc and
+// uts. For pid it means a new one, unless the container asks for the node's.
+type Namespaces struct {
+	User, Net, IPC, UTS, PID string
+	Users                    idmap.Map // of User
+}
 
 // Files are host files that every container of the pod sees. Empty: none.
 type Files struct {
 	ResolvConf string // at /etc/resolv.conf
 	Hostname   string // at /etc/hostname
 	Shm        string // directory, at /dev/shm; empty: a tmpfs of the container's own
+	Sys        string // directory, at /sys, read-only with all below; empty: a new sysfs
 }
 
 // A User is who a container's first process runs as.
@@ -55,13 +61,13 @@ type Device struct {
 
 // Found is what Inspect read on the host for one container.
 type Found struct {
-	Sources           map[string]string   // host path of each mount → the same without symbolic links
-	Devices           map[string][]Device // host path of each device or directory of devices → what is there
-	Seccomp           []byte              // JSON of the Localhost profile
-	Hostname          string              // HOSTNAME in pods that have none of their own
-	SwapAccounting    bool                // a limit of memory and swap together can be set
-	Hugetlb           bool                // the hugetlb controller is there
-	RecursiveReadOnly bool                // the kernel knows the mount option "rro"; clear it for an OCI runtime that does not
+	Sources        map[string]string   // host path of each mount → the same without symbolic links
+	Devices        map[string][]Device // host path of each device or directory of devices → what is there
+	Seccomp        []byte              // JSON of the Localhost profile
+	AppArmor       string              // name of the profile, which is loaded; empty: none
+	Hostname       string              // HOSTNAME in pods that have none of their own
+	SwapAccounting bool                // a limit of memory and swap together can be set
+	Hugetlb        bool                // the hugetlb controller is there
 }
 
 // A Host is what does not change while this process runs.

@@ -17,24 +17,28 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/idmap"
 )
 
 // maxProfile bounds the size of a seccomp profile's file.
 const maxProfile = 4 << 20
 
 // Make does all that a container's spec takes: it inspects the host for it,
-// builds the spec and makes the working directory below in.Rootfs. Of
-// in.Found it keeps nothing.
+// loads the default AppArmor profile, builds the spec and makes the working
+// directory below in.Rootfs. Of in.Found it keeps nothing.
 func Make(in Input) (*specs.Spec, error) {
 	var err error
 	if in.Found, err = Inspect(in.Container); err != nil {
+		return nil, err
+	}
+	if in.Found.AppArmor, err = thisAppArmor.profile(in.Container.GetLinux().GetSecurityContext()); err != nil {
 		return nil, err
 	}
 	s, err := Build(in)
 	if err != nil {
 		return nil, err
 	}
-	if err := MakeWorkingDir(in.Rootfs, s.Process.Cwd); err != nil {
+	if err := MakeWorkingDir(in.Rootfs, s.Process.Cwd, in.Namespaces.Users); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -45,7 +49,7 @@ func Make(in Input) (*specs.Spec, error) {
 //
 // It returns Precondition, naming the path, for what is not there.
 func Inspect(c *runtimeapi.ContainerConfig) (Found, error) {
-	found := Found{Sources: map[string]string{}, Devices: map[string][]Device{}, RecursiveReadOnly: recursiveReadOnly()}
+	found := Found{Sources: map[string]string{}, Devices: map[string][]Device{}}
 	found.SwapAccounting, found.Hugetlb = probeControllers(cgroupRoot)
 	for _, m := range c.GetMounts() {
 		if !filepath.IsAbs(m.HostPath) {
@@ -130,15 +134,45 @@ func propagates(above []*mountinfo.Info, want runtimeapi.MountPropagation) bool 
 	return false
 }
 
-// MakeWorkingDir makes the directory dir below rootfs where it is missing. It
-// returns Invalid if something else than a directory is there.
-func MakeWorkingDir(rootfs, dir string) error {
-	err := pathrs.MkdirAll(rootfs, strings.TrimPrefix(path.Join("/", dir), "/"), 0o755)
+// MakeWorkingDir makes the directory dir below rootfs where it is missing, and
+// gives what it made to the root of users. It returns Invalid if something else
+// than a directory is there.
+func MakeWorkingDir(rootfs, dir string, users idmap.Map) error {
+	dir = path.Join("/", dir)
+	var missing []string // outermost last
+	for at := dir; at != "/"; at = path.Dir(at) {
+		f, err := pathrs.OpenInRoot(rootfs, at)
+		if err == nil {
+			_ = f.Close()
+			break
+		}
+		missing = append(missing, at)
+	}
+	err := pathrs.MkdirAll(rootfs, strings.TrimPrefix(dir, "/"), 0o755)
 	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, fs.ErrExist) {
 		return fault.New(fault.Invalid, "", "working directory %s is not a directory", dir)
 	}
+	if err == nil && !users.Empty() {
+		err = giveTo(users, rootfs, missing)
+	}
 	if err != nil {
 		return fault.New(fault.Internal, "ocispec.MakeWorkingDir", "working directory %s: %w", dir, err)
+	}
+	return nil
+}
+
+func giveTo(users idmap.Map, rootfs string, paths []string) error {
+	uid, gid := users.Host(0, 0)
+	for _, p := range paths {
+		f, err := pathrs.OpenInRoot(rootfs, p)
+		if err != nil {
+			return err
+		}
+		err = unix.Fchownat(int(f.Fd()), "", int(uid), int(gid), unix.AT_EMPTY_PATH)
+		_ = f.Close()
+		if err != nil {
+			return &fs.PathError{Op: "chown", Path: p, Err: err}
+		}
 	}
 	return nil
 }

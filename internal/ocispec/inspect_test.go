@@ -12,6 +12,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/idmap"
+	"github.com/davit-runtime/davit/internal/testkit"
 )
 
 func TestInspect(t *testing.T) {
@@ -101,7 +103,7 @@ func TestMakeWorkingDir(t *testing.T) {
 	for dir, want := range map[string]fault.Kind{
 		"/a/b/c": 0, "/": 0, "a": 0, "/../../x": 0, "/file": fault.Invalid, "/file/x": fault.Invalid,
 	} {
-		err := MakeWorkingDir(rootfs, dir)
+		err := MakeWorkingDir(rootfs, dir, idmap.Map{})
 		if want == 0 {
 			st, statErr := os.Stat(filepath.Join(rootfs, filepath.Join("/", dir)))
 			if err != nil || statErr != nil || !st.IsDir() {
@@ -111,9 +113,28 @@ func TestMakeWorkingDir(t *testing.T) {
 			t.Errorf("%s: %v", dir, err)
 		}
 	}
-	err := MakeWorkingDir(rootfs, "/out/dir") // whatever it says, nothing may be made outside
+	err := MakeWorkingDir(rootfs, "/out/dir", idmap.Map{}) // whatever it says, nothing may be made outside
 	if left, readErr := os.ReadDir(outside); readErr != nil || len(left) != 0 {
 		t.Errorf("made outside the root: %v (%v)", left, err)
+	}
+}
+
+// What is made belongs to the root of the user namespace, what was there stays.
+func TestMakeMappedWorkingDir(t *testing.T) {
+	testkit.Root(t)
+	rootfs := t.TempDir()
+	if err := os.Mkdir(rootfs+"/there", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	users := idmap.Map{UIDs: []idmap.Range{{Container: 0, Host: 5000, Length: 10}}, GIDs: []idmap.Range{{Container: 0, Host: 6000, Length: 10}}}
+	if err := MakeWorkingDir(rootfs, "/there/a/b", users); err != nil {
+		t.Fatal(err)
+	}
+	for dir, want := range map[string][2]uint32{"/there": {0, 0}, "/there/a": {5000, 6000}, "/there/a/b": {5000, 6000}} {
+		var st unix.Stat_t
+		if err := unix.Stat(rootfs+dir, &st); err != nil || [2]uint32{st.Uid, st.Gid} != want {
+			t.Errorf("%s belongs to %d:%d, want %v: %v", dir, st.Uid, st.Gid, want, err)
+		}
 	}
 }
 

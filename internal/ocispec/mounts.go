@@ -66,7 +66,7 @@ func standardMounts(in Input) []specs.Mount {
 			"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5",
 		}},
 		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
-		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", sysMode}},
+		sysMount(in.Files.Sys, sysMode),
 		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{
 			"nosuid", "noexec", "nodev", "relatime", sysMode,
 		}},
@@ -93,15 +93,28 @@ func standardMounts(in Input) []specs.Mount {
 	return all
 }
 
-// bindMount translates one of the container's own mounts.
+// sysMount is the container's /sys. A new sysfs shows the network namespace, so
+// a pod that does not own its own cannot have one, and gets the host's.
+func sysMount(source, mode string) specs.Mount {
+	if source == "" {
+		return specs.Mount{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", mode}}
+	}
+	return specs.Mount{Destination: "/sys", Type: "bind", Source: source, Options: []string{
+		"rbind", "rprivate", "nosuid", "noexec", "nodev", "ro",
+	}}
+}
+
+// bindMount translates one of the container's own mounts. The source is, by
+// now, already as recursive_read_only and ID mappings ask.
 //
 // CRI: api.proto, Mount.
 func bindMount(in Input, m *runtimeapi.Mount) (specs.Mount, error) {
 	none := specs.Mount{}
 	where := m.ContainerPath
 	switch {
-	case len(m.UidMappings) > 0 || len(m.GidMappings) > 0:
-		return none, fault.New(fault.Unimplemented, "", "mount at %s: ID-mapped mounts are not supported yet", where)
+	case m.RecursiveReadOnly || len(m.UidMappings) > 0 || len(m.GidMappings) > 0:
+		// Not left to the OCI runtime, of which some cannot do it.
+		return none, fault.New(fault.Internal, "ocispec.Build", "mount at %s: the source is not made read-only or ID-mapped", where)
 	case where == "":
 		return none, fault.New(fault.Invalid, "", "mount of %s: no container path", m.HostPath)
 	case !path.IsAbs(m.HostPath):
@@ -118,9 +131,9 @@ func bindMount(in Input, m *runtimeapi.Mount) (specs.Mount, error) {
 	default:
 		return none, fault.New(fault.Invalid, "", "mount at %s: unknown propagation %d", where, m.Propagation)
 	}
-	mode, err := mountMode(in, m)
-	if err != nil {
-		return none, err
+	mode := "rw"
+	if m.Readonly {
+		mode = "ro"
 	}
 	options = append(options, mode)
 	for _, o := range m.MountOptions {
@@ -134,22 +147,4 @@ func bindMount(in Input, m *runtimeapi.Mount) (specs.Mount, error) {
 		source = resolved
 	}
 	return specs.Mount{Destination: path.Join("/", where), Type: "bind", Source: source, Options: options}, nil
-}
-
-// mountMode returns rw, ro or rro.
-func mountMode(in Input, m *runtimeapi.Mount) (string, error) {
-	switch {
-	case !m.RecursiveReadOnly && m.Readonly:
-		return "ro", nil
-	case !m.RecursiveReadOnly:
-		return "rw", nil
-	case !m.Readonly:
-		return "", fault.New(fault.Invalid, "", "mount at %s: recursive_read_only needs readonly", m.ContainerPath)
-	case m.Propagation != runtimeapi.MountPropagation_PROPAGATION_PRIVATE:
-		return "", fault.New(fault.Invalid, "", "mount at %s: recursive_read_only needs PROPAGATION_PRIVATE", m.ContainerPath)
-	case !in.Found.RecursiveReadOnly:
-		// The kubelet looks for the prefix.
-		return "", fault.New(fault.Unimplemented, "", "RROUnsupported: mount at %s: kernel or OCI runtime has no recursive read-only mounts", m.ContainerPath)
-	}
-	return "rro", nil
 }

@@ -33,6 +33,7 @@ func process(in Input) (*specs.Process, error) {
 		dir = in.Image.WorkingDir
 	}
 	return &specs.Process{
+		ApparmorProfile: in.Found.AppArmor,
 		Terminal:        c.Tty,
 		User:            specs.User{UID: in.User.UID, GID: in.User.GID, AdditionalGids: in.User.AdditionalGids},
 		Args:            args,

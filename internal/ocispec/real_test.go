@@ -105,7 +105,7 @@ func realCases(dir string, host Host) map[string]realCase {
 				in.Container.Mounts = []*runtimeapi.Mount{
 					{ContainerPath: "/d/deep", HostPath: data},
 					{ContainerPath: "/d2", HostPath: data},
-					{ContainerPath: "/d", HostPath: dir + "/link", Readonly: true, RecursiveReadOnly: true, MountOptions: []string{"noexec"}},
+					{ContainerPath: "/d", HostPath: dir + "/link", Readonly: true, MountOptions: []string{"noexec"}},
 				}
 			},
 			`id; grep -E "^(CapEff|CapBnd|CapAmb|NoNewPrivs):" /proc/self/status; echo $HOME; touch /new 2>&1; touch /d/new 2>&1; ls /d2 | wc -l

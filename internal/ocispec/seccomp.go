@@ -116,18 +116,3 @@ func deprecatedProfile(s string, empty runtimeapi.SecurityProfile_ProfileType) (
 	}
 	return empty, "", fault.New(fault.Invalid, "", "unknown profile %q", s)
 }
-
-// apparmor is the seam for AppArmor: the default profile is not applied yet,
-// and a profile asked for by name is refused.
-func apparmor(sc *runtimeapi.LinuxContainerSecurityContext) error {
-	kind, name, err := runtimeapi.SecurityProfile_RuntimeDefault, "", error(nil)
-	if p := sc.GetApparmor(); p != nil {
-		kind, name = p.ProfileType, p.LocalhostRef
-	} else if kind, name, err = deprecatedProfile(sc.GetApparmorProfile(), kind); err != nil {
-		return fault.New(fault.Invalid, "", "AppArmor: %w", err)
-	}
-	if kind == runtimeapi.SecurityProfile_Localhost {
-		return fault.New(fault.Unimplemented, "", "AppArmor profile %q: profiles by name are not supported yet", name)
-	}
-	return nil
-}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -19,7 +20,9 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/idmap"
 	"github.com/davit-runtime/davit/internal/image"
+	"github.com/davit-runtime/davit/internal/label"
 	"github.com/davit-runtime/davit/internal/monitor"
 	"github.com/davit-runtime/davit/internal/ocispec"
 	"github.com/davit-runtime/davit/internal/store"
@@ -30,6 +33,7 @@ import (
 type recipe struct {
 	image   imagespec.ImageConfig
 	rootfs  string
+	labels  label.Labels
 	volumes map[int]string      // where the images are that are mounts, by their place in the config
 	mounts  []*runtimeapi.Mount // of the image's volumes
 	program string              // that the spec runs
@@ -104,12 +108,21 @@ func wantsImages(c *container) bool {
 }
 
 func (p *Pods) mountImages(ctx context.Context, c *container) error {
+	pod := p.podStateOf(c).namespaceUsers()
 	for i, m := range c.state.Load().Config.Mounts {
 		if !isImage(m) {
 			continue
 		}
+		users, err := usersOf(m, pod)
+		if users == nil {
+			users = pod
+		}
+		if err != nil {
+			return volumeFailed(i, m, err)
+		}
 		at, err := p.opt.Rootfs.MountVolume(ctx, image.Volume{
 			Container: c.id, Index: i, ImageID: m.Image.ImageRef, SubPath: m.ImageSubPath,
+			MountOptions: image.MountOptions{Users: users, Label: c.recipe.labels.Mount},
 		})
 		if err != nil {
 			return volumeFailed(i, m, err)
@@ -119,12 +132,29 @@ func (p *Pods) mountImages(ctx context.Context, c *container) error {
 	return nil
 }
 
+// usersOf returns by whose map a mount's files are to be seen: pod's, if it is
+// that, a new user namespace's, or nil for no map.
+func usersOf(m *runtimeapi.Mount, pod *idmap.Users) (*idmap.Users, error) {
+	ids, err := idmap.FromCRI(m.UidMappings, m.GidMappings)
+	switch {
+	case err != nil || ids.Empty():
+		return nil, err
+	case pod != nil && ids.Equal(pod.Map):
+		return pod, nil
+	}
+	return &idmap.Users{Map: ids}, nil
+}
+
 func (p *Pods) unmountImages(ctx context.Context, c *container) error {
 	return p.opt.Rootfs.UnmountVolumes(ctx, c.id)
 }
 
 func (p *Pods) mountRootfs(ctx context.Context, c *container) (err error) {
-	c.recipe.rootfs, err = p.opt.Rootfs.Mount(ctx, c.id, c.state.Load().ImageID)
+	s, pod := c.state.Load(), p.podStateOf(c)
+	if c.recipe.labels, err = p.opt.Host.Labels.Container(pod.Labels, s.Config.GetLinux().GetSecurityContext()); err != nil {
+		return err
+	}
+	c.recipe.rootfs, err = p.opt.Rootfs.Mount(ctx, c.id, s.ImageID, image.MountOptions{Users: pod.namespaceUsers(), Label: c.recipe.labels.Mount})
 	return err
 }
 
@@ -145,10 +175,7 @@ func (p *Pods) volumes(id string) string { return filepath.Join(p.containerRoot(
 
 // writeSpec finds out who the container runs as and writes its bundle.
 func (p *Pods) writeSpec(ctx context.Context, c *container) error {
-	p.mu.RLock()
-	pod := p.pods[c.podID]
-	p.mu.RUnlock()
-	s, ps := c.state.Load(), pod.state.Load()
+	s, ps := c.state.Load(), p.podStateOf(c)
 	user, err := p.opt.Specs.ResolveUser(c.recipe.rootfs, s.Config.GetLinux().GetSecurityContext(), c.recipe.image.User)
 	if err != nil {
 		return err
@@ -158,6 +185,12 @@ func (p *Pods) writeSpec(ctx context.Context, c *container) error {
 		return err
 	}
 	in.User = user
+	if err := p.relabel(in.Container.Mounts, c.recipe.labels.Mount); err != nil {
+		return err
+	}
+	if err := p.attachTrees(c, &in, ps.namespaceUsers()); err != nil {
+		return err
+	}
 	spec, err := p.opt.Specs.Build(in)
 	if err != nil {
 		return err
@@ -178,7 +211,7 @@ func (p *Pods) writeSpec(ctx context.Context, c *container) error {
 
 // writeBundle writes what the OCI runtime is to make of spec, which it finishes.
 func (p *Pods) writeBundle(c *container, spec *specs.Spec) error {
-	if err := p.finishSpec(spec, c.state.Load().Handler); err != nil {
+	if err := p.finishSpec(spec, c.state.Load().Handler, c.recipe.labels); err != nil {
 		return err
 	}
 	c.recipe.program = program(spec)
@@ -191,6 +224,59 @@ func (p *Pods) writeBundle(c *container, spec *specs.Spec) error {
 	}
 	return store.WriteFile(filepath.Join(p.bundle(c.id), "config.json"), data, 0o600)
 }
+
+// relabel gives the sources of mounts the container's label, where asked for.
+func (p *Pods) relabel(mounts []*runtimeapi.Mount, mountLabel string) error {
+	for _, m := range mounts {
+		if !m.SelinuxRelabel || p.opt.Host.Labels == nil {
+			continue
+		}
+		source, err := ocispec.CheckMount(m)
+		if err == nil {
+			err = p.opt.Host.Labels.Relabel(source, mountLabel)
+		}
+		if err != nil {
+			return fmt.Errorf("mount at %s: %w", m.ContainerPath, err)
+		}
+	}
+	return nil
+}
+
+// attachTrees makes what the sources of in's mounts are to be and OCI runtimes
+// cannot make of them, or not all can: read-only with all below, shown by a
+// user namespace's map, within reach of its root.
+func (p *Pods) attachTrees(c *container, in *ocispec.Input, users *idmap.Users) error {
+	images := slices.Collect(maps.Values(c.recipe.volumes)) // they are so already
+	if users != nil && in.Namespaces.Net == "" {
+		in.Files.Sys = filepath.Join(p.trees(c.id), "sys")
+		if err := p.opt.mounts.attach(idmap.Tree{Source: "/sys", ReadOnly: true}, in.Files.Sys); err != nil {
+			return err
+		}
+	}
+	for i, m := range in.Container.Mounts {
+		t := idmap.Tree{ReadOnly: m.RecursiveReadOnly, Slave: m.Propagation != runtimeapi.MountPropagation_PROPAGATION_PRIVATE}
+		var err error
+		if t.Users, err = usersOf(m, users); err != nil {
+			return fmt.Errorf("mount at %s: %w", m.ContainerPath, err)
+		}
+		if users == nil && t.Users == nil && !t.ReadOnly || slices.Contains(images, m.HostPath) {
+			continue
+		}
+		if t.Source, err = ocispec.CheckMount(m); err != nil {
+			return err
+		}
+		at := filepath.Join(p.trees(c.id), strconv.Itoa(i))
+		if err := p.opt.mounts.attach(t, at); err != nil {
+			return fmt.Errorf("mount at %s: %w", m.ContainerPath, err)
+		}
+		m.HostPath, m.UidMappings, m.GidMappings, m.RecursiveReadOnly = at, nil, nil, false
+	}
+	return nil
+}
+
+// trees is the directory of trees that are attached while a container is
+// made. It is never deleted with what is in it: that would be the sources.
+func (p *Pods) trees(id string) string { return filepath.Join(p.opt.State, "trees", id) }
 
 // makeRoomForLog makes a log's directory. Precondition if something stands
 // in the way of the directory or the log.
@@ -216,13 +302,16 @@ func (p *Pods) specInput(c *container, s *containerState, pod *podState) (ocispe
 	for i, at := range c.recipe.volumes {
 		m := config.Mounts[i]
 		m.HostPath, m.Image, m.ImageSubPath = at, nil, ""
+		m.UidMappings, m.GidMappings, m.RecursiveReadOnly, m.SelinuxRelabel = nil, nil, false, false // it is all that
 	}
 	// The kubelet's mounts come last: they may lie within a volume of the image.
 	config.Mounts = append(c.recipe.mounts, config.Mounts...)
 	in := ocispec.Input{
 		ID: c.id, Pod: pod.Config, Container: config, Image: c.recipe.image, Rootfs: c.recipe.rootfs,
 		CgroupsPath: s.Place.Path, CgroupV2: p.opt.Host.CgroupV2,
-		Namespaces:     ocispec.Namespaces{Net: pod.Paths["net"], IPC: pod.Paths["ipc"], UTS: pod.Paths["uts"]},
+		Namespaces: ocispec.Namespaces{
+			User: pod.Paths["user"], Net: pod.Paths["net"], IPC: pod.Paths["ipc"], UTS: pod.Paths["uts"], Users: pod.users(),
+		},
 		Files:          ocispec.Files{ResolvConf: filepath.Join(dir, "resolv.conf"), Hostname: filepath.Join(dir, "hostname"), Shm: "/dev/shm"},
 		Capabilities:   p.opt.Host.Capabilities,
 		MinOOMScoreAdj: p.opt.Host.MinOOMScoreAdj,
@@ -282,11 +371,15 @@ func onHostPID(config *runtimeapi.ContainerConfig) {
 }
 
 // finishSpec leaves out the CPU quota and shares, which would slow the OCI runtime's
-// own start, and adds what spares compiling the seccomp profile.
-func (p *Pods) finishSpec(spec *specs.Spec, handler string) error {
+// own start, adds what spares compiling the seccomp profile, and the labels.
+func (p *Pods) finishSpec(spec *specs.Spec, handler string, l label.Labels) error {
+	if l.Process != "" && spec.Process != nil {
+		spec.Process.SelinuxLabel = l.Process
+	}
 	if spec.Linux == nil {
 		return nil
 	}
+	spec.Linux.MountLabel = l.Mount
 	if r := spec.Linux.Resources; r != nil && r.CPU != nil {
 		r.CPU.Quota, r.CPU.Period, r.CPU.Shares = nil, nil, nil
 	}
@@ -307,6 +400,9 @@ func (p *Pods) finishSpec(spec *specs.Spec, handler string) error {
 }
 
 func (p *Pods) removeBundle(_ context.Context, c *container) error {
+	if err := p.opt.mounts.detach(p.trees(c.id)); err != nil {
+		return err
+	}
 	return os.RemoveAll(p.bundle(c.id))
 }
 
@@ -316,15 +412,27 @@ func (p *Pods) createProcess(ctx context.Context, c *container) error {
 	if err != nil {
 		return err
 	}
+	uid, gid := p.podStateOf(c).users().Host(s.User.UID, s.User.GID)
 	pid, err := p.opt.Processes.Create(ctx, monitor.Container{
-		ID: c.id, Runtime: r, Bundle: p.bundle(c.id), LogPath: s.LogPath,
+		ID: c.id, Runtime: r, Bundle: p.bundle(c.id), LogPath: s.LogPath, UID: uid, GID: gid,
 		TTY: s.Config.GetTty(), Stdin: s.Config.GetStdin(), StdinOnce: s.Config.GetStdinOnce(),
 		OOMEvents: s.Place.OOMEvents,
 	})
 	if err != nil { // not every OCI runtime names the program it could not run
 		return fmt.Errorf("run %q: %w", c.recipe.program, err)
 	}
+	// The container has its own by now; these would keep volumes from being unmounted.
+	if err := p.opt.mounts.detach(p.trees(c.id)); err != nil {
+		return err
+	}
 	return c.amend(func(s *containerState) { s.Pid = pid })
+}
+
+// podOf returns the state of a container's pod.
+func (p *Pods) podStateOf(c *container) *podState {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return p.pods[c.podID].state.Load()
 }
 
 func program(spec *specs.Spec) string {

@@ -9,7 +9,9 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/davit-runtime/davit/internal/cgroup"
+	"github.com/davit-runtime/davit/internal/idmap"
 	"github.com/davit-runtime/davit/internal/image"
+	"github.com/davit-runtime/davit/internal/label"
 	"github.com/davit-runtime/davit/internal/monitor"
 	"github.com/davit-runtime/davit/internal/namespace"
 	"github.com/davit-runtime/davit/internal/network"
@@ -39,7 +41,7 @@ type Rootfs interface {
 	Config(ref string) (id string, config imagespec.ImageConfig, err error)
 	// Mount mounts a writable root file system for container id and returns
 	// its path. Its image's layers stay until Unmount, whatever becomes of the image.
-	Mount(ctx context.Context, id, imageID string) (path string, err error)
+	Mount(ctx context.Context, id, imageID string, o image.MountOptions) (path string, err error)
 	Unmount(ctx context.Context, id string) error // idempotent; deletes the writable layer
 	// MountVolume mounts an image for a container to see, read-only, and returns
 	// where. Its layers stay until UnmountVolumes. NotFound if the image is
@@ -135,13 +137,16 @@ type Host struct {
 	Devices        func() []ocispec.Device // all there are now, for privileged containers
 	ResolvConf     string                  // "/etc/resolv.conf" if empty
 	BootID         string                  // the kernel's if empty
+	Labels         *label.SELinux          // nil: there is none
 }
 
-// mounts are the few mounts of a pod's own. Tests replace it.
+// mounts are the few mounts of a pod's or container's own. Tests replace it.
 type mounts interface {
-	shm(dir string) error           // a tmpfs for /dev/shm at dir, which is made
-	pin(pid int, file string) error // pid's PID namespace at file, which is made
-	unmount(path string) error      // and removes path; idempotent
+	shm(dir, options string) error        // a tmpfs for /dev/shm at dir, which is made
+	attach(t idmap.Tree, at string) error // at a path that is made
+	detach(dir string) error              // all that is attached in dir, which goes; idempotent
+	pin(pid int, file string) error       // pid's PID namespace at file, which is made
+	unmount(path string) error            // and removes path; idempotent
 }
 
 // killWait is how long a killed process may take to go.

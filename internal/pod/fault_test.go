@@ -13,7 +13,11 @@ import (
 // first error.
 func life(t *testing.T, d *daemon) error {
 	ctx := t.Context()
-	podID, err := d.Run(ctx, podConfig("web", shared), "")
+	pod := podConfig("web", shared)
+	if os.Geteuid() == 0 {
+		withUsers(pod) // there is more to release
+	}
+	podID, err := d.Run(ctx, pod, "")
 	if err != nil {
 		return err
 	}

@@ -43,7 +43,7 @@ func (n *node) options() Options {
 		Specs: Specs{
 			Build: func(in ocispec.Input) (*specs.Spec, error) {
 				quota := int64(1000)
-				spec := &specs.Spec{Linux: &specs.Linux{
+				spec := &specs.Spec{Process: &specs.Process{}, Linux: &specs.Linux{
 					CgroupsPath: in.CgroupsPath,
 					Resources:   &specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: &quota}}, Seccomp: &specs.LinuxSeccomp{},
 				}}
@@ -79,7 +79,12 @@ type daemon struct {
 // open starts davitd. The test's end stops it.
 func (n *node) open() *daemon {
 	n.t.Helper()
-	p, err := Open(n.t.Context(), n.options())
+	return n.openWith(n.options())
+}
+
+func (n *node) openWith(options Options) *daemon {
+	n.t.Helper()
+	p, err := Open(n.t.Context(), options)
 	if err != nil {
 		n.t.Fatal(err)
 	}

@@ -13,6 +13,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/idmap"
 	"github.com/davit-runtime/davit/internal/monitor"
 	"github.com/davit-runtime/davit/internal/namespace"
 	"github.com/davit-runtime/davit/internal/network"
@@ -23,6 +24,7 @@ import (
 // in records: to change one is to change the records' format.
 func (p *Pods) stepsOfPods() []step[*pod] {
 	return []step[*pod]{
+		{"labels", func(*pod) bool { return p.opt.Host.Labels != nil }, p.chooseLabels, p.releaseLabels},
 		{"directory", nil, p.makePodDir, p.removePodDir},
 		{"cgroup", needsCgroup, p.makePodCgroup, p.removePodCgroup},
 		{"namespaces", ownsNamespaces, p.createNamespaces, p.releaseNamespaces},
@@ -44,7 +46,17 @@ func ownsNet(p *pod) bool { return p.namespaceOption().GetNetwork() != runtimeap
 func ownsIPC(p *pod) bool { return p.namespaceOption().GetIpc() != runtimeapi.NamespaceMode_NODE }
 
 // A pod on the host's network has the host's name as well.
-func ownsNamespaces(p *pod) bool { return ownsNet(p) || ownsIPC(p) }
+func ownsNamespaces(p *pod) bool { return ownsNet(p) || ownsIPC(p) || !p.state.Load().users().Empty() }
+
+// users is how the pod's user namespace maps IDs; empty without one.
+func (s *podState) users() idmap.Map {
+	u := s.namespaceOption().GetUsernsOptions()
+	if u == nil || u.Mode != runtimeapi.NamespaceMode_POD {
+		return idmap.Map{}
+	}
+	m, _ := idmap.FromCRI(u.Uids, u.Gids) // cri has checked it
+	return m
+}
 
 // CRI: api.proto, NamespaceOption, "The CRI default is POD".
 func sharesPID(p *pod) bool { return p.namespaceOption().GetPid() == runtimeapi.NamespaceMode_POD }
@@ -55,10 +67,32 @@ func needsCgroup(p *pod) bool {
 	return p.state.Load().Config.GetLinux().GetCgroupParent() == "" || sharesPID(p)
 }
 
+// namespaceUsers is the pod's user namespace, nil without one.
+func (s *podState) namespaceUsers() *idmap.Users {
+	m := s.users()
+	if m.Empty() {
+		return nil
+	}
+	return &idmap.Users{Map: m, Path: s.Paths["user"]}
+}
+
+func (p *Pods) chooseLabels(_ context.Context, pod *pod) error {
+	l, err := p.opt.Host.Labels.Pod(pod.state.Load().Config.GetLinux().GetSecurityContext().GetSelinuxOptions())
+	if err != nil {
+		return err
+	}
+	return pod.amend(func(s *podState) { s.Labels = l })
+}
+
+func (p *Pods) releaseLabels(_ context.Context, pod *pod) error {
+	p.opt.Host.Labels.Release(pod.state.Load().Labels)
+	return nil
+}
+
 // makePodDir makes the pod's directory, with what containers see as
 // /etc/resolv.conf and /etc/hostname.
 func (p *Pods) makePodDir(_ context.Context, pod *pod) error {
-	config := pod.state.Load().Config
+	config, users := pod.state.Load().Config, pod.state.Load().users()
 	resolv, err := resolvConf(config.GetDnsConfig(), p.opt.Host.ResolvConf)
 	if err != nil {
 		return err
@@ -73,10 +107,23 @@ func (p *Pods) makePodDir(_ context.Context, pod *pod) error {
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return err
 	}
-	if err := store.WriteFile(filepath.Join(dir, "resolv.conf"), resolv, 0o644); err != nil {
-		return err
+	for name, data := range map[string][]byte{"resolv.conf": resolv, "hostname": []byte(hostname + "\n")} {
+		file := filepath.Join(dir, name)
+		if err := store.WriteFile(file, data, 0o644); err != nil {
+			return err
+		}
+		if err := p.opt.Host.Labels.Relabel(file, pod.state.Load().Labels.Mount); err != nil {
+			return err
+		}
+		if users.Empty() {
+			continue
+		}
+		uid, gid := users.Host(0, 0)
+		if err := os.Chown(file, int(uid), int(gid)); err != nil {
+			return err
+		}
 	}
-	return store.WriteFile(filepath.Join(dir, "hostname"), []byte(hostname+"\n"), 0o644)
+	return nil
 }
 
 func (p *Pods) removePodDir(_ context.Context, pod *pod) error {
@@ -107,7 +154,10 @@ func (p *Pods) removePodCgroup(ctx context.Context, pod *pod) error {
 func (p *Pods) createNamespaces(ctx context.Context, pod *pod) error {
 	config := pod.state.Load().Config
 	dir := p.podDir(pod.id)
-	spec := namespace.Spec{Net: ownsNet(pod), IPC: ownsIPC(pod), UTS: ownsNet(pod), Sysctls: config.GetLinux().GetSysctls()}
+	spec := namespace.Spec{
+		Net: ownsNet(pod), IPC: ownsIPC(pod), UTS: ownsNet(pod),
+		Users: pod.state.Load().users(), Sysctls: config.GetLinux().GetSysctls(),
+	}
 	if spec.UTS {
 		spec.Hostname = config.GetHostname()
 	}
@@ -115,7 +165,7 @@ func (p *Pods) createNamespaces(ctx context.Context, pod *pod) error {
 		return err
 	}
 	paths := map[string]string{}
-	for name, own := range map[string]bool{"net": spec.Net, "ipc": spec.IPC, "uts": spec.UTS} {
+	for name, own := range map[string]bool{"user": !spec.Users.Empty(), "net": spec.Net, "ipc": spec.IPC, "uts": spec.UTS} {
 		if own {
 			paths[name] = filepath.Join(dir, name)
 		}
@@ -150,7 +200,13 @@ func resolvConf(config *runtimeapi.DNSConfig, host string) ([]byte, error) {
 }
 
 func (p *Pods) mountShm(_ context.Context, pod *pod) error {
-	return p.opt.mounts.shm(p.shm(pod.id))
+	s := pod.state.Load()
+	uid, gid := s.users().Host(0, 0)
+	options := fmt.Sprintf("mode=1777,size=65536k,uid=%d,gid=%d", uid, gid)
+	if s.Labels.Mount != "" {
+		options += fmt.Sprintf(",context=%q", s.Labels.Mount) // it may have commas
+	}
+	return p.opt.mounts.shm(p.shm(pod.id), options)
 }
 
 func (p *Pods) unmountShm(_ context.Context, pod *pod) error {
@@ -196,7 +252,7 @@ func (p *Pods) networkPod(s *podState) network.Pod {
 // startHolder starts the first process of the pod's PID namespace.
 func (p *Pods) startHolder(ctx context.Context, pod *pod) error {
 	s := pod.state.Load()
-	h := monitor.Holder{ID: pod.id, Cgroup: s.Place.Dirs}
+	h := monitor.Holder{ID: pod.id, Cgroup: s.Place.Dirs, Users: s.Paths["user"]}
 	for _, name := range []string{"net", "ipc", "uts"} {
 		if path := s.Paths[name]; path != "" {
 			h.Namespaces = append(h.Namespaces, path)
@@ -233,16 +289,20 @@ func (p *Pods) endHolder(ctx context.Context, pod *pod) error {
 // kernelMounts is mounts for real.
 type kernelMounts struct{}
 
-func (kernelMounts) shm(dir string) error {
+func (kernelMounts) shm(dir, options string) error {
 	if err := os.Mkdir(dir, 0o777); err != nil {
 		return err
 	}
-	err := unix.Mount("shm", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=1777,size=65536k")
+	err := unix.Mount("shm", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, options)
 	if err != nil {
 		return fault.New(fault.Internal, "", "mount tmpfs at %s: %w", dir, err)
 	}
 	return nil
 }
+
+func (kernelMounts) attach(t idmap.Tree, at string) error { return t.Attach(at) }
+
+func (kernelMounts) detach(dir string) error { return idmap.DetachAll(dir) }
 
 func (kernelMounts) pin(pid int, file string) error {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {

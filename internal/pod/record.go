@@ -17,6 +17,7 @@ import (
 	"github.com/davit-runtime/davit/internal/cgroup"
 	"github.com/davit-runtime/davit/internal/compact"
 	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/label"
 	"github.com/davit-runtime/davit/internal/monitor"
 	"github.com/davit-runtime/davit/internal/ocispec"
 	"github.com/davit-runtime/davit/internal/operation"
@@ -41,6 +42,7 @@ type podMemo struct {
 	Boot   string       // the boot it was made in
 	Doomed bool         // to be forgotten as soon as it holds nothing
 	Place  cgroup.Place // of the holder
+	Labels label.Labels // SELinux's
 }
 
 // A containerState is all that is known of a container at one moment. Immutable once stored.

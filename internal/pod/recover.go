@@ -157,6 +157,11 @@ func (p *Pods) recoverPod(pod *pod, known map[string]monitor.Status) {
 	if v != discard {
 		p.podKeys[keyOfPod(s.Config)] = pod
 	}
+	if slices.Contains(s.Held, "labels") {
+		if err := p.opt.Host.Labels.Keep(s.Labels); err != nil {
+			p.log.Warn("another pod may get the same categories", "pod", pod.id, "error", err)
+		}
+	}
 	switch v {
 	case keep:
 		if slices.Contains(s.Held, "network") {
@@ -286,6 +291,9 @@ func (p *Pods) leaveOrphan(what, id string, remove func(context.Context, string)
 
 func (p *Pods) removeOrphan(ctx context.Context, id string) error {
 	if err := p.opt.Processes.Remove(ctx, id); err != nil {
+		return err
+	}
+	if err := p.opt.mounts.detach(p.trees(id)); err != nil {
 		return err
 	}
 	if err := p.opt.Rootfs.UnmountVolumes(ctx, id); err != nil {

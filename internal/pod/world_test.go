@@ -20,6 +20,7 @@ import (
 
 	"github.com/davit-runtime/davit/internal/cgroup"
 	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/idmap"
 	"github.com/davit-runtime/davit/internal/image"
 	"github.com/davit-runtime/davit/internal/monitor"
 	"github.com/davit-runtime/davit/internal/namespace"
@@ -56,6 +57,11 @@ type world struct {
 	image   imagespec.ImageConfig
 	spec    *specs.Spec
 	input   ocispec.Input
+	users   *idmap.Users // of the last root file system
+	label   string       // likewise
+	shm     string       // options of the last
+	trees   []idmap.Tree // attached, ever
+	owner   [2]uint32    // of the last container's standard streams
 	limits  []*runtimeapi.LinuxContainerResources
 	memory  map[string]int64 // limit in force, by container
 	score   map[string]int64 // oom_score_adj, by container
@@ -231,8 +237,11 @@ func (f fakeRootfs) Config(ref string) (string, imagespec.ImageConfig, error) {
 	return "sha256:1234", f.image, nil
 }
 
-func (f fakeRootfs) Mount(ctx context.Context, id, _ string) (string, error) {
-	return "/nonexistent/rootfs/" + id, f.make(ctx, "Rootfs.Mount", "rootfs "+id)
+func (f fakeRootfs) Mount(ctx context.Context, id, _ string, o image.MountOptions) (string, error) {
+	return "/nonexistent/rootfs/" + id, f.call(ctx, "Rootfs.Mount", func() error {
+		f.users, f.label, f.have["rootfs "+id] = o.Users, o.Label, true
+		return nil
+	})
 }
 
 func (f fakeRootfs) Unmount(ctx context.Context, id string) error {
@@ -323,6 +332,7 @@ func (f fakeProcesses) Create(ctx context.Context, c monitor.Container) (pid int
 		f.pid++
 		pid = f.pid
 		f.procs[c.ID] = &process{Container: c}
+		f.owner = [2]uint32{c.UID, c.GID}
 		f.have["cgroup "+c.ID] = true
 		return nil
 	})
@@ -455,8 +465,21 @@ func mountName(path string) string {
 	return "mount " + filepath.Base(filepath.Dir(path)) + "/" + filepath.Base(path)
 }
 
-func (f fakeMounts) shm(dir string) error {
+func (f fakeMounts) shm(dir, options string) error {
+	f.set(func() { f.world.shm = options })
 	return f.make(context.Background(), "mounts.shm", mountName(dir))
+}
+
+func (f fakeMounts) attach(t idmap.Tree, at string) error {
+	return f.call(context.Background(), "mounts.attach", func() error {
+		f.trees = append(f.trees, t)
+		f.have["tree "+filepath.Base(filepath.Dir(at))] = true
+		return nil
+	})
+}
+
+func (f fakeMounts) detach(dir string) error {
+	return f.unmake(context.Background(), "mounts.detach", "tree "+filepath.Base(dir))
 }
 
 func (f fakeMounts) pin(_ int, file string) error {

@@ -69,6 +69,12 @@ func StartDaemon(dir, config string) (*Daemon, error) {
 			return nil, err
 		}
 	}
+	// Temporary directories are closed to the root of a user namespace.
+	for at := dir; strings.HasPrefix(at, os.TempDir()+"/"); at = filepath.Dir(at) {
+		if err := os.Chmod(at, 0o711); err != nil {
+			return nil, err
+		}
+	}
 	if err := os.WriteFile(d.Config, []byte(config), 0o600); err != nil {
 		return nil, err
 	}

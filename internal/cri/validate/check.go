@@ -22,8 +22,10 @@ type Handler struct {
 
 // A Node is what requests are checked against.
 type Node struct {
-	Handlers func() []Handler // in any order; one of them the default
+	Handlers func() []Handler // in any order; one of them the default; may have to find out first
 	AppArmor bool             // the kernel enforces it
+	// HostNetworkUsers: a pod on the host's network can have a user namespace.
+	HostNetworkUsers func() bool
 }
 
 // A Check keeps what is found wrong first in a request. Its error names the

@@ -44,6 +44,9 @@ func (c *Check) Container(config *runtimeapi.ContainerConfig, in *runtimeapi.Pod
 		}
 	}
 	c.Enum("config.stop_signal", int32(config.GetStopSignal()), runtimeapi.Signal_name)
+	if hasUsers(in.GetLinux().GetSecurityContext().GetNamespaceOptions()) {
+		c.noWayOut("config.mounts", config.GetMounts())
+	}
 	c.Resources("config.linux.resources", config.GetLinux().GetResources())
 	c.containerSecurity("config.linux.security_context", config.GetLinux().GetSecurityContext(), in, node.AppArmor)
 }
@@ -134,15 +137,26 @@ func (c *Check) mount(field string, m *runtimeapi.Mount, node *Node) {
 			c.Bad(field+".recursive_read_only", "is set, which %s excludes", propagation)
 		}
 	}
-	if len(m.GetUidMappings()) > 0 {
-		c.lacking(field+".uidMappings", "ID-mapped mounts are not implemented")
-	}
-	if len(m.GetGidMappings()) > 0 {
-		c.lacking(field+".gidMappings", "ID-mapped mounts are not implemented")
+	c.mapping(field+".uidMappings", m.GetUidMappings())
+	c.mapping(field+".gidMappings", m.GetGidMappings())
+	if mapped := len(m.GetUidMappings()) > 0; mapped != (len(m.GetGidMappings()) > 0) {
+		c.Bad(field+".uidMappings", "and gidMappings must both be set, or neither")
+	} else if mapped && m.GetPropagation() == runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL {
+		c.Bad(field+".propagation", "is %s, which ID mappings exclude", propagation)
 	}
 	for i, o := range m.GetMountOptions() {
 		if o != "noexec" && o != "nodev" && o != "nosuid" {
 			c.Bad(fmt.Sprintf("%s.mount_options[%d]", field, i), "%q is not noexec, nodev or nosuid", o)
+		}
+	}
+}
+
+// noWayOut refuses mounts that are to appear on the host: what a user namespace
+// mounts never does. kernel: mount_namespaces(7).
+func (c *Check) noWayOut(field string, mounts []*runtimeapi.Mount) {
+	for i, m := range mounts {
+		if m.GetPropagation() == runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL {
+			c.Bad(fmt.Sprintf("%s[%d].propagation", field, i), "is %s, which the pod's user namespace excludes", m.GetPropagation())
 		}
 	}
 }
@@ -194,6 +208,7 @@ func (c *Check) containerSecurity(field string, sc *runtimeapi.LinuxContainerSec
 			c.Bad(field+".namespace_options."+m.name, "is NODE, but the pod's is %s", m.podsMode)
 		}
 	}
+	c.sameUsers(field+".namespace_options.userns_options", ns, podNS)
 	c.id(field+".run_as_user", sc.GetRunAsUser())
 	c.id(field+".run_as_group", sc.GetRunAsGroup())
 	if sc.GetRunAsUser() != nil && sc.GetRunAsUsername() != "" {
@@ -206,6 +221,7 @@ func (c *Check) containerSecurity(field string, sc *runtimeapi.LinuxContainerSec
 		c.Bad(field+".run_as_username", "%q is not a user name", sc.GetRunAsUsername())
 	}
 	c.groups(field, sc.GetSupplementalGroups(), sc.GetSupplementalGroupsPolicy())
+	c.selinux(field, sc.GetSelinuxOptions())
 	c.paths(field+".masked_paths", sc.GetMaskedPaths())
 	c.paths(field+".readonly_paths", sc.GetReadonlyPaths())
 	if sc.GetPrivileged() {

@@ -128,6 +128,7 @@ func (c *Check) linuxPod(field string, l *runtimeapi.LinuxPodSandboxConfig, appa
 	//lint:ignore SA1019 old kubelets send only this string
 	c.seccomp(f, sc.GetSeccomp(), sc.GetSeccompProfilePath())
 	c.apparmor(f, sc.GetApparmor(), "", apparmor)
+	c.selinux(f, sc.GetSelinuxOptions())
 	c.Resources(field+".overhead", l.GetOverhead())
 	c.Resources(field+".resources", l.GetResources())
 }

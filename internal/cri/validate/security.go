@@ -4,7 +4,10 @@ import (
 	"fmt"
 	"math"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
+	"unicode"
 
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -31,6 +34,7 @@ func (c *Check) namespaces(field string, ns *runtimeapi.NamespaceOption) {
 		c.Bad(field+".target_id", "is set, but pid is not TARGET")
 	}
 	c.userns(field+".userns_options", ns.GetUsernsOptions())
+	c.podUsers(field, ns)
 }
 
 func (c *Check) userns(field string, u *runtimeapi.UserNamespace) {
@@ -47,9 +51,88 @@ func (c *Check) userns(field string, u *runtimeapi.UserNamespace) {
 			c.Bad(field+".gids", "are set, but mode is NODE")
 		}
 	case runtimeapi.NamespaceMode_POD:
-		c.lacking(field+".mode", "POD: user namespaces are not implemented")
+		c.ids(field+".uids", u.GetUids())
+		c.ids(field+".gids", u.GetGids())
 	default:
 		c.Bad(field+".mode", "is %s, only POD and NODE are possible", name)
+	}
+}
+
+// ids requires what a pod's user namespace can have: one range, with root in it.
+func (c *Check) ids(field string, ids []*runtimeapi.IDMapping) {
+	if len(ids) != 1 {
+		c.Bad(field, "are %d mappings, only one is possible", len(ids))
+		return
+	}
+	c.mapping(field, ids)
+	if ids[0].GetContainerId() != 0 {
+		c.Bad(field+"[0].container_id", "is %d: ID 0 of the container is not mapped", ids[0].GetContainerId())
+	}
+}
+
+// mapping requires ranges that the kernel accepts.
+func (c *Check) mapping(field string, ids []*runtimeapi.IDMapping) {
+	for i, m := range ids {
+		f := fmt.Sprintf("%s[%d]", field, i)
+		if m.GetLength() == 0 {
+			c.Bad(f+".length", "is 0")
+		}
+		for name, first := range map[string]uint32{"container_id": m.GetContainerId(), "host_id": m.GetHostId()} {
+			if uint64(first)+uint64(m.GetLength()) > math.MaxUint32 { // the last one means "unchanged"
+				c.Bad(f+".length", "%d from %s %d on: the last possible ID is %d", m.GetLength(), name, first, uint32(math.MaxUint32)-1)
+			}
+		}
+	}
+}
+
+// hasUsers reports whether a user namespace is asked for.
+func hasUsers(ns *runtimeapi.NamespaceOption) bool {
+	u := ns.GetUsernsOptions()
+	return u != nil && u.GetMode() == runtimeapi.NamespaceMode_POD
+}
+
+// podUsers refuses what a pod with a user namespace cannot have. CRI has no
+// words for it: the kernel gives no new proc or mqueue to who does not own the
+// PID or IPC namespace.
+func (c *Check) podUsers(field string, ns *runtimeapi.NamespaceOption) {
+	if !hasUsers(ns) {
+		return
+	}
+	for name, mode := range map[string]runtimeapi.NamespaceMode{"pid": ns.GetPid(), "ipc": ns.GetIpc()} {
+		if mode == runtimeapi.NamespaceMode_NODE {
+			c.Bad(field+"."+name, "is NODE, which a user namespace excludes")
+		}
+	}
+}
+
+// sameUsers requires that a container leaves the user namespace to its pod, or
+// asks for the same.
+func (c *Check) sameUsers(field string, ns, pod *runtimeapi.NamespaceOption) {
+	u, of := ns.GetUsernsOptions(), pod.GetUsernsOptions()
+	if u == nil || !hasUsers(ns) && !hasUsers(pod) {
+		return
+	}
+	if !hasUsers(ns) || !hasUsers(pod) || !slices.EqualFunc(u.GetUids(), of.GetUids(), sameIDs) || !slices.EqualFunc(u.GetGids(), of.GetGids(), sameIDs) {
+		c.Bad(field, "is not the pod's user namespace")
+	}
+}
+
+func sameIDs(a, b *runtimeapi.IDMapping) bool {
+	return a.GetContainerId() == b.GetContainerId() && a.GetHostId() == b.GetHostId() && a.GetLength() == b.GetLength()
+}
+
+// Users refuses a pod's user namespace where its handler cannot have one.
+func (c *Check) Users(config *runtimeapi.PodSandboxConfig, handler func() Handler, node *Node) {
+	ns := config.GetLinux().GetSecurityContext().GetNamespaceOptions()
+	const field = "config.linux.security_context.namespace_options."
+	if c.Err != nil || !hasUsers(ns) {
+		return
+	}
+	switch h := handler(); {
+	case !h.UserNamespaces:
+		c.lacking(field+"userns_options", "handler %q cannot have user namespaces on this host", h.Name)
+	case ns.GetNetwork() == runtimeapi.NamespaceMode_NODE && !node.HostNetworkUsers():
+		c.lacking(field+"network", "NODE: a user namespace is not possible on this host's network")
 	}
 }
 
@@ -130,6 +213,23 @@ func (c *Check) profile(field string, p *runtimeapi.SecurityProfile) bool {
 		c.Bad(field+".localhost_ref", "is set, but profile_type is not Localhost")
 	}
 	return local
+}
+
+// level is a sensitivity, or a range of two, and categories.
+// SELinux: mls_range in libsepol's policydb.
+var level = regexp.MustCompile(`^s\d+(:c\d+([.,]c\d+)*)?(-s\d+(:c\d+([.,]c\d+)*)?)?$`)
+
+// selinux checks options also where the host has no SELinux: a manifest that
+// only some nodes accept helps nobody.
+func (c *Check) selinux(field string, o *runtimeapi.SELinuxOption) {
+	for name, part := range map[string]string{"user": o.GetUser(), "role": o.GetRole(), "type": o.GetType()} {
+		if strings.ContainsFunc(part, func(r rune) bool { return !unicode.IsPrint(r) || strings.ContainsRune(": \",", r) }) {
+			c.Bad(field+".selinux_options."+name, "%q is not a part of an SELinux label", part)
+		}
+	}
+	if l := o.GetLevel(); l != "" && !level.MatchString(l) {
+		c.Bad(field+".selinux_options.level", "%q is not a level such as s0:c4,c5", l)
+	}
 }
 
 // capability names, in the kernel's order. kernel: include/uapi/linux/capability.h.

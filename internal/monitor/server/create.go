@@ -111,6 +111,9 @@ func (s *server) runCreate(c *container, want monitor.Container) error {
 		return err
 	}
 	defer stdio.CloseAll(ends[:])
+	if err := giveStreams(want, ends); err != nil {
+		return err
+	}
 	return s.runtime(want.Runtime, "create", c.path("create.log"), ends,
 		func(errorLog string) []string {
 			return want.Runtime.Create(errorLog, c.id, want.Bundle, c.path("pid"), "")
@@ -164,6 +167,25 @@ func inputOf(c monitor.Container) stdio.Input {
 }
 
 func (c *container) path(name string) string { return filepath.Join(c.dir, name) }
+
+// giveStreams makes pipes those of the container's user, who may open them by
+// their names then. OCI runtimes cannot do it from within a user namespace.
+func giveStreams(to monitor.Container, streams [3]*os.File) error {
+	for _, f := range streams {
+		if f == nil {
+			continue
+		}
+		if info, err := f.Stat(); err != nil {
+			return err
+		} else if info.Mode()&os.ModeNamedPipe == 0 {
+			continue
+		}
+		if err := f.Chown(int(to.UID), int(to.GID)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 func readPid(path string) (int, error) {
 	data, err := os.ReadFile(path)

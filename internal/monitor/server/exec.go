@@ -132,6 +132,9 @@ func (x *execution) spawn(args []string) error {
 	if err := x.writeProcess(processFile, r.Bundle, args); err != nil {
 		return err
 	}
+	if err := giveStreams(r, x.stdio); err != nil {
+		return err
+	}
 	for _, f := range x.stdio[1:] {
 		if f != nil {
 			x.output = append(x.output, pipeName(f))

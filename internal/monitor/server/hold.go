@@ -1,7 +1,10 @@
 package server
 
 import (
+	"encoding/binary"
 	"errors"
+	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -86,8 +89,17 @@ func forkHolder(h monitor.Holder) (pid int, err error) {
 				return
 			}
 		}
+		attr := &os.ProcAttr{
+			Dir: "/", Env: []string{"DAVIT_POD=" + h.ID}, // ofRuntimes counts on some environment
+			Sys: &unix.SysProcAttr{Cloneflags: unix.CLONE_PARENT, Setsid: true},
+		}
+		if h.Users != "" {
+			pid, err = execMappedHolder(attr, h.Users)
+			return
+		}
+		attr.Sys.Cloneflags |= unix.CLONE_NEWPID
 		var p *os.Process
-		if p, err = execHolder(h.ID); err == nil {
+		if p, err = execHolder(attr); err == nil {
 			pid = p.Pid
 			err = p.Release()
 		}
@@ -96,18 +108,44 @@ func forkHolder(h monitor.Holder) (pid int, err error) {
 	return pid, err
 }
 
-func execHolder(id string) (*os.Process, error) {
-	args := []string{"davit-monitor", "hold"}
-	attr := &os.ProcAttr{
-		Dir: "/", Env: []string{"DAVIT_POD=" + id}, // ofRuntimes counts on some environment
-		Sys: &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_PARENT, Setsid: true},
+// execMappedHolder starts a holder whose PID namespace belongs to the user
+// namespace that is pinned at users.
+func execMappedHolder(attr *os.ProcAttr, users string) (int, error) {
+	namespace, err := os.Open(users)
+	if err != nil {
+		return 0, err
 	}
+	defer namespace.Close()
+	reader, writer, err := os.Pipe()
+	if err != nil {
+		return 0, err
+	}
+	defer reader.Close()
+	attr.Files = []*os.File{nil, nil, nil, namespace, writer}
+	p, err := execHolder(attr, "users")
+	_ = writer.Close()
+	if err != nil {
+		return 0, err
+	}
+	_ = p.Release() // the keeper's
+	var pid [8]byte
+	if _, err := io.ReadFull(reader, pid[:]); err != nil {
+		return 0, fmt.Errorf("a holder in user namespace %s: %w", users, err)
+	}
+	return int(binary.NativeEndian.Uint64(pid[:])), nil
+}
+
+func execHolder(attr *os.ProcAttr, more ...string) (*os.Process, error) {
+	args := append([]string{"davit-monitor", "hold"}, more...)
 	if f, err := holderProgram(); err == nil {
 		if p, err := os.StartProcess("/proc/self/fd/"+strconv.Itoa(int(f.Fd())), args, attr); err == nil {
 			return p, nil
 		}
 	}
-	return os.StartProcess("/proc/self/exe", args, attr) // the kernel runs no memory files
+	if len(more) > 0 {
+		return nil, errors.New("the kernel runs no programs in memory (vm.memfd_noexec)")
+	}
+	return os.StartProcess("/proc/self/exe", args, attr)
 }
 
 func enter(namespace string) error {
