@@ -176,8 +176,8 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 		return p, err
 	}
 	p.monitor = monitor.Connect(c.State)
-	p.runtimes.trials = &trials{config: c, parts: p, log: log}
 	byCDI := cdi.New(c.CDISpecDirs, log)
+	p.runtimes.trials = &trials{config: c, parts: p, log: log}
 	options := pod.Options{
 		Root: c.Root, State: c.State, Log: log,
 		Host: pod.Host{

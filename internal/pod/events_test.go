@@ -6,6 +6,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/davit-runtime/davit/internal/monitor"
 )
 
 // heard returns what has been posted, in short: "pod created", "main started".
@@ -45,9 +47,9 @@ func TestEvents(t *testing.T) {
 	s := d.Subscribe(ctx)
 	podID, id := n.run(d, "web", private)
 	wantHeard(t, s, "pod created", "pod started", "main created", "main started")
-	n.world.die(id, 3)
+	d.exited(monitor.Exit{ID: id, Code: 3, At: time.Now()})
 	wantHeard(t, s, "main stopped")
-	n.world.die(id, 3)
+	d.exited(monitor.Exit{ID: id, Code: 3, At: time.Now()})
 	must(t, d.StopContainer(t.Context(), id, 0))
 	must(t, d.RemoveContainer(t.Context(), id))
 	must(t, d.RemoveContainer(t.Context(), id))
@@ -113,7 +115,7 @@ func TestEventsOfAQuickEnd(t *testing.T) {
 	must(t, err)
 	c.startBegins()
 	must(t, c.commit(func(s *containerState) error { s.Starting = time.Now(); return nil }))
-	n.world.die(id, 0)
+	d.exited(monitor.Exit{ID: id, At: time.Now()})
 	wantHeard(t, s, "pod created", "pod started", "quick created")
 	must(t, c.note(func(s *containerState) error { return s.enter(started) }))
 	d.startOver(c)

@@ -178,7 +178,7 @@ func TestStreamedLists(t *testing.T) {
 
 func end[M any](_ M, err error) error { return err }
 
-func dial(t *testing.T, socket string) *grpc.ClientConn {
+func connect(t *testing.T, socket string) *grpc.ClientConn {
 	t.Helper()
 	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -196,7 +196,7 @@ func TestImageSocket(t *testing.T) {
 	if err != nil || info.Mode() != os.ModeSocket|0o660 {
 		t.Errorf("%v, %v", info, err)
 	}
-	conn := dial(t, socket)
+	conn := connect(t, socket)
 	list, err := runtimeapi.NewImageServiceClient(conn).ListImages(w.ctx, &runtimeapi.ListImagesRequest{})
 	if err != nil || len(list.Images) != 1 {
 		t.Errorf("images: %v, %v", list, err)
@@ -223,7 +223,7 @@ func TestImageSocket(t *testing.T) {
 // TestV1alpha2: a pod's life by the older name, with the fields of older kubelets.
 func TestV1alpha2(t *testing.T) {
 	w := newWorld(t, "")
-	conn := dial(t, w.d.Socket)
+	conn := connect(t, w.d.Socket)
 	call := func(method string, request, response proto.Message) error {
 		return conn.Invoke(w.ctx, "/runtime.v1alpha2."+method, request, response)
 	}
