@@ -61,6 +61,9 @@ func (h hushed) Enabled(ctx context.Context, _ slog.Level) bool {
 }
 
 func (h hushed) Handle(ctx context.Context, r slog.Record) error {
+	if !h.Enabled(ctx, r.Level) {
+		return nil // klog does not ask before it tells of errors
+	}
 	r.Level = slog.LevelDebug
 	return h.Handler.Handle(ctx, r)
 }
