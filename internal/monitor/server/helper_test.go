@@ -103,8 +103,11 @@ func (n *node) end() {
 	if left := n.left(); len(left) > 0 {
 		n.t.Errorf("left behind: %q", left)
 	}
+	log, _ := os.ReadFile(filepath.Join(n.state, "monitor.log"))
+	if strings.Contains(string(log), "DATA RACE") { // DAVIT_RACE
+		n.t.Error("davit-monitor has a data race")
+	}
 	if n.t.Failed() {
-		log, _ := os.ReadFile(filepath.Join(n.state, "monitor.log"))
 		n.t.Logf("monitor.log:\n%s", log)
 	}
 	await(n.t, "keeper and monitor to go", func() bool {
