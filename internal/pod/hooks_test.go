@@ -21,6 +21,7 @@ import (
 	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/nri"
 	"github.com/davit-runtime/davit/internal/nri/nritest"
+	"github.com/davit-runtime/davit/internal/testkit"
 )
 
 // openWithPlugins starts davitd and what plugins connect to.
@@ -29,7 +30,7 @@ func (n *node) openWithPlugins() (d *daemon, socket string) {
 	socket = filepath.Join(n.t.TempDir(), "nri.sock")
 	plugins := nri.New(nri.Config{
 		Socket: socket, PluginDir: filepath.Join(n.t.TempDir(), "none"),
-		Log: slog.New(slog.NewTextHandler(n.t.Output(), nil)), RequestTimeout: 20 * time.Second,
+		Log: slog.New(slog.NewTextHandler(testkit.Output(n.t), nil)), RequestTimeout: 20 * time.Second,
 	})
 	n.hooks = plugins
 	d = n.open()
