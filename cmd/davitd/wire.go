@@ -178,6 +178,7 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 	p.monitor = monitor.Connect(c.State)
 	byCDI := cdi.New(c.CDISpecDirs, log)
 	p.runtimes.trials = &trials{config: c, parts: p, log: log}
+	p.runtimes.trials.sweep(ctx)
 	options := pod.Options{
 		Root: c.Root, State: c.State, Log: log,
 		Host: pod.Host{
