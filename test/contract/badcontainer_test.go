@@ -130,7 +130,7 @@ func badMounts(f files) []badContainer {
 			HostPath: f.dir, ContainerPath: "/m", RecursiveReadOnly: true, Readonly: true, Propagation: runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER,
 		})},
 		{ours, "sub path without image", invalid, at + "image_sub_path", mount(&runtimeapi.Mount{HostPath: f.dir, ContainerPath: "/m", ImageSubPath: "a"})},
-		{ours, "user mapping alone", invalid, at + "gidMappings", mount(&runtimeapi.Mount{HostPath: f.dir, ContainerPath: "/m", UidMappings: one})},
+		{ours, "user mapping alone", invalid, at + "uidMappings", mount(&runtimeapi.Mount{HostPath: f.dir, ContainerPath: "/m", UidMappings: one})},
 		{ours, "group mapping alone", invalid, at + "uidMappings", mount(&runtimeapi.Mount{HostPath: f.dir, ContainerPath: "/m", GidMappings: one})},
 		{ours, "empty mapping", invalid, at + "uidMappings", mount(&runtimeapi.Mount{HostPath: f.dir, ContainerPath: "/m", UidMappings: []*runtimeapi.IDMapping{{}}, GidMappings: one})},
 		{cri, "image volume without a name", invalid, volume, mount(image("", ""))},

@@ -1,6 +1,7 @@
 package contract
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
@@ -37,7 +38,7 @@ func (w *world) podOf(handler, name string, change ...func(*runtimeapi.PodSandbo
 		w.t.Fatal(err)
 	}
 	w.t.Cleanup(func() {
-		if err := w.c.RemovePod(w.ctx, r.PodSandboxId); err != nil {
+		if err := w.c.RemovePod(context.Background(), r.PodSandboxId); err != nil {
 			w.t.Error(err)
 		}
 	})
@@ -98,12 +99,13 @@ func (w *world) insideUserNamespace(handler string) {
 		{ContainerPath: "/vol", HostPath: volume, UidMappings: mapping(), GidMappings: mapping()},
 		{ContainerPath: "/plain", HostPath: volume},
 		{ContainerPath: "/file", HostPath: volume + "/file", UidMappings: mapping(), GidMappings: mapping(), Readonly: true, RecursiveReadOnly: true},
+		{ContainerPath: "/image", Image: &runtimeapi.ImageSpec{Image: w.image}, UidMappings: mapping(), GidMappings: mapping(), Readonly: true},
 		{ContainerPath: "/ro", HostPath: volume, UidMappings: mapping(), GidMappings: mapping(), Readonly: true, RecursiveReadOnly: true},
 	}
 	id := w.run(podID, pod, config)
 	w.says(id, "0     200000      65536", "cat", "/proc/self/uid_map")
 	w.says(id, "0     200000      65536", "cat", "/proc/self/gid_map")
-	w.says(id, "0\n0\n0\n0\n0", "stat", "-c", "%u", "/", "/bin", "/made", "/etc/resolv.conf", "/etc/hostname")
+	w.says(id, "0\n0\n0\n0\n0\n0", "stat", "-c", "%u", "/", "/bin", "/image/bin", "/made", "/etc/resolv.conf", "/etc/hostname")
 	w.says(id, "users", "hostname")
 	w.says(id, "x", "sh", "-c", "echo x > /dev/shm/f && cat /dev/shm/f && echo nameserver 1.1.1.1 >> /etc/resolv.conf")
 	w.says(id, "out\nerr", "sh", "-c", "echo out > /dev/stdout; echo err > /dev/stderr")
