@@ -205,6 +205,16 @@ func (n *node) killMonitor() int {
 	return pid
 }
 
+// killOnce kills a container as soon as a command runs.
+func (n *node) killOnce(id, command string) {
+	go func() {
+		for end := time.Now().Add(patience); !running(command) && time.Now().Before(end); {
+			time.Sleep(2 * time.Millisecond)
+		}
+		_ = n.Signal(n.ctx(), id, 9)
+	}()
+}
+
 func (n *node) ctx() context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	time.AfterFunc(31*time.Second, cancel)
@@ -320,9 +330,12 @@ func lines(t testing.TB, path string) map[string][]string {
 	return out
 }
 
+// patience is longer than anything takes on a machine with other work to do.
+const patience = 20 * time.Second
+
 func await(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(patience); !ok(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("no %s", what)
 		}
