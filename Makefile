@@ -40,7 +40,7 @@ test: tools lint build ## everything that is tested (as root): installs what it 
 	DAVIT_BIN=$(CURDIR)/bin $(GOTEST) \
 		-- -timeout 8m -count 1 . ./cmd/... ./criclient/... ./internal/... \
 		-- -timeout 10m -count 1 -p 1 ./test/... \
-		-- -timeout 8m -count 1 -p 1 -race -short $(addprefix ./,$(CORE))
+		-- -timeout 8m -count 1 -race -short $(addprefix ./,$(CORE))
 
 test-root: build ## the tests that need root, scripts included, without the long ones
 	DAVIT_BIN=$(CURDIR)/bin $(GOTEST) -- -timeout 10m -p 1 -short ./internal/... ./test/...

@@ -17,7 +17,7 @@ func (s *service) RunPodSandbox(ctx context.Context, r *runtimeapi.RunPodSandbox
 	var c validate.Check
 	c.Pod(r.GetConfig(), s.config.AppArmor)
 	c.Handler("runtime_handler", r.GetRuntimeHandler(), &s.config.Node)
-	c.Users(r.GetConfig(), func() validate.Handler { return s.handlerNamed(r.GetRuntimeHandler()) }, &s.config.Node)
+	c.Users(r.GetConfig(), func() validate.Handler { return s.handlerNamed(r.GetRuntimeHandler()) })
 	if c.Err != nil {
 		return nil, c.Err
 	}

@@ -68,6 +68,10 @@ func makeTree(t *testing.T, root string) {
 		do(os.MkdirAll(filepath.Join(deep, "e"), 0o755))
 		file(filepath.Join(deep, "e", "x"), 2)
 	}
+	// Below a directory that is read in pieces, so that it is closed and gone on with.
+	for i := range 5 {
+		do(os.MkdirAll(at("many", fmt.Sprint("d", i*100), strings.Repeat("d/", 2*maxOpen)), 0o755))
+	}
 	if err := errors.Join(errs...); err != nil {
 		t.Fatal(err)
 	}
@@ -92,7 +96,7 @@ func TestWalkIsDu(t *testing.T) {
 	if pauses < 5 {
 		t.Errorf("%d pauses", pauses)
 	}
-	if left := countFiles(t); left != open {
+	if left := countFiles(t); left > open {
 		t.Errorf("%d descriptors open, %d before", left, open)
 	}
 }
@@ -177,17 +181,19 @@ func TestWritableUsage(t *testing.T) {
 	if err != nil || u.Mountpoint != s.config.Root {
 		t.Fatalf("%+v, %v", u, err)
 	}
+	walked := u.At.IsZero() // not so where the file system keeps accounts
 	for deadline := time.Now().Add(10 * time.Second); u.At.IsZero(); u, err = s.WritableUsage("a") {
 		if err != nil || time.Now().After(deadline) {
 			t.Fatalf("it is not counted: %v", err)
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
-	if size, inodes := du(t, filepath.Join(dir, "root/writable/a/upper")); u.Bytes != size || u.Inodes != inodes {
+	const slack = 64 << 10 // as in TestWalkIsDu, and for what an account has beside the layer
+	if size, inodes := du(t, filepath.Join(dir, "root/writable/a/upper")); u.Bytes+slack < size || u.Bytes > size+slack || walked && u.Inodes != inodes {
 		t.Errorf("%+v; du says %d, %d", u, size, inodes)
 	}
 	again, err := s.WritableUsage("a")
-	if err != nil || !again.At.Equal(u.At) {
+	if err != nil || walked && !again.At.Equal(u.At) {
 		t.Errorf("counted again, within %s: %+v, %v", walkEvery, again, err)
 	}
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {

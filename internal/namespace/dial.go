@@ -34,6 +34,9 @@ var loopbacks = []struct {
 // It returns NotFound without such a namespace, and Unavailable, naming the
 // port, if nothing listens there.
 func Dial(ctx context.Context, netns string, port uint16) (net.Conn, error) {
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
 	var first error
 	for _, l := range loopbacks {
 		s, err := socket(netns, l.family)

@@ -319,7 +319,11 @@ func TestHangingJoin(t *testing.T) {
 	p := &nritest.Plugin{OnSync: func([]*api.PodSandbox, []*api.Container) { close(reached); <-end }}
 	joined := make(chan struct{})
 	go func() { defer close(joined); p.Join(t, s.socket) }()
-	<-reached
+	select {
+	case <-reached:
+	case <-joined:
+		t.Fatal("it was thrown out before it hung")
+	}
 	if s.listening(t) { // waits for the join to fail
 		t.Error("it listens")
 	}

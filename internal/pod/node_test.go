@@ -15,6 +15,7 @@ import (
 	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/ocispec"
 	"github.com/davit-runtime/davit/internal/store"
+	"github.com/davit-runtime/davit/internal/testkit"
 )
 
 // A node is a world with directories, on which davitd is started.
@@ -36,7 +37,7 @@ func (n *node) options() Options {
 	w := n.world
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	if testing.Verbose() {
-		log = slog.New(slog.NewTextHandler(n.t.Output(), nil))
+		log = slog.New(slog.NewTextHandler(testkit.Output(n.t), nil))
 	}
 	return Options{
 		Root: n.root, State: n.state, Log: log, Host: Host{BootID: n.boot},

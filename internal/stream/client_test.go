@@ -17,6 +17,8 @@ import (
 	"golang.org/x/net/websocket"
 	"k8s.io/streaming/pkg/httpstream"
 	"k8s.io/streaming/pkg/httpstream/spdy"
+
+	"github.com/davit-runtime/davit/internal/testkit"
 )
 
 // serving returns a server that serves until the test ends, which then
@@ -43,7 +45,7 @@ func serving(t *testing.T, c Config) *Server {
 // unwatched returns a server like serving's, for tests that run beside others.
 func unwatched(t *testing.T, c Config) *Server {
 	t.Helper()
-	c.Log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	c.Log = slog.New(slog.NewTextHandler(testkit.Output(t), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	s, err := Listen(c)
 	if err != nil {
 		t.Fatal(err)

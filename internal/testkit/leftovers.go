@@ -58,21 +58,24 @@ func (b *Baseline) Ignore(pattern string) {
 	b.ignore = append(b.ignore, regexp.MustCompile(pattern))
 }
 
-// Left returns what is there now and was not before, after some time in
-// which it may go by itself.
+// Left returns what is there now, was not before, and stays although it has
+// some time in which it may go by itself. What comes and goes meanwhile is
+// others', whose tests run at the same time.
 func (b *Baseline) Left() []string {
-	for deadline := time.Now().Add(settle); ; time.Sleep(50 * time.Millisecond) {
-		var left []string
-		for _, item := range present(b.dirs, false) {
-			ignored := slices.ContainsFunc(b.ignore, func(r *regexp.Regexp) bool { return r.MatchString(item) })
-			if !b.have[item] && !ignored {
-				left = append(left, item)
-			}
-		}
-		if len(left) == 0 || time.Now().After(deadline) {
-			return left
-		}
+	left := b.new()
+	for deadline := time.Now().Add(settle); len(left) > 0 && time.Now().Before(deadline); {
+		time.Sleep(50 * time.Millisecond)
+		now := b.new()
+		left = slices.DeleteFunc(left, func(item string) bool { return !slices.Contains(now, item) })
 	}
+	return left
+}
+
+// new lists what is there now and was not before.
+func (b *Baseline) new() []string {
+	return slices.DeleteFunc(present(b.dirs, false), func(item string) bool {
+		return b.have[item] || slices.ContainsFunc(b.ignore, func(r *regexp.Regexp) bool { return r.MatchString(item) })
+	})
 }
 
 // present lists everything of the kinds that Leftovers watches, each as one

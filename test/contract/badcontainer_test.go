@@ -129,7 +129,7 @@ func badMounts(f files) []badContainer {
 		{cri, "recursive read-only and propagated", invalid, at + "recursive_read_only", mount(&runtimeapi.Mount{
 			HostPath: f.dir, ContainerPath: "/m", RecursiveReadOnly: true, Readonly: true, Propagation: runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER,
 		})},
-		{ours, "user mapping alone", invalid, at + "gidMappings", mount(&runtimeapi.Mount{HostPath: f.dir, ContainerPath: "/m", UidMappings: one})},
+		{ours, "user mapping alone", invalid, at + "uidMappings", mount(&runtimeapi.Mount{HostPath: f.dir, ContainerPath: "/m", UidMappings: one})},
 		{ours, "group mapping alone", invalid, at + "uidMappings", mount(&runtimeapi.Mount{HostPath: f.dir, ContainerPath: "/m", GidMappings: one})},
 		{ours, "empty mapping", invalid, at + "uidMappings", mount(&runtimeapi.Mount{HostPath: f.dir, ContainerPath: "/m", UidMappings: []*runtimeapi.IDMapping{{}}, GidMappings: one})},
 		{cri, "image volume without a name", invalid, volume, mount(image("", ""))},

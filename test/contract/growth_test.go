@@ -16,7 +16,7 @@ import (
 // threads or much memory in davit's processes.
 func TestNoGrowth(t *testing.T) {
 	w := newWorld(t, "")
-	cycles := 300
+	cycles := 150
 	if testing.Short() {
 		cycles = 60
 	}

@@ -51,6 +51,7 @@ func (c *Check) Container(config *runtimeapi.ContainerConfig, in *runtimeapi.Pod
 	c.containerSecurity("config.linux.security_context", config.GetLinux().GetSecurityContext(), in, node.AppArmor)
 }
 
+// Image requires a reference, and a runtime handler of this node if there is one.
 func (c *Check) Image(field string, i *runtimeapi.ImageSpec, node *Node) {
 	if i == nil {
 		c.Bad(field, "is missing")
@@ -60,6 +61,7 @@ func (c *Check) Image(field string, i *runtimeapi.ImageSpec, node *Node) {
 	c.Handler(field+".runtime_handler", i.GetRuntimeHandler(), node)
 }
 
+// Handler requires a runtime handler of this node; an empty name is the default one.
 func (c *Check) Handler(field, name string, node *Node) {
 	if name == "" {
 		return
@@ -75,6 +77,7 @@ func (c *Check) Handler(field, name string, node *Node) {
 	c.Bad(field, "%q is not a runtime handler of this node; known: %s", name, strings.Join(names, ", "))
 }
 
+// Words requires arguments that a program can be given.
 func (c *Check) Words(field string, words []string) {
 	for i, w := range words {
 		c.Text(fmt.Sprintf("%s[%d]", field, i), w)

@@ -38,15 +38,21 @@ func TestExec(t *testing.T) {
 		if len(r.Stdout)+len(r.Stderr) != 1000 || r.Code != 0 {
 			t.Errorf("%d bytes, code %d", len(r.Stdout)+len(r.Stderr), r.Code)
 		}
-		r, took, err := sh("sleep 555 & echo started", 0, 0)
+		r, took, err := sh("sleep "+nap+" & echo started", 0, 0)
 		must(t, err)
-		if string(r.Stdout) != "started\n" || took > time.Second {
+		if string(r.Stdout) != "started\n" || took > patience {
 			t.Errorf("%q after %s", r.Stdout, took)
 		}
-		_, took, err = sh("(sleep 556 & setsid sleep 557 & (setsid sleep 559 </dev/null >/dev/null 2>&1 &) ; sleep 558)", 300*time.Millisecond, 0)
+		tree := strings.ReplaceAll("(sleep NAP6 & setsid sleep NAP7 & (setsid sleep NAP9 </dev/null >/dev/null 2>&1 &) ; sleep NAP8)", "NAP", nap)
+		_, took, err = sh(tree, 300*time.Millisecond, 0)
 		wantKind(t, err, fault.Deadline)
-		if took > 1300*time.Millisecond || running("sleep\x00556") || running("sleep\x00557") || running("sleep\x00558") || running("sleep\x00559") {
+		if took > patience {
 			t.Errorf("after %s", took)
+		}
+		for _, last := range []string{"6", "7", "8", "9"} {
+			if running("sleep\x00" + nap + last) {
+				t.Errorf("sleep %s%s runs on", nap, last)
+			}
 		}
 		_, took, err = sh("(while :; do echo x; done) & exit 0", 500*time.Millisecond, 0)
 		wantKind(t, err, fault.Deadline)
@@ -54,8 +60,8 @@ func TestExec(t *testing.T) {
 		_, err = n.Exec(n.ctx(), monitor.Exec{ContainerID: c.ID, Args: []string{"nosuchprogram"}})
 		wantKind(t, err, fault.Invalid)
 		t.Log(err)
-		time.AfterFunc(200*time.Millisecond, func() { _ = n.Signal(n.ctx(), c.ID, 9) })
-		_, _, err = sh("sleep 1000", 0, 0)
+		n.killOnce(c.ID, "sleep\x00"+nap+"0")
+		_, _, err = sh("exec sleep "+nap+"0", 0, 0)
 		wantKind(t, err, fault.Unavailable)
 		n.exit(c.ID)
 		n.remove(c.ID)

@@ -103,8 +103,11 @@ func (n *node) end() {
 	if left := n.left(); len(left) > 0 {
 		n.t.Errorf("left behind: %q", left)
 	}
+	log, _ := os.ReadFile(filepath.Join(n.state, "monitor.log"))
+	if strings.Contains(string(log), "DATA RACE") { // DAVIT_RACE
+		n.t.Error("davit-monitor has a data race")
+	}
 	if n.t.Failed() {
-		log, _ := os.ReadFile(filepath.Join(n.state, "monitor.log"))
 		n.t.Logf("monitor.log:\n%s", log)
 	}
 	await(n.t, "keeper and monitor to go", func() bool {
@@ -203,6 +206,16 @@ func (n *node) killMonitor() int {
 		_ = unix.Kill(pid, unix.SIGKILL)
 	}
 	return pid
+}
+
+// killOnce kills a container as soon as a command runs.
+func (n *node) killOnce(id, command string) {
+	go func() {
+		for end := time.Now().Add(patience); !running(command) && time.Now().Before(end); {
+			time.Sleep(2 * time.Millisecond)
+		}
+		_ = n.Signal(n.ctx(), id, 9)
+	}()
 }
 
 func (n *node) ctx() context.Context {
@@ -320,9 +333,12 @@ func lines(t testing.TB, path string) map[string][]string {
 	return out
 }
 
+// patience is longer than anything takes on a machine with other work to do.
+const patience = 20 * time.Second
+
 func await(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(patience); !ok(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("no %s", what)
 		}

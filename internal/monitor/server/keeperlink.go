@@ -96,8 +96,8 @@ func replyError(text string) error {
 	return errors.New("keeper: " + text)
 }
 
-// ask sends a request and waits for the answer. If the keeper dies meanwhile
-// it never returns, but this process ends then.
+// ask sends a request and waits for the answer. Once the keeper is dead it
+// never returns, but this process ends then: callers ask the next one.
 func (k *keeperLink) ask(r monitor.KeeperRequest, fds ...int) error {
 	reply := make(chan error, 1)
 	k.mu.Lock()
@@ -105,7 +105,8 @@ func (k *keeperLink) ask(r monitor.KeeperRequest, fds ...int) error {
 	r.Seq = k.seq
 	k.waiting[r.Seq] = reply
 	k.mu.Unlock()
-	if err := k.link.Send(r, fds...); err != nil {
+	err := k.link.Send(r, fds...)
+	if err != nil && !errors.Is(err, unix.EPIPE) && !errors.Is(err, unix.ECONNRESET) {
 		k.mu.Lock()
 		delete(k.waiting, r.Seq)
 		k.mu.Unlock()

@@ -20,6 +20,15 @@ import (
 	"github.com/davit-runtime/davit/internal/monitor"
 )
 
+// rounds is how often chance gets a try: less where the tests run a second
+// time, under the race detector.
+func rounds(n int) int {
+	if testing.Short() {
+		return n / 4
+	}
+	return n
+}
+
 // A numbered stream on stdout and another on stderr, while the monitor is
 // killed at random moments: each line once and in order.
 func TestKillsLoseNothing(t *testing.T) {
@@ -34,7 +43,7 @@ seq 1 300000; printf tail; exit 5`
 		pid := n.killMonitor()
 		await(t, "next monitor", func() bool { next := n.process("serve"); return next != 0 && next != pid })
 	}
-	kills := 110
+	kills := rounds(110)
 	for range kills {
 		kill()
 	}
@@ -93,7 +102,7 @@ func TestKillsDuringLife(t *testing.T) {
 			}
 			gone <- kills
 		}()
-		for i := range 40 {
+		for i := range rounds(40) {
 			code := i % 50
 			c := n.container(runtime, "sh", "-c", "echo hello; exit "+strconv.Itoa(code))
 			n.run(c)
@@ -147,7 +156,7 @@ func running(args string) bool {
 func TestKillDuringCreate(t *testing.T) {
 	n := newNode(t)
 	runtimes(t, func(t *testing.T, runtime string) {
-		for i := range 40 {
+		for i := range rounds(40) {
 			c := n.container(runtime, "sh", "-c", "echo hello; exit 6")
 			timer := time.AfterFunc(time.Duration(rand.IntN(40000))*time.Microsecond, func() { n.killMonitor() })
 			n.run(c)
@@ -167,7 +176,7 @@ func TestKillDuringCreate(t *testing.T) {
 func TestKillDuringAbandonedCreate(t *testing.T) {
 	n := newNode(t)
 	runtimes(t, func(t *testing.T, runtime string) {
-		for i := range 20 {
+		for i := range rounds(20) {
 			c := n.container(runtime, "sleep", "1000")
 			ctx, cancel := context.WithTimeout(context.Background(), time.Duration(rand.IntN(40000))*time.Microsecond)
 			_, _ = n.Create(ctx, c)
@@ -217,7 +226,7 @@ func TestCreateOfGoneCaller(t *testing.T) {
 func TestEndUnderWay(t *testing.T) {
 	n := newNode(t)
 	profile := &specs.LinuxSeccomp{DefaultAction: specs.ActAllow}
-	for i := range 12 {
+	for i := range rounds(12) {
 		lives := n.container("crun", "sleep", "1000")
 		pid := n.run(lives)
 		keeper := n.process("keep")

@@ -87,7 +87,14 @@ func Run(state string, controlFD, listenFD int, log *slog.Logger) error {
 	}
 	keeperGone := make(chan error, 1)
 	go func() { keeperGone <- s.keeper.run(s.exited) }()
-	if err := s.recover(have); err != nil {
+	recovered := make(chan error, 1)
+	go func() { recovered <- s.recover(have) }()
+	select {
+	case err = <-keeperGone: // which recover would wait for
+		return err
+	case err = <-recovered:
+	}
+	if err != nil {
 		return err
 	}
 	go s.accept(listener)

@@ -91,8 +91,8 @@ func TestExecStream(t *testing.T) {
 		if code, err := n.stream(c.ID, monitor.Stream{}, "sh", "-c", "echo; cat; exit 6"); code != 6 || err != nil {
 			t.Error(code, err)
 		}
-		time.AfterFunc(200*time.Millisecond, func() { _ = n.Signal(n.ctx(), c.ID, 9) })
-		_, err = n.stream(c.ID, monitor.Stream{Stdout: io.Discard}, "sleep", "1000")
+		n.killOnce(c.ID, "sleep\x00"+nap+"0")
+		_, err = n.stream(c.ID, monitor.Stream{Stdout: io.Discard}, "sleep", nap+"0")
 		wantKind(t, err, fault.Unavailable)
 		n.exit(c.ID)
 		n.remove(c.ID)
@@ -135,12 +135,12 @@ func TestExecTerminal(t *testing.T) {
 			t.Errorf("%q", got)
 		}
 		// All that is written last arrives; a child that keeps the terminal does not hold the result.
-		out = buffer{}
-		code, err := n.stream(c.ID, monitor.Stream{Stdout: &out, TTY: true}, "sh", "-c", "trap '' HUP; sleep "+nap+" & seq 1 100000; exit 8")
-		if code != 8 || err != nil || !strings.HasSuffix(out.String(), "\r\n100000\r\n") {
-			t.Errorf("%d, %v, %d bytes", code, err, len(out.String()))
+		var last buffer
+		code, err := n.stream(c.ID, monitor.Stream{Stdout: &last, TTY: true}, "sh", "-c", "trap '' HUP; sleep "+nap+" & seq 1 100000; exit 8")
+		if code != 8 || err != nil || !strings.HasSuffix(last.String(), "\r\n100000\r\n") {
+			t.Errorf("%d, %v, %d bytes", code, err, len(last.String()))
 		}
-		_, err = n.stream(c.ID, monitor.Stream{Stdout: &out, TTY: true}, "nosuchprogram")
+		_, err = n.stream(c.ID, monitor.Stream{Stdout: io.Discard, TTY: true}, "nosuchprogram")
 		wantKind(t, err, fault.Invalid)
 		n.remove(c.ID)
 	})
