@@ -113,10 +113,11 @@ func (r *runtimes) handlers() []validate.Handler {
 	var all []validate.Handler
 	fallback := r.defaultName()
 	for _, name := range r.names() {
-		h := validate.Handler{Name: name, Default: name == fallback}
-		result := r.try(name)
-		h.RecursiveReadOnly, h.UserNamespaces = result.ReadOnly, result.Users
-		all = append(all, h)
+		can := r.try(name)
+		all = append(all, validate.Handler{
+			Name: name, Default: name == fallback,
+			RecursiveReadOnly: can.ReadOnly, UserNamespaces: can.Users, HostNetworkUsers: can.HostNetworkUsers,
+		})
 	}
 	return all
 }
@@ -141,10 +142,6 @@ func (r *runtimes) try(handler string) trialResult {
 	r.mu.Unlock()
 	return once()
 }
-
-// hostNetworkUsers reports whether the default handler's pods can have user
-// namespaces on the host's network.
-func (r *runtimes) hostNetworkUsers() bool { return r.try("").HostNetworkUsers }
 
 func (r *runtimes) known(path string) (ociruntime.Features, bool) {
 	r.mu.Lock()

@@ -116,12 +116,24 @@ func passable(dir string) error {
 
 // users makes a container in a user namespace.
 func (t *trials) users(ctx context.Context, of ociruntime.Runtime, hostNetwork bool) error {
-	// As a crash may have left it, too.
-	if err := t.clean(ctx, of); err != nil {
-		return err
+	// The directory comes first and goes last, so that sweep finds it.
+	id := t.id(of)
+	err := t.create(ctx, of, id, hostNetwork)
+	return errors.Join(err, t.clean(context.WithoutCancel(ctx), id))
+}
+
+// sweep cleans up after trials that a crash cut short. It must be over before
+// pods are recovered, which would take what is left for a container without a
+// record, and remove it while the next trial makes it anew.
+func (t *trials) sweep(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, trialTime)
+	defer cancel()
+	left, _ := os.ReadDir(filepath.Join(t.config.State, "trials")) // none: no trial was cut short
+	for _, e := range left {
+		if err := t.clean(ctx, e.Name()); err != nil {
+			t.log.Warn("what is left of a trial cannot be removed", "id", e.Name(), "error", err)
+		}
 	}
-	err := t.create(ctx, of, hostNetwork)
-	return errors.Join(err, t.clean(context.WithoutCancel(ctx), of))
 }
 
 // id is 64 hexadecimal digits, as every container's; others running on this
@@ -131,12 +143,10 @@ func (t *trials) id(of ociruntime.Runtime) string {
 	return hex.EncodeToString(sum[:])
 }
 
-func (t *trials) dir(of ociruntime.Runtime) string {
-	return filepath.Join(t.config.State, "trials", t.id(of))
-}
+func (t *trials) dir(id string) string { return filepath.Join(t.config.State, "trials", id) }
 
-func (t *trials) create(ctx context.Context, of ociruntime.Runtime, hostNetwork bool) error {
-	p, id, dir := t.parts, t.id(of), t.dir(of)
+func (t *trials) create(ctx context.Context, of ociruntime.Runtime, id string, hostNetwork bool) error {
+	p, dir := t.parts, t.dir(id)
 	ids := []idmap.Range{{Container: 0, Host: trialUsers, Length: 65536}}
 	users := &idmap.Users{Map: idmap.Map{UIDs: ids, GIDs: ids}, Path: filepath.Join(dir, "user")}
 	if err := namespace.New().Create(ctx, dir, namespace.Spec{
@@ -216,9 +226,10 @@ func writeProgram(path string) error {
 	return store.WriteFile(path, program[:n], 0o755)
 }
 
-// clean ends and removes all that create makes, or has made in part.
-func (t *trials) clean(ctx context.Context, of ociruntime.Runtime) error {
-	p, id, dir := t.parts, t.id(of), t.dir(of)
+// clean ends and removes all that create makes, or has made in part. What is
+// left of it after an error, the next davitd sweeps.
+func (t *trials) clean(ctx context.Context, id string) error {
+	p, dir := t.parts, t.dir(id)
 	if err := p.monitor.Remove(ctx, id); err != nil {
 		return err
 	}
@@ -230,5 +241,5 @@ func (t *trials) clean(ctx context.Context, of ociruntime.Runtime) error {
 	); err != nil {
 		return err
 	}
-	return os.RemoveAll(filepath.Join(t.config.State, "trials"))
+	return os.RemoveAll(dir)
 }

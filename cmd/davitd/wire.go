@@ -178,6 +178,7 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 	p.monitor = monitor.Connect(c.State)
 	byCDI := cdi.New(c.CDISpecDirs, log)
 	p.runtimes.trials = &trials{config: c, parts: p, log: log}
+	p.runtimes.trials.sweep(ctx)
 	options := pod.Options{
 		Root: c.Root, State: c.State, Log: log,
 		Host: pod.Host{
@@ -247,7 +248,7 @@ func (p *parts) surface(ctx context.Context, c *config, log *slog.Logger) *cri.S
 			Streams: p.streams, Stats: stats.New(p.pods, p.cgroups, p.images), Events: p.pods, Network: p.network,
 		},
 		cri.Config{
-			Node:          validate.Node{Handlers: p.runtimes.handlers, AppArmor: ocispec.AppArmor(), HostNetworkUsers: p.runtimes.hostNetworkUsers},
+			Node:          validate.Node{Handlers: p.runtimes.handlers, AppArmor: ocispec.AppArmor()},
 			Version:       version,
 			SystemdCgroup: p.cgroups.Driver() == cgroup.Systemd,
 			RuntimeReady:  func() error { return cmp.Or(p.runtimes.ready(), p.keeper.err()) },

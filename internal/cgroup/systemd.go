@@ -25,7 +25,7 @@ type units interface {
 type bus struct {
 	log *slog.Logger
 
-	mu   sync.Mutex // guards conn
+	mu   sync.Mutex // guards conn; held while it is made, which the caller's context bounds
 	conn *dbus.Conn
 }
 
@@ -53,8 +53,16 @@ func (b *bus) connection(ctx context.Context) (*dbus.Conn, error) {
 	if b.conn != nil && b.conn.Connected() {
 		return b.conn, nil
 	}
-	conn, err := dbus.NewWithContext(context.WithoutCancel(ctx)) // it lives as long as its context
+	// It lives as long as its context: ctx bounds how long it takes to make it.
+	life, end := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, end)
+	conn, err := dbus.NewWithContext(life)
+	if !stop() && err == nil {
+		conn.Close()
+		err = context.Cause(ctx)
+	}
 	if err != nil {
+		end()
 		return nil, err
 	}
 	b.conn = conn

@@ -183,7 +183,7 @@ func TestContainerChecks(t *testing.T) {
 		{`mounts { container_path: "/data" }`, want{invalid, "config.mounts[0].host_path: is empty"}},
 		{`mounts { container_path: "/data" host_path: "srv" }`, want{invalid, "config.mounts[0].host_path: "}},
 		{`mounts { container_path: "/data" host_path: "/srv" propagation: 4 }`, want{invalid, "config.mounts[0].propagation: 4"}},
-		{`mounts { container_path: "/data" host_path: "/srv" image_sub_path: "x" }`, want{invalid, "config.mounts[0].image_sub_path: "}},
+		{`mounts { container_path: "/data" host_path: "/srv" image_sub_path: "x" }`, want{}}, // as kubelets do
 		{`mounts { container_path: "/data" host_path: "/srv" recursive_read_only: true }`, want{invalid, "config.mounts[0].recursive_read_only: is set without readonly"}},
 		{`mounts { container_path: "/data" host_path: "/srv" readonly: true recursive_read_only: true propagation: PROPAGATION_BIDIRECTIONAL }`,
 			want{invalid, "config.mounts[0].recursive_read_only: is set, which PROPAGATION_BIDIRECTIONAL excludes"}},
@@ -231,6 +231,7 @@ func TestContainerChecks(t *testing.T) {
 		{`linux { resources { cpuset_mems: "a" } }`, want{invalid, "config.linux.resources.cpuset_mems: "}},
 		{`linux { resources { hugepage_limits { page_size: "2MiB" } } }`, want{invalid, "config.linux.resources.hugepage_limits[0].page_size: "}},
 		{`linux { resources { unified { key: "../memory.max" value: "1" } } }`, want{invalid, `config.linux.resources.unified["../memory.max"]: `}},
+		{`linux { resources { unified { key: "cgroup.freeze" value: "1" } } }`, want{invalid, `config.linux.resources.unified["cgroup.freeze"]: `}},
 		{`linux { resources { unified { key: "memory" value: "1" } } }`, want{invalid, `config.linux.resources.unified["memory"]: `}},
 		{sc + `privileged: true } }`, want{invalid, f + "privileged: is set, but the pod is not"}},
 		{sc + `capabilities { add_capabilities: "net_admin" drop_capabilities: "ALL" add_ambient_capabilities: "CAP_BPF" } } }`, want{}},
@@ -321,7 +322,7 @@ func TestHandlerWithoutUserNamespaces(t *testing.T) {
 	onHost := parse(t, &runtimeapi.PodSandboxConfig{}, goodPod, `linux { security_context { namespace_options { network: NODE `+users)
 	onHost.Hostname = ""
 	_, err = rt.RunPodSandbox(context.Background(), &runtimeapi.RunPodSandboxRequest{Config: onHost})
-	want{codes.Unimplemented, "config.linux.security_context.namespace_options.network: NODE: a user namespace"}.check(t, err)
+	want{codes.Unimplemented, `config.linux.security_context.namespace_options.network: NODE: handler "crun"`}.check(t, err)
 }
 
 func TestHandlerWithoutRecursiveReadOnly(t *testing.T) {

@@ -176,7 +176,7 @@ func server(t testing.TB, w *world) (runtimeapi.RuntimeServiceClient, runtimeapi
 		Version: "1.2.3",
 		Node: validate.Node{Handlers: func() []validate.Handler {
 			return []validate.Handler{{Name: "runc"}, {Name: "crun", Default: true, RecursiveReadOnly: true, UserNamespaces: true}}
-		}, HostNetworkUsers: func() bool { return false }},
+		}},
 		Dial: func(_ context.Context, netns string, port uint16) (net.Conn, error) {
 			return nil, w.do(fmt.Sprintf("dial %s:%d", netns, port))
 		},

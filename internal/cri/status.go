@@ -34,7 +34,7 @@ func (s *service) Status(_ context.Context, r *runtimeapi.StatusRequest) (*runti
 		RuntimeHandlers: s.handlers(),
 		// True only for what is there: the kubelet publishes it.
 		Features: &runtimeapi.RuntimeFeatures{
-			SupplementalGroupsPolicy: true, MountOptions: true, UserNamespacesHostNetwork: s.config.HostNetworkUsers(),
+			SupplementalGroupsPolicy: true, MountOptions: true, UserNamespacesHostNetwork: s.handlerNamed("").HostNetworkUsers,
 		},
 	}
 	if r.GetVerbose() {

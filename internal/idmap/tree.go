@@ -133,8 +133,9 @@ func makePlace(at string, directory bool) error {
 	return f.Close()
 }
 
-// Detach unmounts what Attach has mounted at a path, however often, and
-// removes the path. It succeeds if there is nothing.
+// Detach unmounts what is mounted at a path, by Attach or otherwise and however
+// often, and removes the path, if it is a file or an empty directory. It
+// succeeds if there is nothing.
 func Detach(at string) error {
 	for {
 		err := unix.Unmount(at, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)

@@ -68,6 +68,10 @@ func makeTree(t *testing.T, root string) {
 		do(os.MkdirAll(filepath.Join(deep, "e"), 0o755))
 		file(filepath.Join(deep, "e", "x"), 2)
 	}
+	// Below a directory that is read in pieces, so that it is closed and gone on with.
+	for i := range 5 {
+		do(os.MkdirAll(at("many", fmt.Sprint("d", i*100), strings.Repeat("d/", 2*maxOpen)), 0o755))
+	}
 	if err := errors.Join(errs...); err != nil {
 		t.Fatal(err)
 	}

@@ -2,9 +2,7 @@ package image
 
 import (
 	"errors"
-	"io"
 	"os"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -13,7 +11,8 @@ import (
 // A walk adds up what a directory tree takes on disk, as du does: blocks, and
 // each inode once. A container may change the tree meanwhile, and may want it
 // to be walked wrongly: no symbolic link is followed, no other file system
-// entered, and however deep the tree, no more than maxOpen descriptors are held.
+// entered, and however deep the tree and large its directories, no more than
+// maxOpen descriptors and a piece of each directory on the way are held.
 type walk struct {
 	pause func(busy time.Duration) error // called every now and then; an error ends the walk
 
@@ -24,13 +23,16 @@ type walk struct {
 	stack   []level
 	entries int
 	since   time.Time
+	buf     [8 << 10]byte // a piece of a directory
 }
 
 // A level is a directory between the root of the tree and where the walk is.
 type level struct {
-	fd      int // -1: closed, to be opened again through ".."
+	fd      int   // -1: closed, to be opened again through ".."
+	offset  int64 // then, where reading it goes on
 	inode   uint64
-	subdirs []string // still to be entered
+	subdirs []string // of what was read, still to be entered
+	read    bool     // to its end
 }
 
 const (
@@ -63,9 +65,7 @@ func (w *walk) measure(root string) (blocks, inodes uint64, err error) {
 	}
 	w.device = st.Dev
 	w.count(&st)
-	if err := w.enter(fd, st.Ino); err != nil {
-		return 0, 0, err
-	}
+	w.enter(fd, st.Ino)
 	for len(w.stack) > 0 {
 		if err := w.step(); errors.Is(err, errMoved) {
 			break // what was seen is more than nothing
@@ -76,11 +76,16 @@ func (w *walk) measure(root string) (blocks, inodes uint64, err error) {
 	return w.blocks, w.inodes, nil
 }
 
-// step enters the next directory below the deepest level, or leaves that.
+// step enters the next directory below the deepest level, reads on in that, or
+// leaves it.
 func (w *walk) step() error {
 	top := &w.stack[len(w.stack)-1]
-	if len(top.subdirs) == 0 {
+	switch {
+	case len(top.subdirs) > 0:
+	case top.read:
 		return w.leave()
+	default:
+		return w.readOn(top)
 	}
 	name := top.subdirs[len(top.subdirs)-1]
 	top.subdirs = top.subdirs[:len(top.subdirs)-1]
@@ -93,7 +98,8 @@ func (w *walk) step() error {
 		_ = unix.Close(fd)
 		return err
 	}
-	return w.enter(fd, st.Ino)
+	w.enter(fd, st.Ino)
+	return nil
 }
 
 // changed excuses what comes of a tree that changes.
@@ -104,48 +110,42 @@ func changed(err error) error {
 	return err
 }
 
-// enter counts what is in a directory and makes it the deepest level.
-func (w *walk) enter(fd int, inode uint64) error {
+// enter makes a directory the deepest level, and closes the one maxOpen above it.
+func (w *walk) enter(fd int, inode uint64) {
 	w.stack = append(w.stack, level{fd: fd, inode: inode})
-	if far := len(w.stack) - maxOpen; far > 0 {
-		if l := &w.stack[far-1]; l.fd >= 0 {
-			_ = unix.Close(l.fd)
-			l.fd = -1
+	far := len(w.stack) - maxOpen
+	if far <= 0 {
+		return
+	}
+	if l := &w.stack[far-1]; l.fd >= 0 {
+		l.offset, _ = unix.Seek(l.fd, 0, unix.SEEK_CUR) // a directory has one
+		_ = unix.Close(l.fd)
+		l.fd = -1
+	}
+}
+
+// readOn counts what is in the next piece of a directory.
+func (w *walk) readOn(top *level) error {
+	n, err := unix.ReadDirent(top.fd, w.buf[:])
+	if n <= 0 {
+		top.read = true
+		return changed(err)
+	}
+	_, _, names := unix.ParseDirent(w.buf[:n], -1, nil)
+	for _, name := range names {
+		var st unix.Stat_t
+		if err := unix.Fstatat(top.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			continue // gone meanwhile
+		}
+		if st.Dev != w.device {
+			continue
+		}
+		w.count(&st)
+		if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+			top.subdirs = append(top.subdirs, name)
 		}
 	}
-	top := &w.stack[len(w.stack)-1]
-	// A copy, for os.File closes its own.
-	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	dir := os.NewFile(uintptr(own), "directory")
-	defer dir.Close()
-	for {
-		names, err := dir.Readdirnames(pauseEvery)
-		for _, name := range names {
-			var st unix.Stat_t
-			if err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-				continue // gone meanwhile
-			}
-			if st.Dev != w.device {
-				continue
-			}
-			w.count(&st)
-			if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-				top.subdirs = append(top.subdirs, name)
-			}
-		}
-		if errors.Is(err, io.EOF) || errors.Is(err, syscall.ENOENT) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if err := w.rest(len(names)); err != nil {
-			return err
-		}
-	}
+	return w.rest(len(names))
 }
 
 // leave goes back up one level.
@@ -166,6 +166,10 @@ func (w *walk) leave() error {
 	if err := unix.Fstat(fd, &st); err != nil || st.Ino != above.inode || st.Dev != w.device {
 		_ = unix.Close(fd)
 		return errMoved
+	}
+	if _, err := unix.Seek(fd, above.offset, unix.SEEK_SET); err != nil {
+		_ = unix.Close(fd)
+		return err
 	}
 	above.fd = fd
 	return w.rest(1)

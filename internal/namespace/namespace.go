@@ -202,19 +202,7 @@ func enterAll(proc string, spec Spec) error {
 func (*Maker) Release(_ context.Context, dir string) error {
 	var errs []error
 	for _, k := range kinds {
-		path := filepath.Join(dir, k.name)
-		// As often as something is mounted there: EINVAL says that nothing is.
-		for {
-			err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-			if err == nil {
-				continue
-			}
-			if !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-				errs = append(errs, fmt.Errorf("unpin %s: %w", path, err))
-			}
-			break
-		}
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := idmap.Detach(filepath.Join(dir, k.name)); err != nil {
 			errs = append(errs, err)
 		}
 	}

@@ -18,7 +18,7 @@ type pool struct {
 
 func newPool(prefix netip.Prefix) (*pool, error) {
 	if !prefix.IsValid() || prefix.Addr().Is4In6() || prefix.Addr().BitLen()-prefix.Bits() < 2 {
-		return nil, fault.New(fault.Invalid, "network.Open", "subnet %s has no room for pods", prefix)
+		return nil, fault.New(fault.Invalid, "", "subnet %s has no room for pods", prefix)
 	}
 	prefix = prefix.Masked()
 	return &pool{prefix: prefix, used: map[netip.Addr]bool{}, last: gateway(prefix)}, nil

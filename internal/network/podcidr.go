@@ -82,14 +82,14 @@ func loadRanges(c Config) (*ranges, error) {
 		current = defaultSubnets(c.Bridge)
 	}
 	if err := checkSubnets(current); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("network.subnets: %w", err)
 	}
 	return &ranges{Current: current, Former: slices.DeleteFunc(given.all(), func(s netip.Prefix) bool { return slices.Contains(current, s) })}, nil
 }
 
 func checkSubnets(subnets []netip.Prefix) error {
 	if len(subnets) > 2 || len(subnets) == 2 && subnets[0].Addr().Is4() == subnets[1].Addr().Is4() {
-		return fault.New(fault.Invalid, "network.Open", "subnets %v: at most one of each family", subnets)
+		return fault.New(fault.Invalid, "", "subnets %v: at most one of each family", subnets)
 	}
 	for _, s := range subnets {
 		if _, err := newPool(s); err != nil {
@@ -208,6 +208,9 @@ func parseTemplate(path string) (*template.Template, error) {
 	t, err := template.New(filepath.Base(path)).Option("missingkey=error").Parse(string(text))
 	if err == nil {
 		_, err = render(t, []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")})
+		if _, both := render(t, []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/64")}); both == nil {
+			err = nil // it is for nodes that have two
+		}
 	}
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "", "network.cni_conf_template: %s: %w", path, err)

@@ -151,6 +151,10 @@ func TestTemplate(t *testing.T) {
 			t.Errorf("%s: %v", text, err)
 		}
 	}
+	w.write(w.config.Template, `["{{index .PodCIDRRanges 1}}"]`)
+	if _, err := parseTemplate(w.config.Template); err != nil {
+		t.Errorf("for nodes of two families: %v", err)
+	}
 	w.write(w.config.Template, `{"cniVersion":"1.0.0","name":"demo","plugins":[{"type":"demo","first":"{{.PodCIDR}}",
 		"ranges":[{{range $i, $r := .PodCIDRRanges}}{{if $i}},{{end}}"{{$r}}"{{end}}],
 		"routes":[{{range $i, $r := .Routes}}{{if $i}},{{end}}{"dst":"{{$r}}"}{{end}}]}]}`)

@@ -177,6 +177,7 @@ type Slot struct {
 	by    atomic.Pointer[Operation] // whose it is
 }
 
+// NewSlot returns a slot that nobody has.
 func NewSlot() Slot { return Slot{token: make(chan struct{}, 1)} }
 
 // Take waits for the slot as long as ctx allows. It returns Unavailable, which
@@ -196,7 +197,7 @@ func (s *Slot) Take(ctx context.Context, what string) error {
 func (s *Slot) Seize() { s.token <- struct{}{} }
 
 // Await waits until nobody has the slot, but for no longer than patience. It
-// returns an error as take does.
+// returns an error as Take does.
 func (s *Slot) Await(ctx context.Context, what string, patience time.Duration) error {
 	ctx, cancel := early(ctx)
 	defer cancel()
@@ -218,7 +219,7 @@ func (s *Slot) busy(ctx context.Context, what string) error {
 	return fault.New(fault.Unavailable, "", "%s: another operation is under way", what)
 }
 
-// Give ends take.
+// Give ends Take, or Seize.
 func (s *Slot) Give() {
 	s.by.Store(nil)
 	<-s.token

@@ -114,11 +114,11 @@ func (p *Pods) mountImages(ctx context.Context, c *container) error {
 			continue
 		}
 		users, err := usersOf(m, pod)
-		if users == nil {
-			users = pod
-		}
 		if err != nil {
 			return volumeFailed(i, m, err)
+		}
+		if users == nil {
+			users = pod
 		}
 		at, err := p.opt.Rootfs.MountVolume(ctx, image.Volume{
 			Container: c.id, Index: i, ImageID: m.Image.ImageRef, SubPath: m.ImageSubPath,
@@ -428,7 +428,7 @@ func (p *Pods) createProcess(ctx context.Context, c *container) error {
 	return c.amend(func(s *containerState) { s.Pid = pid })
 }
 
-// podOf returns the state of a container's pod.
+// podStateOf returns the state of a container's pod, which must be there.
 func (p *Pods) podStateOf(c *container) *podState {
 	p.mu.RLock()
 	defer p.mu.RUnlock()

@@ -19,7 +19,7 @@ import (
 	"github.com/davit-runtime/davit/internal/ocispec"
 )
 
-// Namespaces pins a pod's namespaces below dir as files "net", "ipc", "uts".
+// Namespaces pins a pod's namespaces below dir as files "user", "net", "ipc", "uts".
 // Package namespace implements it.
 type Namespaces interface {
 	Create(ctx context.Context, dir string, spec namespace.Spec) error
@@ -114,8 +114,7 @@ type Streams interface {
 // unknown one; Unavailable for one that is configured but missing on this host.
 type Runtimes interface {
 	Runtime(handler string) (ociruntime.Runtime, error)
-	// Seccomp returns the annotations that spare compiling a profile again, or
-	// nil. profileKey is the SHA-256, in hex, of the JSON of the spec's linux.seccomp.
+	// Seccomp returns the annotations that spare compiling a profile again, or nil.
 	Seccomp(r ociruntime.Runtime, profile *specs.LinuxSeccomp) map[string]string
 }
 

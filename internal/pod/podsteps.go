@@ -315,15 +315,4 @@ func (kernelMounts) pin(pid int, file string) error {
 	return nil
 }
 
-func (kernelMounts) unmount(path string) error {
-	for {
-		err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
-			break // not, or no longer, a mount
-		}
-		if err != nil {
-			return fault.New(fault.Internal, "", "unmount %s: %w", path, err)
-		}
-	}
-	return os.RemoveAll(path)
-}
+func (kernelMounts) unmount(path string) error { return idmap.Detach(path) }

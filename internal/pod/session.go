@@ -52,7 +52,7 @@ func (p *Pods) ExecStream(ctx context.Context, id string, args []string, s monit
 	p.opt.Cgroups.Expect()
 	code, err = p.opt.Sessions.ExecStream(ctx, monitor.Exec{ContainerID: c.id, Args: args}, s)
 	if err != nil {
-		return 0, fmt.Errorf("run %q: %w", args, err)
+		return 0, fmt.Errorf("run %q: %w", args[0], err)
 	}
 	return code, nil
 }

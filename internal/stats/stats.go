@@ -85,6 +85,7 @@ func (r *Reader) Container(c *pod.ContainerSnapshot) (*Container, error) {
 		return nil, fault.New(fault.NotFound, "stats.Container", "container %s is gone", c.ID)
 	}
 	r.rate(got)
+	r.prune()
 	return got, nil
 }
 

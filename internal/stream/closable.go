@@ -57,14 +57,22 @@ func (c *command) serveClosable(w http.ResponseWriter, r *http.Request, s *Serve
 	}
 }
 
-// decodeSizes reads sizes of a terminal until ctx ends, or what is no size.
+// maxSizeBytes is as long as a size of a terminal in JSON may be.
+const maxSizeBytes = 4 << 10
+
+// decodeSizes reads sizes of a terminal until ctx ends. What comes after
+// something that is no size is dropped: unread, it would hold up the client's
+// other streams.
 func decodeSizes(ctx context.Context, from io.Reader) <-chan remotecommand.TerminalSize {
 	to := make(chan remotecommand.TerminalSize)
 	go func() {
 		defer close(to)
-		for d := json.NewDecoder(from); ; {
+		some := &io.LimitedReader{R: from}
+		for d := json.NewDecoder(some); ; {
+			some.N = maxSizeBytes
 			var size remotecommand.TerminalSize
 			if d.Decode(&size) != nil {
+				_, _ = io.Copy(io.Discard, from)
 				return
 			}
 			select {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -229,4 +230,23 @@ func TestStopCutsSessions(t *testing.T) {
 		}
 		c.result()
 	})
+}
+
+// What is no size is neither kept, however long, nor left unread.
+func TestNoSize(t *testing.T) {
+	from, to := io.Pipe()
+	sizes := decodeSizes(t.Context(), from)
+	go func() {
+		_, _ = io.WriteString(to, `{"Width":7,"Height":1} `)
+		_, _ = io.WriteString(to, `{"Width":8,"Height":1,"x":"`+strings.Repeat("x", maxSizeBytes))
+		_, _ = io.WriteString(to, `"}{"Width":9,"Height":1}`)
+		_ = to.Close()
+	}()
+	var got []uint16
+	for size := range sizes {
+		got = append(got, size.Width)
+	}
+	if !slices.Equal(got, []uint16{7}) {
+		t.Errorf("sizes %v", got)
+	}
 }

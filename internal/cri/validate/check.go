@@ -1,4 +1,9 @@
-// Package validate checks the requests of the CRI.
+// Package validate checks the requests of the CRI, before anything is done:
+// what is wrong by the CRI, by the kernel, or on this node.
+//
+// It is pure, but for asking a Node what its handlers can do; what needs the
+// disk, an image or the state of a pod is checked where that is used. Package
+// cri calls it.
 package validate
 
 import (
@@ -18,14 +23,14 @@ type Handler struct {
 	RecursiveReadOnly bool
 	// UserNamespaces: containers can have user namespaces and ID-mapped mounts.
 	UserNamespaces bool
+	// HostNetworkUsers: so can those of a pod on the host's network.
+	HostNetworkUsers bool
 }
 
 // A Node is what requests are checked against.
 type Node struct {
 	Handlers func() []Handler // in any order; one of them the default; may have to find out first
 	AppArmor bool             // the kernel enforces it
-	// HostNetworkUsers: a pod on the host's network can have a user namespace.
-	HostNetworkUsers func() bool
 }
 
 // A Check keeps what is found wrong first in a request. Its error names the
@@ -106,6 +111,7 @@ func (c *Check) address(field, value string) {
 	}
 }
 
+// Timeout requires seconds that are not negative; there may be any number.
 func (c *Check) Timeout(field string, seconds int64) {
 	if seconds < 0 {
 		c.Bad(field, "%d is negative", seconds)

@@ -51,6 +51,7 @@ func (c *Check) Container(config *runtimeapi.ContainerConfig, in *runtimeapi.Pod
 	c.containerSecurity("config.linux.security_context", config.GetLinux().GetSecurityContext(), in, node.AppArmor)
 }
 
+// Image requires a reference, and a runtime handler of this node if there is one.
 func (c *Check) Image(field string, i *runtimeapi.ImageSpec, node *Node) {
 	if i == nil {
 		c.Bad(field, "is missing")
@@ -60,6 +61,7 @@ func (c *Check) Image(field string, i *runtimeapi.ImageSpec, node *Node) {
 	c.Handler(field+".runtime_handler", i.GetRuntimeHandler(), node)
 }
 
+// Handler requires a runtime handler of this node; an empty name is the default one.
 func (c *Check) Handler(field, name string, node *Node) {
 	if name == "" {
 		return
@@ -75,6 +77,7 @@ func (c *Check) Handler(field, name string, node *Node) {
 	c.Bad(field, "%q is not a runtime handler of this node; known: %s", name, strings.Join(names, ", "))
 }
 
+// Words requires arguments that a program can be given.
 func (c *Check) Words(field string, words []string) {
 	for i, w := range words {
 		c.Text(fmt.Sprintf("%s[%d]", field, i), w)
@@ -119,10 +122,10 @@ func (c *Check) mount(field string, m *runtimeapi.Mount, node *Node) {
 		field = "ImageVolumeMountFailed: " + field // the kubelet looks for it
 		c.imageMount(field, m, node)
 	} else {
+		// The kubelet sets image_sub_path here too, for any volume with a subPath
+		// in a pod that has an image for a volume, and means nothing by it: it is
+		// in host_path already. Kubernetes: pkg/kubelet, makeMounts.
 		c.Absolute(field+".host_path", m.GetHostPath())
-		if m.GetImageSubPath() != "" {
-			c.Bad(field+".image_sub_path", "is set without an image")
-		}
 	}
 	c.Absolute(field+".container_path", m.GetContainerPath())
 	if path := m.GetContainerPath(); path != "" && filepath.Clean(path) == "/" {

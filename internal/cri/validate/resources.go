@@ -12,6 +12,8 @@ import (
 // pageSize is what the files hugetlb.<size>.max are named by.
 var pageSize = regexp.MustCompile(`^[1-9][0-9]*[KMG]B$`)
 
+// Resources requires limits that the kernel could accept. What is nil or zero
+// is not asked for.
 func (c *Check) Resources(field string, r *runtimeapi.LinuxContainerResources) {
 	// kernel: sched-bwc.rst, a period is from 1 ms to 1 s, a quota at least 1 ms.
 	if n := r.GetCpuPeriod(); n != 0 && (n < 1000 || n > 1000000) {
@@ -46,7 +48,7 @@ func (c *Check) Resources(field string, r *runtimeapi.LinuxContainerResources) {
 	for file, value := range r.GetUnified() {
 		f := fmt.Sprintf("%s.unified[%q]", field, file)
 		controller, _, ok := strings.Cut(file, ".")
-		if !ok || controller == "" || strings.ContainsAny(file, "/\x00") || climbs(file) {
+		if !ok || controller == "" || controller == "cgroup" || strings.ContainsAny(file, "/\x00") || climbs(file) {
 			c.Bad(f, "is not the name of a cgroup file")
 		}
 		c.Text(f, value)

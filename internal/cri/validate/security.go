@@ -122,7 +122,7 @@ func sameIDs(a, b *runtimeapi.IDMapping) bool {
 }
 
 // Users refuses a pod's user namespace where its handler cannot have one.
-func (c *Check) Users(config *runtimeapi.PodSandboxConfig, handler func() Handler, node *Node) {
+func (c *Check) Users(config *runtimeapi.PodSandboxConfig, handler func() Handler) {
 	ns := config.GetLinux().GetSecurityContext().GetNamespaceOptions()
 	const field = "config.linux.security_context.namespace_options."
 	if c.Err != nil || !hasUsers(ns) {
@@ -131,8 +131,8 @@ func (c *Check) Users(config *runtimeapi.PodSandboxConfig, handler func() Handle
 	switch h := handler(); {
 	case !h.UserNamespaces:
 		c.lacking(field+"userns_options", "handler %q cannot have user namespaces on this host", h.Name)
-	case ns.GetNetwork() == runtimeapi.NamespaceMode_NODE && !node.HostNetworkUsers():
-		c.lacking(field+"network", "NODE: a user namespace is not possible on this host's network")
+	case ns.GetNetwork() == runtimeapi.NamespaceMode_NODE && !h.HostNetworkUsers:
+		c.lacking(field+"network", "NODE: handler %q cannot have user namespaces on this host's network", h.Name)
 	}
 }
 
@@ -240,7 +240,7 @@ var capabilities = func() map[string]bool {
 		AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON
 		BPF CHECKPOINT_RESTORE`)
 	if len(names) != unix.CAP_LAST_CAP+1 {
-		panic("cri: the list of capabilities is not the kernel's")
+		panic("validate: the list of capabilities is not the kernel's")
 	}
 	set := map[string]bool{"ALL": true}
 	for _, n := range names {
