@@ -108,7 +108,8 @@ func (b *blob) Read(p []byte) (int, error) {
 func (b *blob) readSome(p []byte) (int, error) {
 	limit := b.repo.client.config.Stall / tries
 	start := time.Now()
-	stall := time.AfterFunc(limit-b.waited, func() { b.cancel(errStalled) })
+	cancel := b.cancel // of this connection, also if the timer is late
+	stall := time.AfterFunc(limit-b.waited, func() { cancel(errStalled) })
 	n, err := b.body.Read(p)
 	stall.Stop()
 	b.waited += time.Since(start)
