@@ -183,7 +183,7 @@ func TestContainerChecks(t *testing.T) {
 		{`mounts { container_path: "/data" }`, want{invalid, "config.mounts[0].host_path: is empty"}},
 		{`mounts { container_path: "/data" host_path: "srv" }`, want{invalid, "config.mounts[0].host_path: "}},
 		{`mounts { container_path: "/data" host_path: "/srv" propagation: 4 }`, want{invalid, "config.mounts[0].propagation: 4"}},
-		{`mounts { container_path: "/data" host_path: "/srv" image_sub_path: "x" }`, want{invalid, "config.mounts[0].image_sub_path: "}},
+		{`mounts { container_path: "/data" host_path: "/srv" image_sub_path: "x" }`, want{}}, // as kubelets do
 		{`mounts { container_path: "/data" host_path: "/srv" recursive_read_only: true }`, want{invalid, "config.mounts[0].recursive_read_only: is set without readonly"}},
 		{`mounts { container_path: "/data" host_path: "/srv" readonly: true recursive_read_only: true propagation: PROPAGATION_BIDIRECTIONAL }`,
 			want{invalid, "config.mounts[0].recursive_read_only: is set, which PROPAGATION_BIDIRECTIONAL excludes"}},

@@ -104,7 +104,8 @@ func TestStatusesThatDoNotFit(t *testing.T) {
 		t.Errorf("%d statuses, time %d", len(s.ContainersStatuses), s.Timestamp)
 	}
 	w.containers = w.containers[:2]
-	if s := status(); len(s.ContainersStatuses) != 2 || time.Since(time.Unix(0, s.Timestamp)) > time.Minute {
+	// A time would make kubelets run init containers for ever.
+	if s := status(); len(s.ContainersStatuses) != 2 || s.Timestamp != 0 {
 		t.Errorf("%d statuses, time %d", len(s.ContainersStatuses), s.Timestamp)
 	}
 }

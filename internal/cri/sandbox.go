@@ -4,7 +4,6 @@ import (
 	"context"
 	"iter"
 	"strings"
-	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
@@ -89,6 +88,12 @@ func (s *service) listedPods(f *runtimeapi.PodSandboxFilter) (iter.Seq[*runtimea
 	}, nil
 }
 
+// PodSandboxStatus leaves the time out. It is read by kubelets with EventedPLEG
+// alone: without one they ask for each container's status; with one they take
+// the statuses from here, but (1.32 to 1.37 at least) hold none of them for
+// active, and run a pod's first init container again and again.
+//
+// Kubernetes: issue 133371; pkg/kubelet/kuberuntime, GetPodStatus.
 func (s *service) PodSandboxStatus(_ context.Context, r *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
 	var c validate.Check
 	if c.Set("pod_sandbox_id", r.GetPodSandboxId()); c.Err != nil {
@@ -98,8 +103,7 @@ func (s *service) PodSandboxStatus(_ context.Context, r *runtimeapi.PodSandboxSt
 	if err != nil {
 		return nil, err
 	}
-	// Taken before the snapshots are read: the statuses are at least this new.
-	resp := &runtimeapi.PodSandboxStatusResponse{Timestamp: time.Now().UnixNano(), Status: podStatus(p)}
+	resp := &runtimeapi.PodSandboxStatusResponse{Status: podStatus(p)}
 	if r.GetVerbose() {
 		resp.Info = podInfo(p)
 	}
@@ -107,8 +111,7 @@ func (s *service) PodSandboxStatus(_ context.Context, r *runtimeapi.PodSandboxSt
 	for _, ctr := range s.Views.ContainersOf(p.ID) {
 		status := containerStatus(ctr)
 		if size += sizeIn(status); size > maxMessageBytes {
-			// Without a time, the kubelet asks for each container's status.
-			resp.ContainersStatuses, resp.Timestamp = nil, 0
+			resp.ContainersStatuses = nil
 			break
 		}
 		resp.ContainersStatuses = append(resp.ContainersStatuses, status)

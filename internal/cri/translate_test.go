@@ -118,7 +118,7 @@ func TestPodSandboxStatus(t *testing.T) {
 		network { ip: "10.0.0.2" additional_ips { ip: "fd00::2" } }
 		linux { namespaces { options { pid: CONTAINER } } }
 		labels { key: "app" value: "web" } annotations { key: "a" value: "b" } runtime_handler: "runc"`))
-	if len(got.ContainersStatuses) != 2 || got.Timestamp == 0 {
+	if len(got.ContainersStatuses) != 2 || got.Timestamp != 0 {
 		t.Errorf("%d container statuses at %d", len(got.ContainersStatuses), got.Timestamp)
 	}
 	var info struct {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"sync"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -213,7 +214,8 @@ func BusyboxFiles() ([]File, error) {
 }
 
 // Busybox returns an OCI image of BusyboxFiles in two layers, that runs "sh".
-func Busybox() (v1.Image, error) {
+// It is made once.
+var Busybox = sync.OnceValues(func() (v1.Image, error) {
 	files, err := BusyboxFiles()
 	if err != nil {
 		return nil, err
@@ -227,4 +229,4 @@ func Busybox() (v1.Image, error) {
 			Labels:     map[string]string{"org.opencontainers.image.title": "busybox"},
 		},
 	})
-}
+})

@@ -129,7 +129,6 @@ func badMounts(f files) []badContainer {
 		{cri, "recursive read-only and propagated", invalid, at + "recursive_read_only", mount(&runtimeapi.Mount{
 			HostPath: f.dir, ContainerPath: "/m", RecursiveReadOnly: true, Readonly: true, Propagation: runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER,
 		})},
-		{ours, "sub path without image", invalid, at + "image_sub_path", mount(&runtimeapi.Mount{HostPath: f.dir, ContainerPath: "/m", ImageSubPath: "a"})},
 		{ours, "user mapping alone", invalid, at + "uidMappings", mount(&runtimeapi.Mount{HostPath: f.dir, ContainerPath: "/m", UidMappings: one})},
 		{ours, "group mapping alone", invalid, at + "uidMappings", mount(&runtimeapi.Mount{HostPath: f.dir, ContainerPath: "/m", GidMappings: one})},
 		{ours, "empty mapping", invalid, at + "uidMappings", mount(&runtimeapi.Mount{HostPath: f.dir, ContainerPath: "/m", UidMappings: []*runtimeapi.IDMapping{{}}, GidMappings: one})},

@@ -44,8 +44,19 @@ func newWorld(t *testing.T, config string) *world {
 		t.Error(err)
 	}
 	testkit.Leftovers(t)
-	registry := testkit.NewRegistry(t)
-	image := registry.PushBusybox(t, "contract/busybox:1")
+	images, err := testkit.ServeImages()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(images.Close)
+	img, err := testkit.Busybox()
+	if err != nil {
+		t.Fatal(err)
+	}
+	image := images.Host + "/contract/busybox:1"
+	if err := testkit.Push(image, img); err != nil {
+		t.Fatal(err)
+	}
 	d := testkit.NewDaemon(t, config)
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	t.Cleanup(cancel)

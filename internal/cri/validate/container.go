@@ -122,10 +122,10 @@ func (c *Check) mount(field string, m *runtimeapi.Mount, node *Node) {
 		field = "ImageVolumeMountFailed: " + field // the kubelet looks for it
 		c.imageMount(field, m, node)
 	} else {
+		// The kubelet sets image_sub_path here too, for any volume with a subPath
+		// in a pod that has an image for a volume, and means nothing by it: it is
+		// in host_path already. Kubernetes: pkg/kubelet, makeMounts.
 		c.Absolute(field+".host_path", m.GetHostPath())
-		if m.GetImageSubPath() != "" {
-			c.Bad(field+".image_sub_path", "is set without an image")
-		}
 	}
 	c.Absolute(field+".container_path", m.GetContainerPath())
 	if path := m.GetContainerPath(); path != "" && filepath.Clean(path) == "/" {
