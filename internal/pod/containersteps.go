@@ -383,21 +383,29 @@ func (p *Pods) finishSpec(spec *specs.Spec, handler string, l label.Labels) erro
 	if r := spec.Linux.Resources; r != nil && r.CPU != nil {
 		r.CPU.Quota, r.CPU.Period, r.CPU.Shares = nil, nil, nil
 	}
-	if spec.Linux.Seccomp == nil {
-		return nil
-	}
 	r, err := p.opt.Runtimes.Runtime(handler)
 	if err != nil {
 		return err
 	}
-	if add := p.opt.Runtimes.Seccomp(r, spec.Linux.Seccomp); len(add) > 0 {
-		if spec.Annotations == nil {
-			spec.Annotations = map[string]string{}
-		}
-		maps.Copy(spec.Annotations, add)
+	add := map[string]string{}
+	if r.SystemdCgroup {
+		// Else limits would be on the scope, and those of the create below it, in
+		// a cgroup "container", where a later limit that is higher has no effect.
+		add[noSubgroup] = ""
 	}
+	if spec.Linux.Seccomp != nil {
+		maps.Copy(add, p.opt.Runtimes.Seccomp(r, spec.Linux.Seccomp))
+	}
+	if spec.Annotations == nil {
+		spec.Annotations = map[string]string{}
+	}
+	maps.Copy(spec.Annotations, add)
 	return nil
 }
+
+// noSubgroup, if empty, keeps crun from making a cgroup below a systemd scope.
+// crun: crun.1, run.oci.systemd.subgroup.
+const noSubgroup = "run.oci.systemd.subgroup"
 
 func (p *Pods) removeBundle(_ context.Context, c *container) error {
 	if err := p.opt.mounts.detach(p.trees(c.id)); err != nil {

@@ -455,7 +455,7 @@ func TestSpec(t *testing.T) {
 	data, err := os.ReadFile(filepath.Join(n.state, "containers", id, "config.json"))
 	must(t, err)
 	must(t, json.Unmarshal(data, &spec))
-	if spec.Annotations["seccomp"] != "ready" {
+	if group, set := spec.Annotations["run.oci.systemd.subgroup"]; spec.Annotations["seccomp"] != "ready" || !set || group != "" {
 		t.Errorf("%s", data)
 	}
 	cc = containerConfig("escapes")

@@ -453,7 +453,7 @@ func (f fakeRuntimes) Runtime(handler string) (ociruntime.Runtime, error) {
 	if handler == "unknown" {
 		return ociruntime.Runtime{}, fault.New(fault.Invalid, "", "unknown handler %q", handler)
 	}
-	return ociruntime.Runtime{Handler: handler}, nil
+	return ociruntime.Runtime{Handler: handler, SystemdCgroup: true}, nil
 }
 
 func (f fakeRuntimes) Seccomp(ociruntime.Runtime, *specs.LinuxSeccomp) map[string]string {
