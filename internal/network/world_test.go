@@ -188,6 +188,13 @@ func (w *world) inside(p Pod, f func() error) error {
 func (w *world) serve(p Pod, port int) {
 	w.Helper()
 	err := w.inside(p, func() error {
+		// A connection whose link went before its close was acknowledged keeps the
+		// namespace, by default for minutes.
+		for _, name := range []string{"tcp_orphan_retries", "tcp_fin_timeout"} {
+			if err := os.WriteFile("/proc/sys/net/ipv4/"+name, []byte("1"), 0); err != nil {
+				return err
+			}
+		}
 		lc := net.ListenConfig{}
 		tcp, err := lc.Listen(w.ctx, "tcp", fmt.Sprintf(":%d", port))
 		if err != nil {
