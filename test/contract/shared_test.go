@@ -106,7 +106,6 @@ func (s *session) open() (err error) {
 	}
 	if *endpoint == "" {
 		s.baseline = testkit.NewBaseline()
-		s.baseline.Ignore(`^cgroup /davit\.slice$`) // systemd's, which keeps it a while
 		w.d, err = testkit.StartDaemon(s.dir, "")
 		s.world = w
 		if err != nil {
