@@ -171,6 +171,9 @@ func cgroups(ours map[int]bool, withForeign bool) []string {
 			if strings.HasPrefix(group, "/kubepods") {
 				return filepath.SkipDir
 			}
+			if group == systemdSlice {
+				return nil
+			}
 			found[group] = true
 			if hasForeign(path, ours) {
 				for ; group != "/"; group = filepath.Dir(group) {
@@ -189,6 +192,9 @@ func cgroups(ours map[int]bool, withForeign bool) []string {
 	slices.Sort(items)
 	return items
 }
+
+// systemdSlice is what systemd makes for the pods' scopes, and keeps.
+const systemdSlice = "/davit.slice"
 
 func hasForeign(dir string, ours map[int]bool) bool {
 	procs, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
