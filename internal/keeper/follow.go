@@ -149,6 +149,8 @@ func exitInfo(fd int) (unix.WaitStatus, error) {
 	info := pidfdInfo{mask: pidfdInfoExit}
 	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), uintptr(pidfdGetInfo), uintptr(unsafe.Pointer(&info)))
 	switch {
+	case errno == unix.ESRCH: // it was being reaped while the kernel answered
+		return 0, errNotReaped
 	case errno != 0:
 		return 0, errno
 	case info.mask&pidfdInfoExit == 0:
