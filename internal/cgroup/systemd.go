@@ -25,7 +25,7 @@ type units interface {
 type bus struct {
 	log *slog.Logger
 
-	mu   sync.Mutex // guards conn; held while it is made, which the caller's context bounds
+	mu   sync.Mutex // guards conn, and is not held while one is made
 	conn *dbus.Conn
 }
 
@@ -49,9 +49,10 @@ func (b *bus) set(ctx context.Context, unit string, properties []dbus.Property) 
 
 func (b *bus) connection(ctx context.Context) (*dbus.Conn, error) {
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.conn != nil && b.conn.Connected() {
-		return b.conn, nil
+	old := b.conn
+	b.mu.Unlock()
+	if old != nil && old.Connected() {
+		return old, nil
 	}
 	// It lives as long as its context: ctx bounds how long it takes to make it.
 	life, end := context.WithCancel(context.WithoutCancel(ctx))
@@ -64,6 +65,12 @@ func (b *bus) connection(ctx context.Context) (*dbus.Conn, error) {
 	if err != nil {
 		end()
 		return nil, err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.conn != old { // somebody else's was there first
+		conn.Close()
+		return b.conn, nil
 	}
 	b.conn = conn
 	return conn, nil

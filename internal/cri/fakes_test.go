@@ -89,7 +89,10 @@ func (w *world) UpdateContainer(_ context.Context, id string, _ *runtimeapi.Linu
 func (w *world) UpdatePod(_ context.Context, id string, overhead, resources *runtimeapi.LinuxContainerResources) error {
 	return w.do(fmt.Sprint("update pod ", id, " ", overhead.GetCpuShares(), " ", resources.GetCpuShares()))
 }
-func (w *world) Containers() []*pod.ContainerSnapshot { return w.containers }
+func (w *world) Live() []*pod.ContainerSnapshot {
+	return slices.DeleteFunc(slices.Clone(w.containers), func(c *pod.ContainerSnapshot) bool { return !live(c) })
+}
+func live(c *pod.ContainerSnapshot) bool { return c.State == pod.Created || c.State == pod.Running }
 func (w *world) EachContainer() iter.Seq[*pod.ContainerSnapshot] {
 	return slices.Values(w.containers)
 }

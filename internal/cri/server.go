@@ -47,7 +47,7 @@ type Resources interface {
 // Views shows containers; it never blocks.
 type Views interface {
 	Container(id string) (*pod.ContainerSnapshot, error)
-	Containers() []*pod.ContainerSnapshot
+	Live() []*pod.ContainerSnapshot // created or running
 	// EachContainer has of those that have exited only what lists show.
 	EachContainer() iter.Seq[*pod.ContainerSnapshot]
 	ContainersOf(podID string) []*pod.ContainerSnapshot

@@ -59,8 +59,8 @@ func (s *service) StreamContainerStats(r *runtimeapi.StreamContainerStatsRequest
 // containersStats returns those of containers that run, or are about to.
 func (s *service) containersStats(f *runtimeapi.ContainerStatsFilter) []*runtimeapi.ContainerStats {
 	var want []*pod.ContainerSnapshot
-	for _, c := range s.Views.Containers() {
-		if stats.Active(c) && strings.HasPrefix(c.ID, f.GetId()) && strings.HasPrefix(c.PodID, f.GetPodSandboxId()) &&
+	for _, c := range s.Views.Live() {
+		if strings.HasPrefix(c.ID, f.GetId()) && strings.HasPrefix(c.PodID, f.GetPodSandboxId()) &&
 			hasLabels(c.Config.GetLabels(), f.GetLabelSelector()) {
 			want = append(want, c)
 		}

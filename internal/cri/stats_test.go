@@ -43,7 +43,7 @@ func (statsWorld) Container(c *pod.ContainerSnapshot) (*stats.Container, error) 
 		return nil, fault.New(fault.NotFound, "", "container %s is gone", c.ID)
 	}
 	s := &stats.Container{ContainerSnapshot: c, Layer: image.Usage{Mountpoint: "/images", Bytes: 3, Inodes: 4, At: time.Unix(5, 0)}}
-	if stats.Active(c) {
+	if live(c) {
 		s.Reading, s.NanoCores = measured, 11
 	}
 	return s, nil

@@ -18,7 +18,7 @@
 //	(*Pods) Pod(id) (*Snapshot, error), List()   id: any unique prefix; never blocks
 //	(*Pods) CreateContainer(ctx, podID, config) (id, error)
 //	(*Pods) StartContainer(ctx, id); StopContainer(ctx, id, grace); RemoveContainer(ctx, id)
-//	(*Pods) Container(id), Containers()          never blocks
+//	(*Pods) Container(id), Live(), EachContainer()  never blocks
 //	(*Pods) UpdateContainer(ctx, id, resources); ReopenLog(ctx, id)
 //	(*Pods) Exec(ctx, id, args, timeout); ExecStream(ctx, id, args, stream); Attach(ctx, id, stream)
 //	(*Pods) Subscribe(ctx)                       events from now on; nobody waits for a reader
@@ -226,13 +226,23 @@ func (p *Pods) Container(id string) (*ContainerSnapshot, error) {
 	return &s.ContainerSnapshot, nil
 }
 
-// Containers returns all containers that have been made, the oldest first, as
-// EachContainer shows them.
-func (p *Pods) Containers() []*ContainerSnapshot { return slices.Collect(p.EachContainer()) }
+// Live returns the containers that are created or run, the oldest first.
+func (p *Pods) Live() []*ContainerSnapshot {
+	p.mu.RLock()
+	all := slices.Collect(maps.Values(p.containers))
+	p.mu.RUnlock()
+	var live []*ContainerSnapshot
+	for _, s := range byAge(all) { // unpacks none
+		if s.State == Created || s.State == Running {
+			live = append(live, &s.ContainerSnapshot)
+		}
+	}
+	return live
+}
 
-// EachContainer is Containers, one at a time. Of the configuration of those
-// that have exited it shows name, image, labels and annotations only; and no
-// user, limits or log path.
+// EachContainer returns all containers that have been made, the oldest first.
+// Of the configuration of those that have exited it shows name, image, labels
+// and annotations only; and no user, limits or log path.
 func (p *Pods) EachContainer() iter.Seq[*ContainerSnapshot] {
 	p.mu.RLock()
 	all := slices.Collect(maps.Values(p.containers))

@@ -489,3 +489,6 @@ func (f fakeMounts) pin(_ int, file string) error {
 func (f fakeMounts) unmount(path string) error {
 	return f.unmake(context.Background(), "mounts.unmount", mountName(path))
 }
+
+// Containers is EachContainer, all at once.
+func (p *Pods) Containers() []*ContainerSnapshot { return slices.Collect(p.EachContainer()) }

@@ -73,8 +73,8 @@ func (r *Reader) prune() {
 		return
 	}
 	live := map[string]bool{}
-	for _, c := range r.views.Containers() {
-		live[c.ID] = Active(c)
+	for _, c := range r.views.Live() {
+		live[c.ID] = true
 	}
 	for _, p := range r.views.List() {
 		live[p.ID] = p.State == pod.Ready

@@ -23,7 +23,7 @@ import (
 // Views shows pods and containers. *pod.Pods implements it.
 type Views interface {
 	List() []*pod.Snapshot
-	Containers() []*pod.ContainerSnapshot
+	Live() []*pod.ContainerSnapshot // created or running
 }
 
 // Layers knows what writable layers take on disk. *image.Store implements it.
@@ -72,8 +72,8 @@ type Pod struct {
 	Cgroup     string // its path; by Details only
 }
 
-// Active reports whether a container has processes to be counted.
-func Active(c *pod.ContainerSnapshot) bool {
+// active reports whether a container has processes to be counted.
+func active(c *pod.ContainerSnapshot) bool {
 	return c.State == pod.Created || c.State == pod.Running
 }
 
@@ -127,8 +127,8 @@ func (r *Reader) Pods(list []*pod.Snapshot) ([]*Pod, error) {
 	})
 	parents := r.parents()
 	var want []*pod.ContainerSnapshot
-	for _, c := range r.views.Containers() {
-		if byID[c.PodID] != nil && Active(c) {
+	for _, c := range r.views.Live() {
+		if byID[c.PodID] != nil {
 			want = append(want, c)
 		}
 	}
@@ -210,7 +210,7 @@ func (r *Reader) read(s *pod.ContainerSnapshot, parent string) *Container {
 		layer.At = s.CreatedAt
 	}
 	c.Layer = layer
-	if !Active(s) {
+	if !active(s) {
 		return c
 	}
 	c.Place = r.cgroups.Place(parent, s.ID)

@@ -4,6 +4,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -25,8 +26,10 @@ type views struct {
 	containers []*pod.ContainerSnapshot
 }
 
-func (v *views) List() []*pod.Snapshot                { return v.pods }
-func (v *views) Containers() []*pod.ContainerSnapshot { return v.containers }
+func (v *views) List() []*pod.Snapshot { return v.pods }
+func (v *views) Live() []*pod.ContainerSnapshot {
+	return slices.DeleteFunc(slices.Clone(v.containers), func(c *pod.ContainerSnapshot) bool { return !active(c) })
+}
 
 func (v *views) pod(id, parent string) *pod.Snapshot {
 	p := &pod.Snapshot{ID: id, State: pod.Ready, CreatedAt: time.Now(), Config: &runtimeapi.PodSandboxConfig{

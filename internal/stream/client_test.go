@@ -2,7 +2,6 @@ package stream
 
 import (
 	"context"
-	"crypto/tls"
 	"encoding/json"
 	"io"
 	"log/slog"
@@ -15,8 +14,6 @@ import (
 	"time"
 
 	"golang.org/x/net/websocket"
-	"k8s.io/streaming/pkg/httpstream"
-	"k8s.io/streaming/pkg/httpstream/spdy"
 
 	"github.com/davit-runtime/davit/internal/testkit"
 )
@@ -71,45 +68,6 @@ func descriptors(t *testing.T) int {
 	return len(names)
 }
 
-// dialSPDY opens the session of url as kubectl does.
-func dialSPDY(t *testing.T, url, protocol string, config *tls.Config) httpstream.Connection {
-	t.Helper()
-	rt, err := spdy.NewRoundTripper(config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Header.Set(httpstream.HeaderProtocolVersion, protocol)
-	resp, err := rt.RoundTrip(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	conn, err := rt.NewConnection(resp)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = conn.Close() })
-	return conn
-}
-
-func openStream(t *testing.T, conn httpstream.Connection, kind string, more ...string) httpstream.Stream {
-	t.Helper()
-	h := http.Header{}
-	h.Set("streamType", kind)
-	for i := 0; i < len(more); i += 2 {
-		h.Set(more[i], more[i+1])
-	}
-	s, err := conn.CreateStream(h)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
-}
-
 // A client is one side of an exec or attach session, whatever the protocol.
 type client struct {
 	t      *testing.T
@@ -123,11 +81,11 @@ type client struct {
 // newSPDY opens a session as a client of SPDY.
 func newSPDY(t *testing.T, url string, c Command) *client {
 	t.Helper()
-	conn := dialSPDY(t, url, "v4.channel.k8s.io", nil)
+	conn := testkit.DialSPDY(t, url, "v4.channel.k8s.io", nil)
 	one := &client{t: t, hangUp: func() { _ = conn.Close() }}
 	var reading sync.WaitGroup
 	read := func(kind string, to *string) {
-		s := openStream(t, conn, kind)
+		s := testkit.OpenStream(t, conn, kind)
 		reading.Go(func() {
 			data, _ := io.ReadAll(s)
 			*to = string(data)
@@ -136,7 +94,7 @@ func newSPDY(t *testing.T, url string, c Command) *client {
 	var out, errOut, status string
 	read("error", &status)
 	if c.Stdin {
-		one.stdin = openStream(t, conn, "stdin")
+		one.stdin = testkit.OpenStream(t, conn, "stdin")
 	}
 	if c.Stdout {
 		read("stdout", &out)
@@ -145,7 +103,7 @@ func newSPDY(t *testing.T, url string, c Command) *client {
 		read("stderr", &errOut)
 	}
 	if c.TTY {
-		one.resize = openStream(t, conn, "resize")
+		one.resize = testkit.OpenStream(t, conn, "resize")
 	}
 	one.result = func() (string, string, string) {
 		reading.Wait()

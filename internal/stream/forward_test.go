@@ -18,6 +18,7 @@ import (
 	"k8s.io/streaming/pkg/httpstream/spdy"
 
 	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/testkit"
 )
 
 // A port is a pod's program: it serves one connection after another.
@@ -66,7 +67,7 @@ func forwards(t *testing.T, test func(t *testing.T, open func(s *Server, f Forwa
 	}
 	t.Run("SPDY", func(t *testing.T) {
 		test(t, func(s *Server, f Forward) httpstream.Connection {
-			return dialSPDY(t, url(t, s, f), portforward.ProtocolV1Name, nil)
+			return testkit.DialSPDY(t, url(t, s, f), portforward.ProtocolV1Name, nil)
 		})
 	})
 	t.Run("tunnel", func(t *testing.T) {
@@ -101,11 +102,11 @@ func dialWebSocket(t *testing.T, url, protocol string) *websocket.Conn {
 // connect opens one connection of a session.
 func connect(t *testing.T, conn httpstream.Connection, id, port string) (data, errs httpstream.Stream) {
 	t.Helper()
-	errs = openStream(t, conn, "error", "port", port, "requestID", id)
+	errs = testkit.OpenStream(t, conn, "error", "port", port, "requestID", id)
 	if err := errs.Close(); err != nil { // clients never write to it
 		t.Fatal(err)
 	}
-	return openStream(t, conn, "data", "port", port, "requestID", id), errs
+	return testkit.OpenStream(t, conn, "data", "port", port, "requestID", id), errs
 }
 
 func TestForward(t *testing.T) {

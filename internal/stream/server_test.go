@@ -23,6 +23,7 @@ import (
 
 	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/monitor"
+	"github.com/davit-runtime/davit/internal/testkit"
 )
 
 func nothing(context.Context, monitor.Stream) (int, error) { return 0, nil }
@@ -194,15 +195,15 @@ func TestCertificateIsReadAgain(t *testing.T) {
 			return 0, err
 		}}
 		name := ""
-		conn := dialSPDY(t, mustExec(t, s, release), "v4.channel.k8s.io", &tls.Config{
+		conn := testkit.DialSPDY(t, mustExec(t, s, release), "v4.channel.k8s.io", &tls.Config{
 			InsecureSkipVerify: true,
 			VerifyConnection: func(state tls.ConnectionState) error {
 				name = state.PeerCertificates[0].Subject.CommonName
 				return nil
 			},
 		})
-		_ = openStream(t, conn, "error")
-		in, out := openStream(t, conn, "stdin"), openStream(t, conn, "stdout")
+		_ = testkit.OpenStream(t, conn, "error")
+		in, out := testkit.OpenStream(t, conn, "stdin"), testkit.OpenStream(t, conn, "stdout")
 		return &client{stdin: in, result: func() (string, string, string) {
 			data, _ := io.ReadAll(out)
 			return string(data), "", ""

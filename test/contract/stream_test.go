@@ -4,56 +4,17 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"os"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/davit-runtime/davit/internal/testkit"
 	"golang.org/x/net/websocket"
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/streaming/pkg/httpstream"
-	"k8s.io/streaming/pkg/httpstream/spdy"
 )
-
-// dial opens the session of a URL as kubelets do.
-func dial(t *testing.T, url, protocol string) httpstream.Connection {
-	t.Helper()
-	rt, err := spdy.NewRoundTripper(nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Header.Set(httpstream.HeaderProtocolVersion, protocol)
-	resp, err := rt.RoundTrip(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	conn, err := rt.NewConnection(resp)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = conn.Close() })
-	return conn
-}
-
-func channel(t *testing.T, conn httpstream.Connection, kind string, headers ...string) httpstream.Stream {
-	t.Helper()
-	h := http.Header{"Streamtype": []string{kind}}
-	for i := 0; i < len(headers); i += 2 {
-		h.Set(headers[i], headers[i+1])
-	}
-	s, err := conn.CreateStream(h)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
-}
 
 // A line is an exec or attach with standard input and output.
 type line struct {
@@ -63,8 +24,8 @@ type line struct {
 
 func open(t *testing.T, url string) *line {
 	t.Helper()
-	s := &line{conn: dial(t, url, "v4.channel.k8s.io")}
-	s.status, s.in, s.out = channel(t, s.conn, "error"), channel(t, s.conn, "stdin"), channel(t, s.conn, "stdout")
+	s := &line{conn: testkit.DialSPDY(t, url, "v4.channel.k8s.io", nil)}
+	s.status, s.in, s.out = testkit.OpenStream(t, s.conn, "error"), testkit.OpenStream(t, s.conn, "stdin"), testkit.OpenStream(t, s.conn, "stdout")
 	return s
 }
 
@@ -107,9 +68,9 @@ func (w *world) forwarded(t *testing.T, podID string, port int32, hello string) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn := dial(t, r.Url, "portforward.k8s.io")
-	errs := channel(t, conn, "error", "port", fmt.Sprint(port), "requestID", "1")
-	data := channel(t, conn, "data", "port", fmt.Sprint(port), "requestID", "1")
+	conn := testkit.DialSPDY(t, r.Url, "portforward.k8s.io", nil)
+	errs := testkit.OpenStream(t, conn, "error", "port", fmt.Sprint(port), "requestID", "1")
+	data := testkit.OpenStream(t, conn, "data", "port", fmt.Sprint(port), "requestID", "1")
 	_, _ = io.WriteString(data, hello)
 	_ = data.Close()
 	text, _ := io.ReadAll(data)
