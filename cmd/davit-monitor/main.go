@@ -99,6 +99,7 @@ func leave(state string) error {
 	if err != nil {
 		return err
 	}
+	_ = os.Unsetenv("NOTIFY_SOCKET") // its service is not the caller's
 	_, err = os.StartProcess(self, []string{os.Args[0], "keep", "--state", state}, &os.ProcAttr{
 		Dir: "/", Env: os.Environ(), Files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
 		Sys: &syscall.SysProcAttr{Setsid: true},

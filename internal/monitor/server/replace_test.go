@@ -222,33 +222,35 @@ func TestKillsAroundReplace(t *testing.T) {
 	other := n.another("other")
 	writer := n.container("crun", "sh", "-c", "i=0; while [ ! -e /tmp/stop ]; do echo \"line $i\"; printf \"part $i \"; echo end; echo e$i >&2; i=$((i+1)); done; printf tail; exit 5")
 	pid := n.run(writer)
-	killed := 0
-	for i := range rounds(24) {
+	begun := time.Now()
+	n.replace(other)
+	took := time.Since(begun)
+	outcomes := map[string]int{}
+	for range rounds(24) {
 		brief := n.container("crun", "sh", "-c", "trap 'exit 4' USR1; echo ready; while :; do sleep 0.05; done")
 		briefPid := n.run(brief)
 		await(t, "ready", func() bool { data, _ := os.ReadFile(brief.LogPath); return strings.Contains(string(data), "ready") })
 		keeper := n.process("keep")
 		var both sync.WaitGroup
 		both.Go(func() {
-			if _, err := monitor.Replace(n.ctx(), []string{other, n.binary}[i%2], n.state); err != nil {
-				killed++
-			}
+			replaced, err := monitor.Replace(n.ctx(), n.binary, n.state)
+			outcomes[fmt.Sprintf("replaced %v, error %v", replaced, err)]++
 		})
 		both.Go(func() {
-			time.Sleep(time.Duration(rand.IntN(60000)) * time.Microsecond)
+			time.Sleep(rand.N(2 * took))
 			_ = unix.Kill(keeper, unix.SIGKILL)
 		})
 		both.Go(func() { _ = unix.Kill(briefPid, unix.SIGUSR1) })
 		both.Wait()
 		await(t, "end of the monitor", func() bool { return n.process("serve") == 0 })
-		must(t, monitor.Ensure(n.ctx(), n.binary, n.state))
+		must(t, monitor.Ensure(n.ctx(), other, n.state))
 		// 255 if it was reaped by somebody else before a keeper could look.
 		if exit := n.exit(brief.ID); exit.Code != 4 && exit.Code != 255 {
 			t.Errorf("exit %+v", exit)
 		}
 		n.remove(brief.ID)
 	}
-	t.Logf("%d of %d replacements were cut short", killed, rounds(24))
+	t.Logf("%v", outcomes)
 	must(t, unix.Kill(pid, 0))
 	must(t, os.WriteFile(filepath.Join(n.rootfs, "tmp/stop"), nil, 0o600))
 	if exit := n.exit(writer.ID); exit.Code != 5 {
