@@ -81,6 +81,10 @@ func run(ctx context.Context, c *config, log *slog.Logger) error {
 		work("nri", func(ctx context.Context) error { return p.plugins.Run(ctx, p.pods) })
 	}
 	work("streams", p.streams.Serve)
+	work("trials", func(ctx context.Context) error {
+		p.runtimes.warm(ctx)
+		return nil
+	})
 	work("seccomp", func(ctx context.Context) error {
 		p.runtimes.compile(ctx, p.monitor, p.host.Capabilities)
 		return nil
@@ -177,7 +181,7 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 	}
 	p.monitor = monitor.Connect(c.State)
 	byCDI := cdi.New(c.CDISpecDirs, log)
-	p.runtimes.trials = &trials{config: c, parts: p, log: log}
+	p.runtimes.trials = newTrials(ctx, c, p, log)
 	p.runtimes.trials.sweep(ctx)
 	options := pod.Options{
 		Root: c.Root, State: c.State, Log: log,
