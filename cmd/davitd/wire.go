@@ -156,6 +156,7 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 		Root:    filepath.Join(c.Root, "network"),
 		ConfDir: c.Network.CNIConfDir, PluginDirs: c.Network.CNIBinDirs,
 		Bridge: c.Network.Bridge, Subnets: c.Network.Subnets, MTU: c.Network.MTU, Template: c.Network.CNIConfTemplate,
+		DelPatience: time.Duration(c.Network.CNIDelPatience),
 	}); err != nil {
 		return p, err
 	}
@@ -257,6 +258,7 @@ func (p *parts) surface(ctx context.Context, c *config, log *slog.Logger) *cri.S
 			SystemdCgroup: p.cgroups.Driver() == cgroup.Systemd,
 			RuntimeReady:  func() error { return cmp.Or(p.runtimes.ready(), p.keeper.err()) },
 			NetworkReady:  p.network.Status,
+			Troubles:      p.network.Owed,
 			Spec: func(id string) ([]byte, error) {
 				return os.ReadFile(filepath.Join(c.State, "containers", id, "config.json"))
 			},

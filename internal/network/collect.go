@@ -9,7 +9,7 @@ import (
 // Collect releases what is held for pods not in live, and puts back what live
 // ones need: bridge, table and host ports, which a reboot or somebody else may
 // have taken. It goes on past errors and returns them together; a lease that
-// could not be released stays for the next time.
+// could not be released stays, and Run goes on trying if it is one of plugins.
 //
 // It is called once, before Attach.
 func (n *Network) Collect(ctx context.Context, live []string) error {
@@ -17,13 +17,17 @@ func (n *Network) Collect(ctx context.Context, live []string) error {
 	needed := false
 	for _, l := range n.leases.all() {
 		if !slices.Contains(live, l.Pod) {
-			errs = append(errs, n.release(ctx, l))
+			err := n.release(ctx, l)
+			if err != nil && l.Driver == driverCNI {
+				n.debts.owe(l, err)
+			}
+			errs = append(errs, err)
 		} else if l.Driver == driverBridge {
 			needed = true
 		}
 	}
 	kept := n.leases.all()
-	errs = append(errs, n.plugins.collect(ctx, n.choice.Load(), kept))
+	errs = append(errs, n.plugins.collect(ctx, n.choice.Load(), live))
 	if needed {
 		errs = append(errs, n.restore())
 	}

@@ -27,8 +27,9 @@ type Network struct {
 	plugins *plugins
 	cidr    cidr
 	choice  atomic.Pointer[choice] // what ConfDir says, as last seen
-	chosen  chan struct{}          // tells keep that it has changed; holds one
-	claim   net.Listener           // nobody connects; nil without Claim
+	debts   debts
+	chosen  chan struct{} // tells keep that it has changed; holds one
+	claim   net.Listener  // nobody connects; nil without Claim
 
 	mu      sync.Mutex
 	status  error // of asked's plugins, as last asked
@@ -94,6 +95,9 @@ func setDefaults(c *Config) {
 	if len(c.PluginDirs) == 0 {
 		c.PluginDirs = []string{"/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"}
 	}
+	if c.DelPatience == 0 {
+		c.DelPatience = defaultDelPatience
+	}
 	if c.Bridge == "" {
 		c.Bridge = "davit0"
 	}
@@ -104,12 +108,13 @@ func setDefaults(c *Config) {
 const keepInterval = 5 * time.Second
 
 // Run watches ConfDir, asks the plugins for their status, deletes links left
-// behind, and puts bridge and table back where somebody took them away. It
-// returns nil when ctx ends.
+// behind, puts bridge and table back where somebody took them away, and tries
+// again what plugins would not undo. It returns nil when ctx ends.
 func (n *Network) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { n.watch(ctx) })
 	wg.Go(func() { n.keep(ctx) })
+	wg.Go(func() { n.settle(ctx) })
 	wg.Wait()
 	return nil
 }

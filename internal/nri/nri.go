@@ -73,9 +73,9 @@ type Plugins struct {
 	c       Config
 	lib     *adaptation.Adaptation
 	node    Node
-	started chan struct{} // closed once lib, or why there is none, is known
-	works   atomic.Bool   // lib has been started
-	count   atomic.Int64  // plugins that listen
+	started chan struct{}   // closed once lib, or why there is none, is known
+	works   atomic.Bool     // lib has been started
+	count   atomic.Int64    // plugins that listen
 	ctx     context.Context // of what outlives a call; set by Run
 
 	mu      sync.Mutex // so that nothing becomes pending once ctx has ended
