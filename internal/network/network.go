@@ -43,9 +43,16 @@ type Result struct {
 	Raw       json.RawMessage // the CNI result, or the built-in network's in the same form
 }
 
+// Attached is a pod that Attach has connected, and how.
+type Attached struct {
+	Pod
+	Result
+}
+
 // A Config says how to connect pods. Zero values take the defaults named.
 type Config struct {
 	Root        string         // durable state: leases; a directory of the network's own
+	Damaged     string         // a directory for what cannot be read, "damaged" in Root
 	ConfDir     string         // CNI configuration, "/etc/cni/net.d"
 	PluginDirs  []string       // CNI plugins, "/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"
 	Bridge      string         // name of the bridge and of the nftables table, "davit0"

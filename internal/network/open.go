@@ -57,7 +57,7 @@ func Open(config Config) (*Network, error) {
 	if err != nil {
 		return nil, err
 	}
-	leases, err := loadLeases(config.Root)
+	leases, err := loadLeases(config.Root, config.Damaged)
 	if err != nil {
 		return nil, err
 	}
@@ -68,8 +68,8 @@ func Open(config Config) (*Network, error) {
 		plugins: &plugins{dirs: config.PluginDirs, cache: filepath.Join(config.Root, "cni")},
 	}
 	n.cidr.template = template
-	n.cidr.ranges.Store(subnets.followedBy(subnets.Current, leases.all()))
-	leases.setPools(n.cidr.ranges.Load())
+	n.cidr.ranges.Store(subnets)
+	leases.setPools(subnets)
 	all := func() []netip.Prefix { return n.cidr.ranges.Load().all() }
 	n.bridge = &bridge{name: config.Bridge, subnets: all, mtu: config.MTU}
 	n.rules = &ruleset{bridge: config.Bridge, subnets: all}
@@ -94,6 +94,9 @@ func setDefaults(c *Config) {
 	}
 	if len(c.PluginDirs) == 0 {
 		c.PluginDirs = []string{"/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"}
+	}
+	if c.Damaged == "" {
+		c.Damaged = filepath.Join(c.Root, "damaged")
 	}
 	if c.DelPatience == 0 {
 		c.DelPatience = defaultDelPatience
