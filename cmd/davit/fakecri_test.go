@@ -287,3 +287,7 @@ func (f *fakeCRI) RemoveImage(_ context.Context, r *runtimeapi.RemoveImageReques
 	f.images = nil
 	return &runtimeapi.RemoveImageResponse{}, nil
 }
+
+func (f *fakeCRI) ImageFsInfo(context.Context, *runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {
+	return &runtimeapi.ImageFsInfoResponse{}, nil
+}

@@ -304,7 +304,7 @@ func TestErrors(t *testing.T) {
 	s.davit(1, "", "pods", "-o", "yaml")
 	s.has(s.errOut, `only json is known`)
 	s.davit(1, "", "pods", "--endpoint", filepath.Join(s.dir, "none.sock"))
-	s.has(s.errOut, `^davit: list pods: dial unix \S+none.sock: connect: no such file or directory; nobody answers at .*none.sock: start davitd, or name another socket by --endpoint or CONTAINER_RUNTIME_ENDPOINT\n$`)
+	s.has(s.errOut, `^davit: endpoint unix://\S+none.sock: there is no such file; start the runtime, or name its socket; --endpoint or CONTAINER_RUNTIME_ENDPOINT names another\n$`)
 	s.davit(1, "", "exec", "web")
 	s.has(s.errOut, `^davit: wrong arguments; use: davit exec POD \[-c CONTAINER\] -- COMMAND \[ARGUMENT...\] \[flags\]\n$`)
 	s.davit(1, "", "ps", "--bogus")
