@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -175,6 +176,7 @@ func TestListsFail(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		go func() {
 			for len(s.Calls(l.stream)) < 2 {
+				time.Sleep(time.Millisecond)
 			}
 			cancel()
 		}()
