@@ -81,6 +81,10 @@ func run(ctx context.Context, c *config, log *slog.Logger) error {
 		work("nri", func(ctx context.Context) error { return p.plugins.Run(ctx, p.pods) })
 	}
 	work("streams", p.streams.Serve)
+	work("trials", func(ctx context.Context) error {
+		p.runtimes.warm(ctx)
+		return nil
+	})
 	work("seccomp", func(ctx context.Context) error {
 		p.runtimes.compile(ctx, p.monitor, p.host.Capabilities)
 		return nil
@@ -153,6 +157,7 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 		Root:    filepath.Join(c.Root, "network"),
 		ConfDir: c.Network.CNIConfDir, PluginDirs: c.Network.CNIBinDirs,
 		Bridge: c.Network.Bridge, Subnets: c.Network.Subnets, MTU: c.Network.MTU, Template: c.Network.CNIConfTemplate,
+		DelPatience: time.Duration(c.Network.CNIDelPatience),
 	}); err != nil {
 		return p, err
 	}
@@ -178,7 +183,7 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 	}
 	p.monitor = monitor.Connect(c.State)
 	byCDI := cdi.New(c.CDISpecDirs, log)
-	p.runtimes.trials = &trials{config: c, parts: p, log: log}
+	p.runtimes.trials = newTrials(ctx, c, p, log)
 	p.runtimes.trials.sweep(ctx)
 	options := pod.Options{
 		Root: c.Root, State: c.State, Log: log,
@@ -254,6 +259,7 @@ func (p *parts) surface(ctx context.Context, c *config, log *slog.Logger) *cri.S
 			SystemdCgroup: p.cgroups.Driver() == cgroup.Systemd,
 			RuntimeReady:  func() error { return cmp.Or(p.runtimes.ready(), p.keeper.err()) },
 			NetworkReady:  p.network.Status,
+			Troubles:      p.network.Owed,
 			Spec: func(id string) ([]byte, error) {
 				return os.ReadFile(filepath.Join(c.State, "containers", id, "config.json"))
 			},
