@@ -15,6 +15,7 @@ CONFORMFLAGS ?=
 
 PREFIX  ?= /usr/local
 DESTDIR ?=
+BIN     ?= bin
 DEBARCH ?= $(shell go env GOARCH)
 
 BINARIES := davitd davit-monitor davit
@@ -35,12 +36,13 @@ install: build install-files ## programs, systemd services and completion for ba
 
 install-files: # what was built
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)$(PREFIX)/share/bash-completion/completions
-	install -m 755 $(addprefix bin/,$(BINARIES)) $(DESTDIR)$(PREFIX)/bin/
+	install -m 755 $(addprefix $(BIN)/,$(BINARIES)) $(DESTDIR)$(PREFIX)/bin/
 	for unit in davitd davit-keeper; do \
 		sed 's,/usr/bin/davit,$(PREFIX)/bin/davit,' packaging/$$unit.service >$(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit.service; \
 		chmod 644 $(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit.service; \
 	done
-	GOARCH= go run ./cmd/davit completion bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/davit
+	@completion=$(DESTDIR)$(PREFIX)/share/bash-completion/completions/davit; \
+	$(BIN)/davit completion bash >$$completion 2>/dev/null || GOARCH= go run ./cmd/davit completion bash >$$completion # of another architecture
 
 deb: build ## a Debian package of it, in bin (VERSION=1.2.3; GOARCH=arm64 for the other architecture)
 	packaging/deb.sh '$(VERSION)' $(DEBARCH) bin
