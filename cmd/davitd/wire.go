@@ -104,10 +104,11 @@ func run(ctx context.Context, c *config, log *slog.Logger) error {
 	if c.ImageSocket != "" {
 		sockets[c.ImageSocket] = surface.ImageServer()
 	}
-	return serve(ctx, sockets, log, func() {
+	return serve(ctx, sockets, log, func() string {
 		pods, containers := p.pods.States()
 		log.Info("davitd serves", "socket", c.socketPath(), "pods", pods, "containers", containers,
 			"cgroups", p.cgroups.Layout(), "cgroup_driver", p.cgroups.Driver(), "started_in", time.Since(begun).Round(time.Millisecond))
+		return "davit " + version + " serves " + c.socketPath()
 	})
 }
 
@@ -181,7 +182,7 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 		return p, err
 	}
 	p.keeper = &keeperWatch{binary: binary, state: c.State, log: log}
-	if err := monitor.Ensure(ctx, binary, c.State); err != nil {
+	if err := p.keeper.begin(ctx); err != nil {
 		return p, err
 	}
 	p.monitor = monitor.Connect(c.State)
