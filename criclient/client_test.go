@@ -45,7 +45,7 @@ func serve(t *testing.T, api string) string {
 func TestClient(t *testing.T) {
 	path := serve(t, "v1")
 	for _, endpoint := range []string{path, "unix://" + path} {
-		c, err := Dial(endpoint)
+		c, err := New(Options{Runtime: endpoint})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -64,19 +64,8 @@ func TestClient(t *testing.T) {
 	}
 }
 
-func TestCheckVersionRefusesOtherAPI(t *testing.T) {
-	c, err := Dial(serve(t, "v1alpha2"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	if _, err := c.CheckVersion(t.Context()); err == nil || !strings.Contains(err.Error(), "v1alpha2") {
-		t.Errorf("CheckVersion = %v", err)
-	}
-}
-
 func TestDialNobodyThere(t *testing.T) {
-	c, err := Dial(filepath.Join(t.TempDir(), "none.sock"))
+	c, err := New(Options{Runtime: filepath.Join(t.TempDir(), "none.sock")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,7 +77,7 @@ func TestDialNobodyThere(t *testing.T) {
 
 func TestDialRefusesEndpoint(t *testing.T) {
 	for _, endpoint := range []string{"", "run/davit.sock", "tcp://127.0.0.1:1", "unix://rel.sock"} {
-		if c, err := Dial(endpoint); err == nil {
+		if c, err := New(Options{Runtime: endpoint}); err == nil {
 			c.Close()
 			t.Errorf("Dial(%q) succeeded", endpoint)
 		}

@@ -27,14 +27,14 @@ func (a *app) imagesCommand() *cobra.Command {
 			}
 			ctx, cancel := a.call(cmd.Context(), 0)
 			defer cancel()
-			r, err := a.client.ListImages(ctx, &runtimeapi.ListImagesRequest{Filter: filter})
+			images, err := a.client.Images(ctx, filter)
 			if err != nil {
 				return fmt.Errorf("list images: %w", err)
 			}
 			if a.output == "json" {
-				return a.printJSON(r)
+				return a.printJSON(&runtimeapi.ListImagesResponse{Images: images})
 			}
-			return a.printTable("IMAGE ID SIZE", imageRows(r.Images))
+			return a.printTable("IMAGE ID SIZE", imageRows(images))
 		},
 	}
 }

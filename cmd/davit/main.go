@@ -133,7 +133,7 @@ func (a *app) checkOutput() error {
 }
 
 func (a *app) dial() (err error) {
-	a.client, err = criclient.Dial(a.endpoint)
+	a.client, err = criclient.New(criclient.Options{Runtime: a.endpoint})
 	return err
 }
 

@@ -2,52 +2,68 @@ package doctor
 
 import (
 	"context"
+	"errors"
+	"strings"
 
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/davit-runtime/davit/criclient"
 )
 
-// ask asks the runtime at endpoint what the checks want to know of it.
+// ask asks the runtime at endpoint what the checks want to know of it, first of
+// all which versions of the CRI it serves.
 func ask(ctx context.Context, endpoint string) Answer {
-	a := Answer{Refused: map[string]string{}}
-	client, err := criclient.Dial(endpoint)
+	report, err := criclient.Probe(ctx, endpoint)
 	if err != nil {
-		a.Err = err
-		return a
+		return Answer{Err: err}
 	}
-	defer client.Close()
-	v, err := client.RuntimeServiceClient.Version(ctx, &runtimeapi.VersionRequest{})
-	switch code := status.Code(err); {
-	case ctx.Err() != nil || code == codes.DeadlineExceeded:
-		a.Err = context.DeadlineExceeded
-		return a
-	case code == codes.Unavailable:
-		a.Err = err
-		return a
-	case err != nil:
-		a.Refused["v1"] = err.Error()
-		return a
-	}
-	a.Name, a.Version, a.APIs = v.GetRuntimeName(), v.GetRuntimeVersion(), []string{"v1"}
-	if s, err := client.RuntimeServiceClient.Status(ctx, &runtimeapi.StatusRequest{}); err == nil {
-		for _, c := range s.GetStatus().GetConditions() {
-			message := c.GetMessage()
-			if message == "" {
-				message = c.GetReason()
-			}
-			a.Conditions = append(a.Conditions, Condition{Type: c.GetType(), True: c.GetStatus(), Message: message})
+	a := Answer{Refused: map[string]string{}}
+	for _, answer := range report.Answers {
+		switch {
+		case answer.Service == criclient.ImageService:
+		case answer.Err == nil:
+			a.APIs = append(a.APIs, string(answer.Version))
+			a.Name, a.Version = answer.Runtime.GetRuntimeName(), strings.TrimPrefix(answer.Runtime.GetRuntimeVersion(), "v")
+		case errors.Is(answer.Err, criclient.ErrTimeout) || errors.Is(answer.Err, context.DeadlineExceeded):
+			a.Err = context.DeadlineExceeded
+		default:
+			a.Refused[string(answer.Version)] = answer.Err.Error()
 		}
 	}
+	if len(a.APIs) == 0 {
+		return a
+	}
+	a.Err = nil // who answers for one version may take its time for another
+	if _, a.ImageErr = report.Chooses(criclient.ImageService); ctx.Err() != nil {
+		a.ImageErr = nil // not known
+	}
+	a.describe(ctx, endpoint)
+	return a
+}
+
+// describe asks for conditions, cgroup driver and where images are.
+func (a *Answer) describe(ctx context.Context, endpoint string) {
+	client, err := criclient.New(criclient.Options{Runtime: endpoint})
+	if err != nil {
+		return
+	}
+	defer func() { _ = client.Close() }()
+	status, err := client.Status(ctx, &runtimeapi.StatusRequest{})
+	if errors.Is(err, criclient.ErrTimeout) {
+		a.Err = context.DeadlineExceeded
+		return
+	}
+	for _, c := range status.GetStatus().GetConditions() {
+		message := strings.TrimPrefix(c.GetReason()+": "+c.GetMessage(), ": ")
+		a.Conditions = append(a.Conditions, Condition{Type: c.GetType(), True: c.GetStatus(), Message: strings.TrimSuffix(message, ": ")})
+	}
 	if c, err := client.RuntimeConfig(ctx, &runtimeapi.RuntimeConfigRequest{}); err == nil && c.GetLinux() != nil {
-		a.CgroupDriver = map[runtimeapi.CgroupDriver]string{runtimeapi.CgroupDriver_SYSTEMD: "systemd", runtimeapi.CgroupDriver_CGROUPFS: "cgroupfs"}[c.GetLinux().GetCgroupDriver()]
+		a.CgroupDriver = strings.ToLower(c.GetLinux().GetCgroupDriver().String())
 	}
 	images, err := client.ImageFsInfo(ctx, &runtimeapi.ImageFsInfoRequest{})
-	a.ImageErr = err
-	for _, u := range images.GetImageFilesystems() {
-		a.ImageDirs = append(a.ImageDirs, u.GetFsId().GetMountpoint())
+	if err == nil {
+		for _, u := range images.GetImageFilesystems() {
+			a.ImageDirs = append(a.ImageDirs, u.GetFsId().GetMountpoint())
+		}
 	}
-	return a
 }
