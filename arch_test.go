@@ -40,6 +40,8 @@ var imports = map[string][]string{
 	"criclient/crifake": {"criclient"},
 	"internal/play":     {"internal/store", "internal/fault"},
 	"internal/crilog":   {},
+	"internal/doctor":   {"criclient", "internal/kubelet"},
+	"internal/kubelet":  {},
 	// Of cgroup and monitor, cri uses value types that pod hands through.
 	"internal/cri":          slices.Concat(base, []string{"internal/pod", "internal/image", "internal/stream", "internal/cgroup", "internal/monitor", "internal/network", "internal/namespace", "internal/stats", "internal/cri/metrics", "internal/cri/validate"}),
 	"internal/cri/validate": base,
