@@ -151,7 +151,7 @@ func checkCgroupDriver(l *look) {
 	runtime := l.answer().CgroupDriver
 	switch a := l.answer(); {
 	case a.Err != nil || len(a.APIs) == 0:
-		l.skip("the runtime does not answer")
+		l.skip("%s", a.silence())
 		return
 	case runtime == "":
 		l.skip("the runtime does not tell its cgroup driver")

@@ -91,9 +91,11 @@ func Checks() []Check {
 
 // Run runs all checks at once. It returns within Limit and a little, and
 // earlier if ctx ends.
-func Run(ctx context.Context, n *Node) *Report {
+func Run(ctx context.Context, n *Node) *Report { return run(ctx, n, Limit) }
+
+func run(ctx context.Context, n *Node, limit time.Duration) *Report {
 	begun := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, Limit)
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	f := n.facts(ctx)
 	checks := Checks()
@@ -109,7 +111,7 @@ func Run(ctx context.Context, n *Node) *Report {
 	}
 	r := &Report{Schema: 1, Checks: make([]Result, len(checks))}
 	for i, c := range checks {
-		r.Checks[i] = Result{Check: c.Name, Level: Skipped, Message: fmt.Sprintf("not done after %v: something it looks at does not answer", Limit)}
+		r.Checks[i] = Result{Check: c.Name, Level: Skipped, Message: fmt.Sprintf("not done after %v: something it looks at does not answer", limit)}
 	}
 	for range checks {
 		select {

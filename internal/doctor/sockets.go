@@ -121,7 +121,7 @@ func checkCRI(l *look) {
 		l.fault("cri-hangs", hangsFix(a.Name), "%s accepted and did not answer within %v", e.Address, askLimit)
 		return
 	case a.Err != nil:
-		l.skip("the runtime does not answer")
+		l.skip("%s", a.silence())
 		return
 	case len(a.APIs) == 0:
 		name := path.Base(e.path())
@@ -149,6 +149,14 @@ func checkCRI(l *look) {
 			"%s %s: images: %v", a.Name, a.Version, a.ImageErr)
 	}
 	l.okay("%s %s serves %s", a.Name, a.Version, strings.Join(a.APIs, " and "))
+}
+
+// silence says why nothing is known of the runtime.
+func (a Answer) silence() string {
+	if errors.Is(a.Err, fs.ErrPermission) {
+		return "the socket is for root"
+	}
+	return "the runtime does not answer"
 }
 
 // notThere reports whether all that the program said is that it has no such service.
@@ -218,7 +226,7 @@ func checkOtherSockets(l *look) {
 func checkStatus(l *look) {
 	a := l.answer()
 	if a.Err != nil || len(a.APIs) == 0 {
-		l.skip("the runtime does not answer")
+		l.skip("%s", a.silence())
 		return
 	}
 	var ready []string

@@ -187,6 +187,7 @@ func (w *world) withoutDavit() {
 	delete(w.files, "/usr/bin/davit-monitor")
 	delete(w.files, "/run/davit/davit.sock")
 	delete(w.serving, "/run/davit/davit.sock")
+	maps.DeleteFunc(w.files, func(name, _ string) bool { return strings.HasPrefix(name, "/var/lib/davit/") })
 }
 
 // withoutKubelet is the node before a kubelet is set up.
