@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"cmp"
 	"fmt"
 	"io/fs"
 	"os"
@@ -43,6 +44,8 @@ func checkConfig(l *look) {
 		l.skip("davitd's program is not to be found")
 	case d.err != nil && strings.Contains(d.err.Error(), "permission denied"):
 		l.unseen("davit's configuration", fs.ErrPermission)
+	case d.err != nil && strings.Contains(d.err.Error(), "not defined: -check"):
+		l.skip("%s is older than this davit, and cannot say", d.program)
 	case d.err != nil:
 		message := strings.TrimPrefix(strings.ReplaceAll(d.err.Error(), "\n", "; "), "davitd: ")
 		l.fault("davitd-config-invalid", "# correct that line, then: "+d.program+" --check && systemctl restart davitd", "%s", message)
@@ -68,9 +71,9 @@ func checkDaemons(l *look) {
 		l.okay("installed, not running; the runtime here is at %s", l.endpoint().Address)
 		return
 	}
-	for mode, what := range map[string]string{"keep": "keeper", "serve": "monitor"} {
-		if _, found := l.monitor(mode, d.State); !found {
-			l.fault("davit-monitor-not-running", "journalctl -eu davitd; systemctl restart davitd   # it starts them again", "davitd runs (process %d), and its %s does not", d.running.pid, what)
+	for _, m := range []struct{ mode, what string }{{"keep", "keeper"}, {"serve", "monitor"}} {
+		if _, found := l.monitor(m.mode, d.State); !found {
+			l.fault("davit-monitor-not-running", "journalctl -eu davitd; systemctl restart davitd   # it starts them again", "davitd runs (process %d), and its %s does not", d.running.pid, m.what)
 		}
 	}
 	l.okay("davitd runs (process %d), with monitor and keeper", d.running.pid)
@@ -82,19 +85,26 @@ func (l *look) monitor(mode, state string) (process, bool) {
 		if p.name() != "davit-monitor" || len(p.args) < 2 || p.args[1] != mode {
 			continue
 		}
-		at := "/run/davit"
-		for i, a := range p.args {
-			if value, ok := strings.CutPrefix(strings.TrimPrefix(a, "-"), "-state="); ok {
-				at = value
-			} else if strings.TrimPrefix(a, "-") == "-state" && i+1 < len(p.args) {
-				at = p.args[i+1]
-			}
-		}
-		if filepath.Clean(at) == filepath.Clean(state) {
+		if filepath.Clean(cmp.Or(p.value("state"), "/run/davit")) == filepath.Clean(state) {
 			return p, true
 		}
 	}
 	return process{}, false
+}
+
+// daemons are davitd, its keeper and its monitor, those that run.
+func (l *look) daemons() []process {
+	d := l.davit()
+	var all []process
+	if d.running != nil {
+		all = append(all, *d.running)
+	}
+	for _, mode := range []string{"keep", "serve"} {
+		if p, found := l.monitor(mode, d.State); found {
+			all = append(all, p)
+		}
+	}
+	return all
 }
 
 func checkVersions(l *look) {
@@ -111,11 +121,11 @@ func checkVersions(l *look) {
 	} else if a := l.answer(); a.Name == "davit" && onDisk != "" && a.Version != onDisk {
 		l.fault("version-mismatch", "systemctl restart davitd   # containers run on", "%s is %s, the davitd that runs is %s", d.program, onDisk, a.Version)
 	}
-	for _, p := range l.processes() {
+	for _, p := range l.daemons() {
 		exe, err := os.Readlink(l.at(p.proc("exe")))
 		if err != nil {
-			l.unseen(p.proc("exe"), err)
-			continue
+			l.unseen("which programs davit's daemons run", err)
+			break
 		}
 		if strings.HasSuffix(exe, " (deleted)") {
 			name := strings.Join(p.args[:min(2, len(p.args))], " ")

@@ -202,7 +202,23 @@ func (p process) name() string { return filepath.Base(p.args[0]) }
 // proc returns the path of one of the process's files.
 func (p process) proc(file string) string { return filepath.Join("/proc", strconv.Itoa(p.pid), file) }
 
-// readProcesses returns davit's daemons.
+// value returns the value of a flag, in any form that package flag takes.
+func (p process) value(flag string) string {
+	for i, a := range p.args {
+		name, value, has := strings.Cut(strings.TrimPrefix(strings.TrimPrefix(a, "-"), "-"), "=")
+		switch {
+		case name != flag || a == flag:
+		case has:
+			return value
+		case i+1 < len(p.args):
+			return p.args[i+1]
+		}
+	}
+	return ""
+}
+
+// readProcesses returns davit's daemons. One in another mount namespace is
+// another node's, or a test's.
 func (f *facts) readProcesses() []process {
 	var all []process
 	for _, path := range f.glob("/proc/[0-9]*/cmdline") {
@@ -215,7 +231,11 @@ func (f *facts) readProcesses() []process {
 			continue
 		}
 		p.pid, _ = strconv.Atoi(filepath.Base(filepath.Dir(path)))
-		all = append(all, p)
+		ours, err := os.Readlink(f.at("/proc/self/ns/mnt"))
+		its, itsErr := os.Readlink(f.at(p.proc("ns/mnt"))) // root's to see
+		if err != nil || itsErr != nil || ours == its {
+			all = append(all, p)
+		}
 	}
 	slices.SortFunc(all, func(a, b process) int { return a.pid - b.pid })
 	return all
@@ -305,15 +325,43 @@ type davit struct {
 // here reports whether davit is installed on the node, or runs there.
 func (d davit) here() bool { return d.program != "" || d.running != nil }
 
+// chooseDavitd returns the davitd that runs: of several the one whose socket is
+// named or the kubelet's, else the one of the usual directories, else any.
+func (f *facts) chooseDavitd() *process {
+	named := ""
+	if len(f.Given) > 0 {
+		named = f.Given[0].path()
+	} else if k := f.kubelet(); k != nil {
+		set, _ := k.Endpoint()
+		named = strings.TrimPrefix(set.Text, "unix://")
+	}
+	var best *process
+	rank := 0
+	for _, p := range f.processes() {
+		if p.name() != "davitd" {
+			continue
+		}
+		socket := cmp.Or(p.value("socket"), filepath.Join(cmp.Or(p.value("state"), "/run/davit"), "davit.sock"))
+		r := 1
+		if sameSocket(socket, "/run/davit/davit.sock") {
+			r = 2
+		}
+		if sameSocket(socket, named) {
+			r = 3
+		}
+		if r > rank {
+			best, rank = &p, r
+		}
+	}
+	return best
+}
+
 // readDavit asks davitd for its configuration, with the flags of the one that runs.
 func (f *facts) readDavit() davit {
-	var d davit
+	d := davit{running: f.chooseDavitd()}
 	var args []string
-	for _, p := range f.processes() {
-		if p.name() == "davitd" {
-			d.running, args = &p, p.args[1:]
-			break
-		}
+	if d.running != nil {
+		args = d.running.args[1:]
 	}
 	if d.running != nil {
 		exe, _ := os.Readlink(f.at(d.running.proc("exe"))) // root's to see

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -149,11 +148,11 @@ func try(feature string) error {
 	return fmt.Errorf("unknown feature %q", feature)
 }
 
-// plain strips a path or a system call that the text around it names already.
+// plain is the system's error alone, where the text around it names the rest.
 func plain(err error) error {
-	var path *fs.PathError
-	if errors.As(err, &path) {
-		return path.Err
+	var number unix.Errno
+	if errors.As(err, &number) {
+		return number
 	}
 	return err
 }

@@ -55,6 +55,11 @@ func TestFind(t *testing.T) {
 		"a kubelet of kind's, in a container": {
 			files: with(running(), "proc/77/status", "NSpid:\t77\t12\n"),
 		},
+		"another one, in a mount namespace of its own": {
+			files: with(running("--cgroup-driver=systemd"), "proc/self/ns/mnt", "->mnt:[1]", "proc/77/ns/mnt", "->mnt:[1]",
+				"proc/55/cmdline", command("kubelet", "--cgroup-driver=cgroupfs"), "proc/55/ns/mnt", "->mnt:[2]"),
+			want: map[string]want{"cgroupDriver": {"systemd", "the running kubelet's flag --cgroup-driver"}},
+		},
 		"flags, in both forms": {
 			files: running("--container-runtime-endpoint", "unix:///run/a.sock", "--fail_swap_on=false", "-v=2", "--cgroup-driver=systemd"),
 			want: map[string]want{

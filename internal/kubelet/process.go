@@ -17,6 +17,7 @@ type proc struct {
 	program string
 	args    []string
 	k3s     bool
+	apart   bool // in a mount namespace of its own
 }
 
 // process finds the kubelet that runs on the node. One in a PID namespace of
@@ -43,14 +44,28 @@ func process(root string) (proc, bool) {
 			continue
 		}
 		p.pid, _ = strconv.Atoi(filepath.Base(dir))
+		p.apart = apart(root, dir)
 		p.program, _ = os.Readlink(filepath.Join(dir, "exe")) // root's to see
 		found = append(found, p)
 	}
 	if len(found) == 0 {
 		return proc{}, false
 	}
-	slices.SortFunc(found, func(a, b proc) int { return a.pid - b.pid })
+	slices.SortFunc(found, func(a, b proc) int {
+		if a.apart != b.apart {
+			return map[bool]int{false: -1, true: 1}[a.apart] // what it mounts and reads is perhaps not what is seen here
+		}
+		return a.pid - b.pid
+	})
 	return found[0], true
+}
+
+// apart reports whether a process is in another mount namespace; false where
+// that cannot be seen.
+func apart(root, dir string) bool {
+	ours, err := os.Readlink(filepath.Join(root, "proc/self/ns/mnt"))
+	its, itsErr := os.Readlink(filepath.Join(dir, "ns/mnt"))
+	return err == nil && itsErr == nil && ours != its
 }
 
 // isK3s reports whether this is k3s itself. It hides its flags, which may be
