@@ -175,7 +175,7 @@ func checkCgroupDriver(l *look) {
 	if !explicit {
 		driver, set.From = "cgroupfs", "its default"
 	}
-	fix := fmt.Sprintf("sed -i 's/^cgroupDriver:.*/cgroupDriver: %s/' /var/lib/kubelet/config.yaml && systemctl restart kubelet   # drain the node first: its pods restart", runtime)
+	fix := l.setKubelet("cgroupDriver", runtime) + "   # drain the node first: its pods restart"
 	switch {
 	case driver == runtime || asks && !explicit:
 		l.okay("%s", runtime)
@@ -209,7 +209,7 @@ func checkCgroupVersion(l *look) {
 		return
 	}
 	if l.kubeletVersion().atLeast(1, 35) && k.Switch("failCgroupV1", true) {
-		l.fault("kubelet-refuses-cgroup-v1", "echo 'failCgroupV1: false' >>/var/lib/kubelet/config.yaml && systemctl restart kubelet   # or boot with systemd.unified_cgroup_hierarchy=1",
+		l.fault("kubelet-refuses-cgroup-v1", l.setKubelet("failCgroupV1", "false")+"   # or boot with systemd.unified_cgroup_hierarchy=1",
 			"cgroups are %s, and this kubelet's failCgroupV1 is not false", c.layout)
 		return
 	}

@@ -64,6 +64,13 @@ func (c cniFolder) chosen() *cniFile {
 	return nil
 }
 
+// builtIn reports whether pods are connected by davit's own network: where it
+// is the runtime, and nothing is configured.
+func (f *facts) builtIn() bool {
+	name := f.answer().Name
+	return f.cni().chosen() == nil && f.davit().here() && (name == "" || name == "davit")
+}
+
 func (f *facts) readCNI() cniFolder {
 	folder := cniFolder{dir: f.davit().CNIConfDir}
 	entries, err := os.ReadDir(f.at(folder.dir))
@@ -169,8 +176,13 @@ func checkCNI(l *look) {
 		l.fault("cni-several-configs", fmt.Sprintf("rm %s   # or the other one", filepath.Join(folder.dir, usable[0])),
 			"%s has %s: %s is used", folder.dir, strings.Join(usable, ", "), usable[0])
 	}
-	if chosen == nil {
+	switch {
+	case chosen != nil:
+	case l.builtIn():
 		l.okay("no configuration in %s; davit has a network of its own", folder.dir)
+		return
+	default:
+		l.okay("no configuration in %s", folder.dir)
 		return
 	}
 	l.checkPlugins(chosen)

@@ -108,7 +108,7 @@ func checkDNS(l *look) {
 	data, err := l.read(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		tell("resolv-conf-missing", "ls -l "+path+" "+systemd+"   # then set resolvConf in /var/lib/kubelet/config.yaml to the one that is there", "%s: there is no such file", path)
+		tell("resolv-conf-missing", "ls -l "+path+" "+systemd+"\n"+l.setKubelet("resolvConf", systemd)+"   # to the one that is there", "%s: there is no such file", path)
 		return
 	case err != nil:
 		l.skip("%s: %v", path, plain(err))
@@ -129,7 +129,7 @@ func checkDNS(l *look) {
 		}
 		fix := "# name a server that pods reach in " + path
 		if l.exists(systemd) {
-			fix = "sed -i '/^resolvConf/d' /var/lib/kubelet/config.yaml && echo 'resolvConf: " + systemd + "' >>/var/lib/kubelet/config.yaml" + restartKubelet
+			fix = l.setKubelet("resolvConf", systemd)
 		}
 		tell("resolv-conf-loopback", fix, "%s: name server %s is on a loopback address", path, s)
 		break

@@ -107,7 +107,7 @@ func checkOverlay(l *look) {
 
 func checkNetworkFeatures(l *look) {
 	var found, unknown []string
-	builtIn := l.cni().chosen() == nil
+	builtIn := l.builtIn()
 	for _, f := range []struct{ module, option, fault, what string }{
 		{"veth", "VETH", "veth-missing", "veth links"},
 		{"bridge", "BRIDGE", "bridge-missing", "a bridge"},

@@ -81,13 +81,13 @@ func checkKubeletEndpoint(l *look) {
 		if l.kubeletVersion().atLeast(1, 27) || !l.kubeletVersion().known() {
 			set.Text, set.From = "unix:///run/containerd/containerd.sock", "its default"
 		} else {
-			l.fault("kubelet-endpoint-unset", setEndpoint(d.Socket), "the kubelet has no --container-runtime-endpoint, which it cannot do without before 1.27")
+			l.fault("kubelet-endpoint-unset", l.setEndpoint(d.Socket), "the kubelet has no --container-runtime-endpoint, which it cannot do without before 1.27")
 			return
 		}
 	}
 	socket, isUnix := strings.CutPrefix(set.Text, "unix://")
 	if !isUnix || !path.IsAbs(socket) {
-		l.fault("kubelet-endpoint-bad", setEndpoint(strings.TrimPrefix(socket, "unix:")), "%q (%s) is not of the form unix:///run/davit/davit.sock", set.Text, set.From)
+		l.fault("kubelet-endpoint-bad", l.setEndpoint(strings.TrimPrefix(socket, "unix:")), "%q (%s) is not of the form unix:///run/davit/davit.sock", set.Text, set.From)
 		return
 	}
 	err := l.Connect(l.ctx, socket)
@@ -97,7 +97,7 @@ func checkKubeletEndpoint(l *look) {
 	case refused(err):
 		l.fault("kubelet-endpoint-dead", l.revive(socket), "%s (%s): %v", set.Text, set.From, reason(err))
 	case err == nil && d.running != nil && !sameSocket(socket, d.Socket):
-		l.fault("kubelet-endpoint-other", setEndpoint(d.Socket), "davitd runs at unix://%s, the kubelet uses %s (%s)", d.Socket, set.Text, set.From)
+		l.fault("kubelet-endpoint-other", l.setEndpoint(d.Socket), "davitd runs at unix://%s, the kubelet uses %s (%s)", d.Socket, set.Text, set.From)
 	default:
 		l.okay("%s (%s)", set.Text, set.From)
 	}
@@ -106,19 +106,37 @@ func checkKubeletEndpoint(l *look) {
 		return
 	}
 	if err := l.Connect(l.ctx, strings.TrimPrefix(images.Text, "unix://")); refused(err) {
-		l.fault("kubelet-image-endpoint-dead", "# where the runtime serves images as well, which all but few do:\nsed -i '/^imageServiceEndpoint/d' /var/lib/kubelet/config.yaml"+restartKubelet,
+		l.fault("kubelet-image-endpoint-dead", "# where the runtime serves images as well, which all but few do:\n"+l.setKubelet("imageServiceEndpoint", set.Text),
 			"%s (%s): %v", images.Text, images.From, reason(err))
 	}
 }
 
-// setEndpoint sets the kubelet's runtime, for kubeadm's and others' files.
-func setEndpoint(socket string) string {
+// setEndpoint is how to set the kubelet's runtime, where kubeadm wrote it too.
+func (l *look) setEndpoint(socket string) string {
 	if socket == "" {
 		socket = "/run/davit/davit.sock"
 	}
-	return fmt.Sprintf(`sed -i '/^containerRuntimeEndpoint/d' /var/lib/kubelet/config.yaml && echo 'containerRuntimeEndpoint: unix://%[1]s' >>/var/lib/kubelet/config.yaml
-sed -i -E 's#--container-runtime-endpoint=[^ "]*#--container-runtime-endpoint=unix://%[1]s#' /var/lib/kubelet/kubeadm-flags.env
-systemctl restart kubelet`, socket)
+	const flags = "/var/lib/kubelet/kubeadm-flags.env"
+	fix := l.setKubelet("containerRuntimeEndpoint", "unix://"+socket)
+	if l.exists(flags) {
+		fix = fmt.Sprintf("sed -i -E 's#--container-runtime-endpoint=[^ \"]*#--container-runtime-endpoint=unix://%s#' %s\n", socket, flags) + fix
+	}
+	return fix
+}
+
+// setKubelet is how to set one of the kubelet's settings: in the last of its
+// files, which wins over the others.
+func (l *look) setKubelet(key, value string) string {
+	file, fix := "/var/lib/kubelet/config.yaml", ""
+	if k := l.kubelet(); k != nil {
+		if len(k.Files) > 0 {
+			file = k.Files[len(k.Files)-1]
+		}
+		if set, ok := k.Value(key); ok && strings.Contains(set.From, " --") {
+			fix = "# flags win over files: take " + set.From + " out first\n"
+		}
+	}
+	return fix + fmt.Sprintf("sed -i '/^%[1]s:/d' %[3]s && echo '%[1]s: %[2]s' >>%[3]s", key, value, file) + restartKubelet
 }
 
 // refused reports whether an error of Connect says that nobody is there, and

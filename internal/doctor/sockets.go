@@ -145,7 +145,7 @@ func checkCRI(l *look) {
 		_, elsewhere = k.ImageEndpoint()
 	}
 	if a.ImageErr != nil && !elsewhere {
-		l.fault("cri-images-missing", "echo 'imageServiceEndpoint: unix:///path/of/its.sock' >>/var/lib/kubelet/config.yaml"+restartKubelet+"   # if images are served elsewhere; else restart the runtime",
+		l.fault("cri-images-missing", l.setKubelet("imageServiceEndpoint", "unix:///path/of/its.sock")+"   # if images are served elsewhere; else restart the runtime",
 			"%s %s: images: %v", a.Name, a.Version, a.ImageErr)
 	}
 	l.okay("%s %s serves %s", a.Name, a.Version, strings.Join(a.APIs, " and "))
@@ -239,7 +239,7 @@ func checkStatus(l *look) {
 		case c.Type == "NetworkReady":
 			l.fault("network-not-ready", networkFix, "%s: %s", a.Name, c.Message)
 		default:
-			l.fault("runtime-warns", "davit status -o json", "%s: %s: %s", a.Name, c.Type, c.Message)
+			l.fault("runtime-warns", "davit status -o json   # the whole of it; what to change is named there", "%s: %s: %s", a.Name, c.Type, c.Message)
 		}
 	}
 	l.okay("%s", strings.Join(ready, ", "))

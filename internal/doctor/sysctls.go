@@ -47,15 +47,15 @@ func (l *look) sysctl(name string) (int64, bool) {
 
 func checkForwarding(l *look) {
 	on, known := l.sysctl("net.ipv4.ip_forward")
-	switch chosen := l.cni().chosen(); {
+	switch {
 	case !known:
 		l.skip("/proc/sys/net/ipv4/ip_forward cannot be read")
 	case on != 0:
 		l.okay("on")
-	case chosen == nil:
+	case l.builtIn():
 		l.okay("off; davit turns it on with the first pod")
 	default:
-		l.fault("ip-forward-off", sysctlFix("net.ipv4.ip_forward", "1"), "net.ipv4.ip_forward is 0, and %s leaves it so", chosen.path)
+		l.fault("ip-forward-off", sysctlFix("net.ipv4.ip_forward", "1"), "net.ipv4.ip_forward is 0, and CNI plugins leave it so")
 	}
 }
 
@@ -67,6 +67,9 @@ func checkBridgeNetfilter(l *look) {
 	switch {
 	case l.kubelet() == nil:
 		l.skip("no kubelet is set up, so there are no Services")
+		return
+	case chosen == nil && !l.builtIn():
+		l.skip("no network is configured")
 		return
 	case chosen != nil && !slices.ContainsFunc(onBridge, chosen.has):
 		l.okay("not needed: pods are on no bridge")
@@ -192,7 +195,7 @@ func checkSwap(l *look) {
 	case k == nil:
 		l.okay("on, and no kubelet is set up that would refuse it")
 	case k.Switch("failSwapOn", true):
-		l.fault("swap-on", "swapoff -a && sed -i '/\\sswap\\s/s/^[^#]/#&/' /etc/fstab\n# or keep it: echo 'failSwapOn: false' >>/var/lib/kubelet/config.yaml && systemctl restart kubelet",
+		l.fault("swap-on", "swapoff -a && sed -i '/\\sswap\\s/s/^[^#]/#&/' /etc/fstab\n# or keep it: "+l.setKubelet("failSwapOn", "false"),
 			"swap is on (%s), and the kubelet's failSwapOn is not false", strings.Fields(lines[0])[0])
 	default:
 		l.okay("on, which the kubelet accepts")
