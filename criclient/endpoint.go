@@ -74,13 +74,16 @@ func socketPath(endpoint string) (string, error) {
 	case !filepath.IsAbs(endpoint):
 		return "", bad("the path is relative", want)
 	}
+	path = filepath.Clean(path)
 	switch {
+	case path == "/":
+		return "", bad("it names no file", want)
 	case strings.ContainsRune(path, 0):
 		return "", bad("there is a zero byte in the path", "")
 	case len(path) > maxSocketPath:
 		return "", bad(fmt.Sprintf("the path has %d bytes; a socket's has %d at most", len(path), maxSocketPath), "use a shorter directory")
 	}
-	return filepath.Clean(path), nil
+	return path, nil
 }
 
 // reason is err without the URL, which url.Parse repeats.

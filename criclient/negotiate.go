@@ -31,6 +31,9 @@ type Answer struct {
 	connection uint64 // by which it came; 0 if none did
 }
 
+// came reports whether the runtime answered, if only by an error.
+func (a Answer) came() bool { return a.connection != 0 }
+
 // Unimplemented reports whether the answer was that there is no such version.
 func (a Answer) Unimplemented() bool { return status.Code(a.Err) == codes.Unimplemented }
 
@@ -40,7 +43,7 @@ func (a Answer) String() string {
 		return fmt.Sprintf("%s answered %s", a.Version, a.Service.probe())
 	}
 	s := status.Convert(a.Err)
-	if a.connection == 0 {
+	if !a.came() {
 		return fmt.Sprintf("%s got no answer (%s)", a.Version, a.words())
 	}
 	return fmt.Sprintf("%s answered %s (%s)", a.Version, s.Code(), a.words())
@@ -181,10 +184,20 @@ func (l *link) ask(ctx context.Context, v Version) Answer {
 	a.Took, a.connection = time.Since(start), number(&from)
 	if err != nil {
 		a.Err = l.typed(ctx, l.service.probe(), err)
+		if ctx.Err() != nil || brokeOff(err) {
+			a.connection = 0
+		}
 		return a
 	}
 	a.Runtime = runtime
 	return a
+}
+
+// brokeOff reports whether err is gRPC's own, of a connection that ended
+// before the answer.
+func brokeOff(err error) bool {
+	s := status.Convert(err)
+	return s.Code() == codes.Unavailable && strings.HasPrefix(s.Message(), "error reading from server")
 }
 
 // number is the connection's that p was met by, or 0.
@@ -252,7 +265,7 @@ func (e *NegotiationError) Advice() string {
 		return "the runtime hangs: look at its log, and restart it"
 	case code == codes.Canceled:
 		return "the caller gave up"
-	case last.connection == 0:
+	case !last.came():
 		return "the program at this socket does not speak gRPC, or ended: name the runtime's socket, or look at its log"
 	}
 	return "look at the runtime's log; it has to answer before anything can be used"

@@ -64,20 +64,20 @@ func Probe(ctx context.Context, endpoint string) (Report, error) {
 		return Report{}, explainDial(path, err)
 	}
 	_ = conn.Close()
-	report := Report{Endpoint: "unix://" + path}
+	report := Report{Endpoint: "unix://" + path, Answers: make([]Answer, 0, 2*len(Versions()))} // never moved
+	var all sync.WaitGroup
 	for _, s := range []Service{RuntimeService, ImageService} {
 		l, err := newLink(s, endpoint, Options{})
 		if err != nil {
 			return Report{}, err
 		}
 		defer func() { _ = l.conn.Close() }()
-		answers := make([]Answer, len(Versions()))
-		var all sync.WaitGroup
-		for i, v := range Versions() {
-			all.Go(func() { answers[i] = l.ask(ctx, v) })
+		for _, v := range Versions() {
+			report.Answers = append(report.Answers, Answer{})
+			answer := &report.Answers[len(report.Answers)-1]
+			all.Go(func() { *answer = l.ask(ctx, v) })
 		}
-		all.Wait()
-		report.Answers = append(report.Answers, answers...)
 	}
+	all.Wait()
 	return report, nil
 }

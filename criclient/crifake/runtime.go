@@ -167,8 +167,9 @@ func (r *Runtime) before(ctx context.Context, path string, request any) error {
 	return hook(ctx, c)
 }
 
-func (r *Runtime) unary(ctx context.Context, request any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
-	if err := r.before(ctx, info.FullMethod, request); err != nil {
+func (r *Runtime) unary(ctx context.Context, request any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	path, _ := grpc.Method(ctx) // generated code has the name of v1 in info
+	if err := r.before(ctx, path, request); err != nil {
 		return nil, err
 	}
 	return next(ctx, request)

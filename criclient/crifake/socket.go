@@ -113,3 +113,10 @@ func (s *Socket) Vanish() {
 
 // Close is Vanish.
 func (s *Socket) Close() { s.Vanish() }
+
+// Up reports whether the socket answers.
+func (s *Socket) Up() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.server != nil
+}
