@@ -85,7 +85,7 @@ func printCheck(w io.Writer, c doctor.Result, width int) {
 	for _, f := range c.Findings {
 		fmt.Fprintf(w, "%-8s %-*s  %s: %s\n", f.Level, width, c.Check, f.Fault, f.Message)
 		for line := range strings.Lines(f.Fix) {
-			fmt.Fprintf(w, "%*s    %s\n", width+8, "", strings.TrimRight(line, "\n"))
+			fmt.Fprintf(w, "%*s    %s\n", width+9, "", strings.TrimRight(line, "\n"))
 		}
 	}
 	for _, u := range c.Unseen {

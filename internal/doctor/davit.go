@@ -80,16 +80,24 @@ func checkDaemons(l *look) {
 }
 
 // monitor returns the davit-monitor in a mode that belongs to a state directory.
-func (l *look) monitor(mode, state string) (process, bool) {
+// Of several keepers it is the monitor's parent: others stand by.
+func (l *look) monitor(mode, state string) (best process, found bool) {
 	for _, p := range l.processes() {
-		if p.name() != "davit-monitor" || len(p.args) < 2 || p.args[1] != mode {
+		if p.name() != "davit-monitor" || len(p.args) < 2 || p.args[1] != mode ||
+			filepath.Clean(cmp.Or(p.value("state"), "/run/davit")) != filepath.Clean(state) {
 			continue
 		}
-		if filepath.Clean(cmp.Or(p.value("state"), "/run/davit")) == filepath.Clean(state) {
-			return p, true
+		if !found || mode == "keep" && l.isParent(p, state) {
+			best, found = p, true
 		}
 	}
-	return process{}, false
+	return best, found
+}
+
+// isParent reports whether p is the parent of the monitor.
+func (l *look) isParent(p process, state string) bool {
+	child, found := l.monitor("serve", state)
+	return found && strings.Contains(l.text(child.proc("status")), fmt.Sprintf("\nPPid:\t%d\n", p.pid))
 }
 
 // daemons are davitd, its keeper and its monitor, those that run.
@@ -114,12 +122,15 @@ func checkVersions(l *look) {
 		return
 	}
 	const update = "# install davit, davitd and davit-monitor of one release, then: systemctl restart davitd (containers run on)"
-	out, err := l.Run(l.ctx, nil, d.program, "--version")
-	onDisk := strings.TrimSpace(strings.TrimPrefix(out, "davitd "))
-	if d.program != "" && err == nil && l.Version != "" && onDisk != l.Version {
-		l.fault("version-mismatch", update, "davit is %s, %s is %s", l.Version, d.program, onDisk)
-	} else if a := l.answer(); a.Name == "davit" && onDisk != "" && a.Version != onDisk {
-		l.fault("version-mismatch", "systemctl restart davitd   # containers run on", "%s is %s, the davitd that runs is %s", d.program, onDisk, a.Version)
+	own := l.versionOf(d.program)
+	monitor, _ := l.find("davit-monitor", append([]string{filepath.Dir(d.program)}, l.Path...))
+	for _, program := range []string{d.program, monitor} {
+		if v := l.versionOf(program); v != "" && l.Version != "" && v != l.Version {
+			l.fault("version-mismatch", update, "davit is %s, %s is %s", l.Version, program, v)
+		}
+	}
+	if a := l.answer(); a.Name == "davit" && own != "" && a.Version != own {
+		l.fault("version-mismatch", "systemctl restart davitd   # containers run on", "%s is %s, the davitd that runs is %s", d.program, own, a.Version)
 	}
 	for _, p := range l.daemons() {
 		exe, err := os.Readlink(l.at(p.proc("exe")))
@@ -132,7 +143,21 @@ func checkVersions(l *look) {
 			l.fault("program-replaced", "systemctl restart davitd   # containers run on", "%s (process %d) runs %s", filepath.Base(name), p.pid, exe)
 		}
 	}
-	l.okay("%s", strings.TrimSpace("davitd "+onDisk))
+	l.okay("%s", strings.TrimSpace("davitd "+own))
+}
+
+// versionOf returns what one of davit's programs calls its version; empty if it
+// does not say.
+func (l *look) versionOf(program string) string {
+	if program == "" {
+		return ""
+	}
+	out, err := l.Run(l.ctx, nil, program, "--version")
+	name, version, ok := strings.Cut(strings.TrimSpace(out), " ")
+	if err != nil || !ok || name != filepath.Base(program) {
+		return ""
+	}
+	return version
 }
 
 func checkUnit(l *look) {

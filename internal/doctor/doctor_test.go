@@ -324,6 +324,9 @@ var davitSeeds = []seed{
 		w.runs["/usr/bin/davitd --version"] = output{"davitd 0.0.9\n", nil}
 		w.answer.Version = "0.0.9"
 	}},
+	{"davit-monitor was not updated", "versions: version-mismatch (warning)", func(w *world) {
+		w.runs["/usr/bin/davit-monitor --version"] = output{"davit-monitor 0.0.9\n", nil}
+	}},
 	{"davitd was not restarted", "versions: version-mismatch (warning)", func(w *world) { w.answer.Version = "0.0.9" }},
 	{"the keeper runs an old program", "versions: program-replaced (warning)", func(w *world) { w.files["/proc/201/exe"] = "->/usr/bin/davit-monitor (deleted)" }},
 	{"a unit that kills containers", "unit: unit-kills-containers (error)", func(w *world) {
@@ -333,6 +336,11 @@ var davitSeeds = []seed{
 	{"few open files", "limits: open-files-low (warning)", func(w *world) { w.edit("/proc/200/limits", "1048576", "4096   ") }},
 	{"few processes", "limits: processes-low (warning)", func(w *world) {
 		w.edit("/proc/200/limits", "unlimited            unlimited            processes", "100 100 processes")
+	}},
+	{"the keeper in use goes first, another stands by", "limits: oom-score-high (warning)", func(w *world) {
+		w.process(190, "/usr/bin/davit-monitor", "keep", "--wait", "--state", "/run/davit")
+		w.edit("/proc/202/status", "NSpid:", "PPid:\t201\nNSpid:")
+		w.files["/proc/201/oom_score_adj"] = "0"
 	}},
 	{"the keeper goes first", "limits: oom-score-high (warning)", func(w *world) { w.files["/proc/201/oom_score_adj"] = "0" }},
 	{"a damaged record", "records: records-set-aside (warning)", func(w *world) { w.files["/var/lib/davit/damaged/pods-x.json"] = "{" }},

@@ -49,7 +49,11 @@ var usualSockets = []struct{ path, runtime, unit string }{
 // the kubelet's, or the first at a usual socket, or davit's.
 func (f *facts) chooseEndpoint() Endpoint {
 	if len(f.Given) > 0 {
-		return f.Given[0]
+		e := f.Given[0]
+		if path.IsAbs(e.Address) {
+			e.Address = "unix://" + e.Address
+		}
+		return e
 	}
 	if k := f.kubelet(); k != nil {
 		if set, ok := k.Endpoint(); ok {

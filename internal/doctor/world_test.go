@@ -89,10 +89,11 @@ func healthy() *world {
 	w := &world{
 		modes: map[string]fs.FileMode{"/run/davit/davit.sock": 0o660},
 		runs: map[string]output{
-			"/usr/bin/kubelet --version": {"Kubernetes v1.34.2\n", nil},
-			"/usr/bin/davitd --version":  {"davitd 0.1.0\n", nil},
-			"/usr/bin/crun --version":    {"crun version 1.8.1\ncommit: f8a096be\nspec: 1.0.0\n+SYSTEMD +SELINUX +APPARMOR +CAP +SECCOMP +EBPF\n", nil},
-			"/usr/bin/runc --version":    {"runc version 1.1.5+ds1\nspec: 1.0.2-dev\ngo: go1.19.8\nlibseccomp: 2.5.4\n", nil},
+			"/usr/bin/kubelet --version":       {"Kubernetes v1.34.2\n", nil},
+			"/usr/bin/davitd --version":        {"davitd 0.1.0\n", nil},
+			"/usr/bin/davit-monitor --version": {"davit-monitor 0.1.0\n", nil},
+			"/usr/bin/crun --version":          {"crun version 1.8.1\ncommit: f8a096be\nspec: 1.0.0\n+SYSTEMD +SELINUX +APPARMOR +CAP +SECCOMP +EBPF\n", nil},
+			"/usr/bin/runc --version":          {"runc version 1.1.5+ds1\nspec: 1.0.2-dev\ngo: go1.19.8\nlibseccomp: 2.5.4\n", nil},
 		},
 		serving: map[string]error{"/run/davit/davit.sock": nil},
 		answer: Answer{
@@ -237,7 +238,11 @@ func boltHeader() string {
 // node lays the world out below a new root.
 func (w *world) node(t *testing.T) *Node {
 	t.Helper()
-	root := t.TempDir()
+	root, err := os.MkdirTemp("/dev/shm", "doctor") // in memory: these are many small files
+	if err != nil {
+		root = t.TempDir()
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(root) })
 	for name, text := range w.files {
 		if err := w.put(root, name, text); err != nil {
 			t.Fatal(err)
