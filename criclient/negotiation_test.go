@@ -253,13 +253,6 @@ func TestImageEndpoint(t *testing.T) {
 	}
 }
 
-func pick(first bool, a, b string) string {
-	if first {
-		return a
-	}
-	return b
-}
-
 // A server is a runtime that changes.
 type server struct {
 	*crifake.Runtime
