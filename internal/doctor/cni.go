@@ -137,13 +137,18 @@ func (f *facts) readCNIFile(path string) cniFile {
 		c.fault, c.problem = "cni-config-unusable", "it has no plugins"
 	case slices.Contains(c.types, ""):
 		c.fault, c.problem = "cni-config-unusable", "a plugin has no type"
-	case len(c.types) == 1 && c.types[0] == "loopback":
+	case onlyLoopback(c.types):
 		c.fault, c.problem = "cni-config-unusable", "it has only the loopback plugin, which connects nothing"
 	case c.version != "" && !v.known(), v.major > newestCNI.major || v.major == newestCNI.major && v.minor > newestCNI.minor:
 		c.fault, c.problem = "cni-version-unknown", fmt.Sprintf("cniVersion %s; the newest that is known is %d.%d.0", c.version, newestCNI.major, newestCNI.minor)
 	}
 	return c
 }
+
+func onlyLoopback(types []string) bool { return len(types) == 1 && types[0] == "loopback" }
+
+// delegating are plugins that use the other configurations.
+var delegating = []string{"multus", "multus-shim"}
 
 func checkCNI(l *look) {
 	folder := l.cni()
@@ -166,13 +171,14 @@ func checkCNI(l *look) {
 			l.unseen(c.path, c.err)
 		case c.err != nil:
 			tell("cni-file-invalid", aside, "%s: %v", c.path, plain(c.err))
+		case onlyLoopback(c.types) && chosen != nil: // some packages bring one
 		case c.problem != "":
 			tell(c.fault, aside, "%s: %s", c.path, c.problem)
 		default:
 			usable = append(usable, filepath.Base(c.path))
 		}
 	}
-	if len(usable) > 1 {
+	if len(usable) > 1 && !slices.ContainsFunc(delegating, chosen.has) {
 		l.fault("cni-several-configs", fmt.Sprintf("rm %s   # or the other one", filepath.Join(folder.dir, usable[0])),
 			"%s has %s: %s is used", folder.dir, strings.Join(usable, ", "), usable[0])
 	}

@@ -36,6 +36,9 @@ type store struct {
 	available, inodes float64 // least percentages free
 }
 
+// fullPercent is the least percentage free, whatever the kubelet is set to.
+const fullPercent = 1
+
 func checkDiskSpace(l *look) {
 	d := l.davit()
 	var stores []store
@@ -44,7 +47,11 @@ func checkDiskSpace(l *look) {
 		if k == nil {
 			return def
 		}
-		return k.Percent("evictionHard", key, def)
+		// Who sets some thresholds has set all. kubelet: mergeDefaultEvictionSettings.
+		if _, set := k.Value("evictionHard"); set && !k.Switch("mergeDefaultEvictionSettings", false) {
+			def = 0
+		}
+		return max(k.Percent("evictionHard", key, def), fullPercent)
 	}
 	// kubelet: eviction/defaults_linux.go, DefaultEvictionHard.
 	images := func(dir string) store {

@@ -249,6 +249,11 @@ var socketSeeds = []seed{
 	}},
 	{"a runtime that is broken", "cri: cri-broken (error)", func(w *world) { w.answer = Answer{Refused: map[string]string{"v1": "Internal: disk I/O error"}} }},
 	{"a runtime of 2021", "cri: cri-v1-missing (error)", func(w *world) { w.answer.APIs = []string{"v1alpha2"} }},
+	{"a kubelet of 2021", "cri: cri-v1alpha2-missing (error)", func(w *world) {
+		w.answer.APIs = []string{"v1"}
+		w.runs["/usr/bin/kubelet --version"] = output{"Kubernetes v1.22.17\n", nil}
+		w.process(100, "/usr/bin/kubelet", "--config="+config1, "--container-runtime-endpoint=unix:///run/davit/davit.sock")
+	}},
 	{"no images", "cri: cri-images-missing (error)", func(w *world) { w.answer.ImageErr = errors.New("Unimplemented") }},
 	{"two runtimes, and kubeadm is to choose", "other-sockets: several-runtimes (warning)", func(w *world) {
 		w.serving["/run/containerd/containerd.sock"] = nil
@@ -264,6 +269,8 @@ var socketSeeds = []seed{
 	}},
 }
 
+const loopback = `{"cniVersion": "1.0.0", "name": "lo", "type": "loopback"}`
+
 const conflict = `{"cniVersion": "1.0.0", "name": "more", "plugins": [{"type": "bridge", "bridge": "cni0"}]}`
 
 var cniSeeds = []seed{
@@ -271,9 +278,7 @@ var cniSeeds = []seed{
 	{"one beside a good one", "cni: cni-file-invalid (warning)", func(w *world) { w.files["/etc/cni/net.d/00-bad.conflist"] = "{" }},
 	{"a network without a name", "cni: cni-config-unusable (error)", func(w *world) { w.edit(cni1, `"name": "pods", `, "") }},
 	{"a network without plugins", "cni: cni-config-unusable (error)", func(w *world) { w.files[cni1] = `{"cniVersion": "1.0.0", "name": "pods", "plugins": []}` }},
-	{"only loopback", "cni: cni-config-unusable (warning)", func(w *world) {
-		w.files["/etc/cni/net.d/99-loopback.conf"] = `{"cniVersion": "1.0.0", "name": "lo", "type": "loopback"}`
-	}},
+	{"only loopback", "cni: cni-config-unusable (error)", func(w *world) { w.files[cni1] = loopback }},
 	{"CNI of the future", "cni: cni-version-unknown (error)", func(w *world) { w.edit(cni1, "1.0.0", "2.0.0") }},
 	{"a plugin is not installed", "cni: cni-plugin-missing (error)", func(w *world) { delete(w.files, "/opt/cni/bin/portmap") }},
 	{"a plugin that may not be executed", "cni: cni-plugin-not-executable (error)", func(w *world) { w.modes["/opt/cni/bin/portmap"] = 0o644 }},
@@ -401,6 +406,39 @@ func TestEveryFaultIsSeeded(t *testing.T) {
 			if !seeded[c.Name+": "+f.Name] {
 				t.Errorf("no seed for %s: %s", c.Name, f.Name)
 			}
+		}
+	}
+}
+
+// What may be on a node that works: nothing of it is a fault.
+func TestNoFaults(t *testing.T) {
+	for name, change := range map[string]func(*world){
+		"a file for loopback": func(w *world) { w.files["/etc/cni/net.d/99-loopback.conf"] = loopback },
+		"multus before the main network": func(w *world) {
+			w.files["/etc/cni/net.d/00-multus.conf"] = `{"cniVersion": "1.0.0", "name": "multus", "type": "multus-shim"}`
+			w.files["/opt/cni/bin/multus-shim"] = ""
+			w.plugin("/opt/cni/bin/multus-shim", "1.0.0")
+		},
+		"the built-in network": func(w *world) { builtIn(w); w.files["/proc/sys/net/ipv4/ip_forward"] = "0" },
+		"swap, allowed": func(w *world) {
+			w.files["/proc/swaps"] += "/dev/sda2\tpartition\t1\t0\t-2\n"
+			w.files[config1] += "failSwapOn: false\n"
+		},
+		"a kubelet that evicts for memory only": func(w *world) {
+			w.files[config1] += "evictionHard: {memory.available: 100Mi}\n"
+			w.space.FreeBytes = 5 << 30
+		},
+		"cgroup v1, allowed":                       func(w *world) { v1(w, "", "cpu", "memory", "cpuset", "pids") },
+		"v1 and v2 beside":                         func(w *world) { v1(w, unified1, "cpu", "memory", "cpuset", "pids") },
+		"a plain path":                             func(w *world) { w.given = []Endpoint{{"/run/davit/davit.sock", "test"}} },
+		"a certificate of none":                    func(w *world) { w.configure(config{"certFile": "", "keyFile": ""}) },
+		"two runtimes, and the kubelet set to one": func(w *world) { w.serving["/run/containerd/containerd.sock"] = nil },
+	} {
+		w := healthy()
+		change(w)
+		r := examine(t, w)
+		if got := found(r); got != nil || r.Skipped > 0 {
+			t.Errorf("%s: found %q, %d skipped", name, got, r.Skipped)
 		}
 	}
 }

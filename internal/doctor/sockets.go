@@ -22,6 +22,7 @@ var socketChecks = []Check{
 		{"cri-hangs", Error, "the runtime accepts, and then does not answer within two seconds"},
 		{"cri-off", Error, "the program at the socket serves no CRI, as containerd with disabled_plugins = [\"cri\"]"},
 		{"cri-v1-missing", Error, "the runtime serves v1alpha2 only, and kubelets since 1.26 speak v1"},
+		{"cri-v1alpha2-missing", Error, "the runtime serves v1 only, and kubelets before 1.23 speak v1alpha2"},
 		{"cri-images-missing", Error, "the runtime serves no images, and the kubelet is told no other image service"},
 		{"cri-broken", Error, "the runtime answers with an error where the kubelet starts by asking"},
 	}},
@@ -143,6 +144,10 @@ func checkCRI(l *look) {
 	if !slices.Contains(a.APIs, "v1") && (!l.kubeletVersion().known() || l.kubeletVersion().atLeast(1, 26)) {
 		l.fault("cri-v1-missing", "apt-get install --only-upgrade containerd   # containerd 1.6, CRI-O 1.20 and davit serve v1; in davit's configuration: cri_versions",
 			"%s %s serves only %s", a.Name, a.Version, strings.Join(a.APIs, ", "))
+	}
+	if v := l.kubeletVersion(); v.known() && !v.atLeast(1, 23) && !slices.Contains(a.APIs, "v1alpha2") {
+		l.fault("cri-v1alpha2-missing", "sed -i '/^cri_versions/d' /etc/davit/config.toml && systemctl restart davitd   # other runtimes: containerd before 2.0, CRI-O before 1.26",
+			"kubelet 1.%d speaks v1alpha2, %s %s serves %s", v.minor, a.Name, a.Version, strings.Join(a.APIs, ", "))
 	}
 	elsewhere := false
 	if k := l.kubelet(); k != nil {
