@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -21,22 +22,32 @@ func (a *app) imagesCommand() *cobra.Command {
 		Long:  "List images, or only IMAGE. With -o json: the CRI's ListImagesResponse.",
 		Args:  cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			filter := &runtimeapi.ImageFilter{}
-			if len(args) == 1 {
-				filter.Image = &runtimeapi.ImageSpec{Image: args[0]}
-			}
-			ctx, cancel := a.call(cmd.Context(), 0)
-			defer cancel()
-			r, err := a.client.ListImages(ctx, &runtimeapi.ListImagesRequest{Filter: filter})
+			images, err := a.listImages(cmd.Context(), args...)
 			if err != nil {
 				return fmt.Errorf("list images: %w", err)
 			}
 			if a.output == "json" {
-				return a.printJSON(r)
+				return a.printJSON(&runtimeapi.ListImagesResponse{Images: images})
 			}
-			return a.printTable("IMAGE ID SIZE", imageRows(r.Images))
+			return a.printTable("IMAGE ID SIZE", imageRows(images))
 		},
 	}
+}
+
+// listImages returns all images, or the one that is named, by its status: some
+// runtimes list all whatever is asked for.
+func (a *app) listImages(ctx context.Context, name ...string) ([]*runtimeapi.Image, error) {
+	ctx, cancel := a.call(ctx, 0)
+	defer cancel()
+	if len(name) == 0 {
+		r, err := a.client.ListImages(ctx, &runtimeapi.ListImagesRequest{})
+		return r.GetImages(), err
+	}
+	r, err := a.client.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: name[0]}})
+	if r.GetImage() == nil {
+		return nil, err
+	}
+	return []*runtimeapi.Image{r.Image}, err
 }
 
 // imageRows has a row for each tag, and for an image without one its digest.

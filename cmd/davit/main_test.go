@@ -14,6 +14,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // shell runs davit against a fake runtime.
@@ -102,6 +103,12 @@ func TestLifeOfAPod(t *testing.T) {
 	}
 	s.davit(0, "", "ps", "-a")
 	s.has(s.out, `setup +exited`)
+	for i, id := range []string{s.cri.images[0].Id, "sha256:" + strings.Repeat("9", 64)} { // some runtimes list IDs
+		s.cri.containers[i].status.Image = &runtimeapi.ImageSpec{Image: id}
+	}
+	s.davit(0, "", "ps", "-a")
+	s.has(s.out, ` reg/a:1\n`)
+	s.has(s.out, ` 9{12}\n`)
 
 	s.davit(0, "", "logs", "web", "-c", "server")
 	if s.out != "server runs\n" {
@@ -255,6 +262,11 @@ func TestImages(t *testing.T) {
 	}
 	s.davit(0, "", "images")
 	s.has(s.out, `^IMAGE +ID +SIZE\nreg/a:1 +110{10} +1.27 MiB\n$`)
+	s.davit(0, "", "pull", "reg/c:1")
+	s.davit(0, "", "images", "reg/c:1")
+	s.has(s.out, `^IMAGE +ID +SIZE\nreg/c:1 +110{9}1 +1.27 MiB\n$`)
+	s.davit(0, "", "images", "reg/no:1")
+	s.has(s.out, `^IMAGE +ID +SIZE\n$`)
 	s.cri.images[0].RepoTags = append(s.cri.images[0].RepoTags, "other/b:2")
 	s.davit(0, "", "rmi", "reg/a:1")
 	s.has(s.out, `^image reg/a:1 removed, and with it other/b:2\n$`)
