@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -284,6 +285,6 @@ func (f *fakeCRI) PullImage(_ context.Context, r *runtimeapi.PullImageRequest) (
 }
 
 func (f *fakeCRI) RemoveImage(_ context.Context, r *runtimeapi.RemoveImageRequest) (*runtimeapi.RemoveImageResponse, error) {
-	f.images = nil
+	f.images = slices.DeleteFunc(f.images, func(i *runtimeapi.Image) bool { return i.Id == r.Image.Image })
 	return &runtimeapi.RemoveImageResponse{}, nil
 }

@@ -145,6 +145,8 @@ func (a *app) removeImage(cmd *cobra.Command, image string) error {
 	if r.Image == nil { // the CRI's RemoveImage would succeed
 		return &notFound{"image", image, "davit images"}
 	}
+	// By its ID: of a tag some runtimes remove that alone.
+	spec = &runtimeapi.ImageSpec{Image: r.Image.Id}
 	if _, err := a.client.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: spec}); err != nil {
 		return fmt.Errorf("remove image %s: %w", image, err)
 	}

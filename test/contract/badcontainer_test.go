@@ -1,6 +1,7 @@
 package contract
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -300,7 +301,7 @@ func (w *world) badContainer(podID string, pod *runtimeapi.PodSandboxConfig, row
 	}
 	w.refused(err, row.by, row.code, row.text)
 	if id != "" {
-		if err := w.remove(id); err != nil {
+		if err := errors.Join(w.stop(id, 0), w.remove(id)); err != nil {
 			w.t.Error(err)
 		}
 	}

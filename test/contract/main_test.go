@@ -235,8 +235,11 @@ func (w *world) stop(id string, seconds int64) error {
 	return err
 }
 
+// remove gives a runtime 10 s: some wait for as long as the caller does before they kill.
 func (w *world) remove(id string) error {
-	_, err := w.c.RemoveContainer(w.ctx, &runtimeapi.RemoveContainerRequest{ContainerId: id})
+	ctx, cancel := context.WithTimeout(w.ctx, 10*time.Second)
+	defer cancel()
+	_, err := w.c.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: id})
 	return err
 }
 

@@ -1,6 +1,7 @@
 package contract
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -156,7 +157,9 @@ func TestHostNamespaces(t *testing.T) {
 					t.Fatal(err)
 				}
 				shared := strings.TrimSpace(string(r.Stdout)) == self(other)
-				if want := other == kind || kind == "net" && other == "uts"; shared != want {
+				if want := other == kind || kind == "net" && other == "uts"; shared != want && other == "uts" {
+					differs(t, "%s shared with the host: %t", other, shared)
+				} else if shared != want {
 					t.Errorf("%s shared with the host: %t", other, shared)
 				}
 			}
@@ -237,7 +240,7 @@ func TestMounts(t *testing.T) {
 				t.Errorf("the container's mount on the host: %t", onHost)
 			}
 			_ = unix.Unmount(filepath.Join(dir, "in-"+name), unix.MNT_DETACH)
-			if err := w.remove(ctr); err != nil {
+			if err := errors.Join(w.stop(ctr, 0), w.remove(ctr)); err != nil {
 				t.Error(err)
 			}
 		})

@@ -204,6 +204,24 @@ func TestOpposites(t *testing.T) {
 	}
 }
 
+// TestRemovalForced: what runs, or ends just now, is removed without a stop.
+func TestRemovalForced(t *testing.T) {
+	w := shared(t)
+	podID, pod := w.pod("forced")
+	for i := range 20 {
+		if err := w.remove(w.run(podID, pod, w.config(fmt.Sprintf("ends-%d", i), "true"))); err != nil {
+			t.Errorf("a container that ends: %v", err)
+		}
+	}
+	begun := time.Now()
+	if err := w.remove(w.run(podID, pod, w.config("runs", "sleep", "1000"))); err != nil {
+		t.Errorf("a container that runs: %v", err)
+	}
+	if took := time.Since(begun); took > 5*time.Second {
+		differs(t, "it took %v to remove a container that runs", took)
+	}
+}
+
 // TestPodsEndWhileMade: a pod whose making is stopped, or removed, at any
 // moment is gone after its removal.
 func TestPodsEndWhileMade(t *testing.T) {

@@ -267,7 +267,7 @@ func (w *world) clear(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// residue lists what the suite has on the runtime: pods, their containers, and
+// residue lists, sorted, what the suite has on the runtime: pods, their containers, and
 // with a davitd of its own whatever davitd's directories have for either.
 func (w *world) residue() []string {
 	w.t.Helper()
@@ -301,5 +301,6 @@ func (w *world) residue() []string {
 			}
 		}
 	}
+	slices.Sort(have)
 	return have
 }

@@ -2,6 +2,7 @@ package contract
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -197,17 +198,12 @@ func TestMetrics(t *testing.T) {
 }
 
 // TestEvents: each step of a container's life is told once, in order, with
-// what the kubelet wants to know then; a reader that sleeps holds up nobody.
+// what the kubelet wants to know then.
 func TestEvents(t *testing.T) {
 	w := shared(t)
 	w.need("GetContainerEvents")
 	ctx, cancel := context.WithCancel(w.ctx)
 	defer cancel()
-	for range 3 { // these never read
-		if _, err := w.c.GetContainerEvents(ctx, &runtimeapi.GetEventsRequest{}); err != nil {
-			t.Fatal(err)
-		}
-	}
 	stream, err := w.c.GetContainerEvents(ctx, &runtimeapi.GetEventsRequest{})
 	if err != nil {
 		t.Fatal(err)
@@ -219,19 +215,26 @@ func TestEvents(t *testing.T) {
 	case <-time.After(time.Second): // some say nothing before the first event
 	}
 	time.Sleep(200 * time.Millisecond) // a runtime may subscribe after it has answered
+	type received struct {
+		e   *runtimeapi.ContainerEventResponse
+		err error
+	}
+	events := make(chan received, 10_000)
+	go func() {
+		for {
+			e, err := stream.Recv()
+			if events <- (received{e, err}); err != nil {
+				return
+			}
+		}
+	}()
 	podID, pod := w.pod("events")
 	s := w.exit(podID, pod, w.config("main", "sh", "-c", "exit 3"))
 	must(t, w.remove(s.Id), codes.OK)
 	var types []runtimeapi.ContainerEventType
 	for len(types) < 4 {
-		type received struct {
-			e   *runtimeapi.ContainerEventResponse
-			err error
-		}
-		next := make(chan received, 1)
-		go func() { e, err := stream.Recv(); next <- received{e, err} }()
 		select {
-		case r := <-next:
+		case r := <-events:
 			if r.err != nil {
 				t.Fatal(r.err)
 			}
@@ -256,5 +259,32 @@ func TestEvents(t *testing.T) {
 	}
 	if !slices.Equal(types, wanted) {
 		t.Errorf("events %v", types)
+	}
+}
+
+// TestEventsUnread: those who subscribe and never read hold up nobody.
+func TestEventsUnread(t *testing.T) {
+	w := shared(t)
+	w.need("GetContainerEvents")
+	ctx, cancel := context.WithCancel(w.ctx)
+	defer cancel()
+	for range 4 {
+		if _, err := w.c.GetContainerEvents(ctx, &runtimeapi.GetEventsRequest{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	time.Sleep(200 * time.Millisecond) // see above
+	for i := range 3 {
+		config := w.podConfig(fmt.Sprintf("unread-%d", i))
+		config.Annotations = map[string]string{"large": strings.Repeat("x", 200_000)} // soon more than a socket holds
+		brief, done := context.WithTimeout(w.ctx, 20*time.Second)
+		id, err := w.c.RunPod(brief, config)
+		done()
+		if err != nil {
+			differs(t, "with four who do not read events: %v", err)
+			cancel() // else the pod could not be removed either
+			return
+		}
+		must(t, w.removePod(w.ctx, id), codes.OK)
 	}
 }
