@@ -36,9 +36,11 @@ var imports = map[string][]string{
 	"cmd/davit-monitor": {"internal/monitor", "internal/monitor/server", "internal/keeper", "internal/holder"},
 	"cmd/davit":         {"criclient", "internal/play", "internal/crilog"},
 
-	"criclient":       {},
-	"internal/play":   {"internal/store", "internal/fault"},
-	"internal/crilog": {},
+	"criclient":           {},
+	"criclient/crifake":   {"criclient"},
+	"criclient/cristream": {},
+	"internal/play":       {"internal/store", "internal/fault"},
+	"internal/crilog":     {},
 	// Of cgroup and monitor, cri uses value types that pod hands through.
 	"internal/cri":          slices.Concat(base, []string{"internal/pod", "internal/image", "internal/stream", "internal/cgroup", "internal/monitor", "internal/network", "internal/namespace", "internal/stats", "internal/cri/metrics", "internal/cri/validate"}),
 	"internal/cri/validate": base,

@@ -40,8 +40,7 @@ func (a *app) listImages(ctx context.Context, name ...string) ([]*runtimeapi.Ima
 	ctx, cancel := a.call(ctx, 0)
 	defer cancel()
 	if len(name) == 0 {
-		r, err := a.client.ListImages(ctx, &runtimeapi.ListImagesRequest{})
-		return r.GetImages(), err
+		return a.client.Images(ctx, nil)
 	}
 	r, err := a.client.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: name[0]}})
 	if r.GetImage() == nil {

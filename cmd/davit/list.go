@@ -138,15 +138,13 @@ func (a *app) imageNames(ctx context.Context, containers []*runtimeapi.Container
 func (a *app) listPods(ctx context.Context, filter *runtimeapi.PodSandboxFilter) ([]*runtimeapi.PodSandbox, error) {
 	ctx, cancel := a.call(ctx, 0)
 	defer cancel()
-	r, err := a.client.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{Filter: filter})
-	return r.GetItems(), err
+	return a.client.Pods(ctx, filter)
 }
 
 func (a *app) listContainers(ctx context.Context, filter *runtimeapi.ContainerFilter) ([]*runtimeapi.Container, error) {
 	ctx, cancel := a.call(ctx, 0)
 	defer cancel()
-	r, err := a.client.ListContainers(ctx, &runtimeapi.ListContainersRequest{Filter: filter})
-	return r.GetContainers(), err
+	return a.client.Containers(ctx, filter)
 }
 
 func dash(s string) string {

@@ -126,7 +126,7 @@ func explainUsage(check cobra.PositionalArgs) cobra.PositionalArgs {
 }
 
 func (a *app) dial() (err error) {
-	a.client, err = criclient.Dial(a.endpoint)
+	a.client, err = criclient.New(criclient.Options{Runtime: a.endpoint})
 	return err
 }
 

@@ -81,6 +81,10 @@ func run(ctx context.Context, c *config, log *slog.Logger) error {
 		work("nri", func(ctx context.Context) error { return p.plugins.Run(ctx, p.pods) })
 	}
 	work("streams", p.streams.Serve)
+	work("trials", func(ctx context.Context) error {
+		p.runtimes.warm(ctx)
+		return nil
+	})
 	work("seccomp", func(ctx context.Context) error {
 		p.runtimes.compile(ctx, p.monitor, p.host.Capabilities)
 		return nil
@@ -96,10 +100,11 @@ func run(ctx context.Context, c *config, log *slog.Logger) error {
 	if c.ImageSocket != "" {
 		sockets[c.ImageSocket] = surface.ImageServer()
 	}
-	return serve(ctx, sockets, log, func() {
+	return serve(ctx, sockets, log, func() string {
 		pods, containers := p.pods.States()
 		log.Info("davitd serves", "socket", c.socketPath(), "pods", pods, "containers", containers,
 			"cgroups", p.cgroups.Layout(), "cgroup_driver", p.cgroups.Driver(), "started_in", time.Since(begun).Round(time.Millisecond))
+		return "davit " + version + " serves " + c.socketPath()
 	})
 }
 
@@ -152,6 +157,7 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 		Root:    filepath.Join(c.Root, "network"),
 		ConfDir: c.Network.CNIConfDir, PluginDirs: c.Network.CNIBinDirs,
 		Bridge: c.Network.Bridge, Subnets: c.Network.Subnets, MTU: c.Network.MTU, Template: c.Network.CNIConfTemplate,
+		DelPatience: time.Duration(c.Network.CNIDelPatience),
 	}); err != nil {
 		return p, err
 	}
@@ -172,12 +178,12 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 		return p, err
 	}
 	p.keeper = &keeperWatch{binary: binary, state: c.State, log: log}
-	if err := monitor.Ensure(ctx, binary, c.State); err != nil {
+	if err := p.keeper.begin(ctx); err != nil {
 		return p, err
 	}
 	p.monitor = monitor.Connect(c.State)
 	byCDI := cdi.New(c.CDISpecDirs, log)
-	p.runtimes.trials = &trials{config: c, parts: p, log: log}
+	p.runtimes.trials = newTrials(ctx, c, p, log)
 	p.runtimes.trials.sweep(ctx)
 	options := pod.Options{
 		Root: c.Root, State: c.State, Log: log,
@@ -253,6 +259,7 @@ func (p *parts) surface(ctx context.Context, c *config, log *slog.Logger) *cri.S
 			SystemdCgroup: p.cgroups.Driver() == cgroup.Systemd,
 			RuntimeReady:  func() error { return cmp.Or(p.runtimes.ready(), p.keeper.err()) },
 			NetworkReady:  p.network.Status,
+			Troubles:      p.network.Owed,
 			Spec: func(id string) ([]byte, error) {
 				return os.ReadFile(filepath.Join(c.State, "containers", id, "config.json"))
 			},

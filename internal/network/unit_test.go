@@ -165,12 +165,3 @@ func TestOpenRefuses(t *testing.T) {
 		}
 	}
 }
-
-// A lease that another version wrote is not a damaged one.
-func TestLeaseOfNewerVersion(t *testing.T) {
-	c := Config{Root: t.TempDir()}
-	writeFile(t, c.Root+"/pod.json", `{"version": 99, "data": {}}`)
-	if _, err := Open(c); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "version 99") {
-		t.Errorf("got %v, want Invalid naming the version", err)
-	}
-}

@@ -319,7 +319,8 @@ func enter(table map[State]map[event]State, state *State, e event, what string) 
 }
 
 func (p *Pods) savePod(s *podState) error {
-	return p.saveRecord(p.podRoot(s.ID), podRecord{Snapshot: s.Snapshot, Config: s.config, Memo: s.podMemo})
+	r := podRecord{Snapshot: s.Snapshot, Config: s.config, Memo: s.podMemo}
+	return p.saveRecord(p.podRoot(s.ID), r, p.podDir(s.ID), s.State == Ready && !s.Doomed)
 }
 
 func (p *Pods) saveContainer(s *containerState) error {
@@ -339,19 +340,41 @@ func (p *Pods) saveContainer(s *containerState) error {
 		}
 	}
 	r := containerRecord{ContainerSnapshot: s.ContainerSnapshot, Config: config, Resources: resources, Memo: s.containerMemo, Packed: s.packed}
-	return p.saveRecord(p.containerRoot(s.ID), r)
+	lives := (s.State == Created || s.State == Running) && !s.Doomed
+	return p.saveRecord(p.containerRoot(s.ID), r, p.bundle(s.ID), lives)
 }
 
-func (p *Pods) saveRecord(dir string, v any) error {
-	path := filepath.Join(dir, "record.json")
+// recordFile is a record's name, and that of its copy.
+const recordFile = "record.json"
+
+// saveRecord saves a record in dir. Of one whose pod or container lives there is
+// a copy in beside, which a boot ends as it ends those: for the case that the
+// record is lost, and they are not.
+func (p *Pods) saveRecord(dir string, v any, beside string, lives bool) error {
+	path, spare := filepath.Join(dir, recordFile), filepath.Join(beside, recordFile)
+	if !lives {
+		_ = os.Remove(spare) // first: it must not outlive the record
+	}
 	err := p.opt.save(path, recordVersion, v)
-	if !errors.Is(err, os.ErrNotExist) {
+	if errors.Is(err, os.ErrNotExist) {
+		if err = os.MkdirAll(dir, 0o700); err == nil {
+			err = p.opt.save(path, recordVersion, v)
+		}
+	}
+	if err == nil && lives {
+		if err := copyRecord(path, spare); err != nil {
+			p.log.Debug("keep a copy of a record", "record", path, "error", err)
+		}
+	}
+	return err
+}
+
+func copyRecord(from, to string) error {
+	data, err := os.ReadFile(from)
+	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	return p.opt.save(path, recordVersion, v)
+	return store.WriteFile(to, data, 0o600)
 }
 
 func loadPod(path string) (*podState, error) {

@@ -15,6 +15,8 @@ import (
 
 	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/monitor"
+	"github.com/davit-runtime/davit/internal/network"
+	"github.com/davit-runtime/davit/internal/store"
 )
 
 // How long recovery waits for davit-monitor, for the network to collect, and
@@ -113,25 +115,28 @@ func (p *Pods) recover(ctx context.Context) error {
 }
 
 // load reads the records of a kind, several at once, and adds them one by one.
-// One that cannot be read is moved aside; what it held then counts as an orphan's.
+// One that cannot be read is moved aside, and its copy takes its place; without
+// one, what it held counts as an orphan's.
 func load[S any](ctx context.Context, p *Pods, kind string, read func(path string) (*S, error), add func(*S)) {
 	var adding sync.Mutex
 	var readers errgroup.Group
 	readers.SetLimit(runtime.GOMAXPROCS(0))
-	for _, id := range subdirectories(filepath.Join(p.opt.Root, kind)) {
+	ids := append(subdirectories(filepath.Join(p.opt.Root, kind)), subdirectories(filepath.Join(p.opt.State, kind))...)
+	slices.Sort(ids)
+	for _, id := range slices.Compact(ids) {
 		if ctx.Err() != nil {
 			break
 		}
 		readers.Go(func() error {
-			path := filepath.Join(p.opt.Root, kind, id, "record.json")
+			path := filepath.Join(p.opt.Root, kind, id, recordFile)
 			s, err := read(path)
-			switch {
-			case err == nil:
+			if err != nil {
+				s = replace(p, kind, id, path, read, err)
+			}
+			if s != nil {
 				adding.Lock()
 				defer adding.Unlock()
 				add(s)
-			case !fault.Is(err, fault.NotFound): // without one, the directory is an orphan's
-				p.moveAside(kind, id, path, err)
 			}
 			return nil
 		})
@@ -139,10 +144,21 @@ func load[S any](ctx context.Context, p *Pods, kind string, read func(path strin
 	_ = readers.Wait()
 }
 
-func (p *Pods) moveAside(kind, id, path string, why error) {
-	aside := filepath.Join(p.opt.Root, "damaged", kind+"-"+id+".json")
-	moved := errors.Join(os.MkdirAll(filepath.Dir(aside), 0o700), os.Rename(path, aside))
-	p.log.Error("unreadable record, moved aside", "record", path, "to", aside, "error", errors.Join(why, moved))
+// replace moves a record that cannot be read, for which why is the reason,
+// aside, and puts its copy there. It returns nil if there is none.
+func replace[S any](p *Pods, kind, id, path string, read func(path string) (*S, error), why error) *S {
+	if !fault.Is(why, fault.NotFound) {
+		aside := filepath.Join(p.opt.Root, "damaged", kind+"-"+id+".json")
+		p.log.Error("unreadable record, moved aside", "record", path, "to", aside, "error", errors.Join(why, store.SetAside(path, aside)))
+	}
+	spare := filepath.Join(p.opt.State, kind, id, recordFile)
+	s, err := read(spare)
+	if err != nil {
+		return nil
+	}
+	put := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), copyRecord(spare, path))
+	p.log.Error("a record was lost; its copy takes its place", "record", path, "reason", why, "error", put)
+	return s
 }
 
 func (p *Pods) recoverPod(pod *pod, known map[string]monitor.Status) {
@@ -323,10 +339,10 @@ func (p *Pods) removeOrphanPod(ctx context.Context, id string) error {
 func (p *Pods) collectNetwork(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, collectBudget)
 	defer cancel()
-	var live []string
+	var live []network.Attached
 	for _, pod := range p.pods {
-		if slices.Contains(pod.held(), "network") {
-			live = append(live, pod.id)
+		if s := pod.state.Load(); slices.Contains(s.Held, "network") {
+			live = append(live, network.Attached{Pod: p.networkPod(s), Result: s.Network})
 		}
 	}
 	if err := p.opt.Network.Collect(ctx, live); err != nil {

@@ -10,6 +10,10 @@ import (
 	"google.golang.org/grpc/codes"
 )
 
+// execGrace is how long after its limit ExecSync may answer. It is meant to be
+// one second; the rest is for machines that are busy or emulated.
+const execGrace = 5 * time.Second
+
 // TestExecSync: output whole and unchanged, limits kept, errors by their kind.
 func TestExecSync(t *testing.T) {
 	w := shared(t)
@@ -62,22 +66,23 @@ func TestExecSync(t *testing.T) {
 					t.Error("a command that was stopped has succeeded")
 				}
 				prefer(t, err, codes.DeadlineExceeded)
-				if took := time.Since(begun); took < 900*time.Millisecond || took > 6*time.Second {
+				if took := time.Since(begun); took < 900*time.Millisecond || took > time.Second+execGrace {
 					t.Errorf("took %v", took)
 				}
 			})
 		}
 	})
 	t.Run("child keeps stdout", func(t *testing.T) {
+		const limit = 2 // seconds
 		w := w.within(t)
 		begun := time.Now()
-		_, err := w.exec(ctr, 2, "sh", "-c", "echo first; sleep 300 &")
+		_, err := w.exec(ctr, limit, "sh", "-c", "echo first; sleep 300 &")
 		took := time.Since(begun)
 		t.Logf("%v after %v", err, took)
 		prefer(t, err, codes.DeadlineExceeded, "holds its output open")
-		if took > 7*time.Second {
+		if over := took - limit*time.Second; over > execGrace {
 			t.Errorf("took %v", took)
-		} else if took < 2*time.Second {
+		} else if over < 0 {
 			differs(t, "output ended after %v", took)
 		}
 	})

@@ -220,6 +220,10 @@ func (s *server) serve(conn net.Conn) {
 		}
 		return
 	}
+	if err := r.CheckProtocol(); err != nil {
+		_ = monitor.WriteFrame(conn, monitor.Reply{Failure: monitor.FailureOf(err)})
+		return
+	}
 	if !s.work.begin() {
 		return // no answer: the caller tries the next monitor
 	}
