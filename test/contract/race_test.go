@@ -35,6 +35,7 @@ type answer struct {
 // after the other, make one; davit's all return its ID.
 func TestDuplicates(t *testing.T) {
 	w := shared(t)
+	const limit = 15 * time.Second // some let a duplicate wait for as long as the caller does
 	config := w.podConfig("twice")
 	same := func(what string, answers []answer) (id string) {
 		t.Helper()
@@ -54,15 +55,22 @@ func TestDuplicates(t *testing.T) {
 		return id
 	}
 	run := func(int) answer {
-		id, err := w.c.RunPod(w.ctx, config)
+		ctx, cancel := context.WithTimeout(w.ctx, limit)
+		defer cancel()
+		id, err := w.c.RunPod(ctx, config)
 		return answer{id, err}
 	}
 	pod := same("RunPodSandbox at once", many(20, run))
 	same("RunPodSandbox again", []answer{{id: pod}, run(0)})
-	create := func(int) answer {
-		id, err := w.create(pod, config, w.config("main", "sleep", "100"))
+	creates := func(name string, command ...string) answer {
+		brief := *w
+		var cancel context.CancelFunc
+		brief.ctx, cancel = context.WithTimeout(w.ctx, limit)
+		defer cancel()
+		id, err := brief.create(pod, config, w.config(name, command...))
 		return answer{id, err}
 	}
+	create := func(int) answer { return creates("main", "sleep", "100") }
 	ctr := same("CreateContainer at once", many(20, create))
 	same("CreateContainer again", []answer{{id: ctr}, create(0)})
 	have := slices.DeleteFunc(w.residue(), filepath.IsAbs)
@@ -73,8 +81,7 @@ func TestDuplicates(t *testing.T) {
 		t.Fatal(err)
 	}
 	want(t, w.start(ctr), codes.FailedPrecondition, ctr)
-	_, err := w.create(pod, config, w.config("main", "true"))
-	want(t, err, codes.AlreadyExists, ctr)
+	prefer(t, creates("main", "true").err, codes.AlreadyExists, ctr)
 	for range 2 {
 		if err := w.remove(ctr); err != nil {
 			t.Fatal(err)
@@ -88,9 +95,8 @@ func TestDuplicates(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	want(t, run(0).err, codes.AlreadyExists, pod)
-	_, err = w.create(pod, config, w.config("late", "true"))
-	want(t, err, codes.FailedPrecondition, pod)
+	prefer(t, run(0).err, codes.AlreadyExists, pod)
+	want(t, creates("late", "true").err, codes.FailedPrecondition, pod)
 	for _, err := range many(10, func(int) error { return w.removePod(w.ctx, pod) }) {
 		prefer(t, err, codes.OK)
 	}
