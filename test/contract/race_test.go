@@ -26,6 +26,9 @@ func many[R any](n int, f func(i int) R) []R {
 	return results
 }
 
+// limit is for calls that may be duplicates: some let them wait for as long as the caller does.
+const limit = 15 * time.Second
+
 type answer struct {
 	id  string
 	err error
@@ -35,7 +38,6 @@ type answer struct {
 // after the other, make one; davit's all return its ID.
 func TestDuplicates(t *testing.T) {
 	w := shared(t)
-	const limit = 15 * time.Second // some let a duplicate wait for as long as the caller does
 	config := w.podConfig("twice")
 	same := func(what string, answers []answer) (id string) {
 		t.Helper()
@@ -214,7 +216,7 @@ func TestOpposites(t *testing.T) {
 func TestRemovalForced(t *testing.T) {
 	w := shared(t)
 	podID, pod := w.pod("forced")
-	for i := range 20 {
+	for i := range 40 {
 		if err := w.remove(w.run(podID, pod, w.config(fmt.Sprintf("ends-%d", i), "true"))); err != nil {
 			t.Errorf("a container that ends: %v", err)
 		}
@@ -241,7 +243,9 @@ func TestPodsEndWhileMade(t *testing.T) {
 			t.Errorf("RunPodSandbox cut short: %v", err)
 		}
 		if i%2 == 0 {
-			id, err := w.c.RunPod(w.ctx, config) // joins, or makes it
+			ctx, cancel := context.WithTimeout(w.ctx, limit)
+			id, err := w.c.RunPod(ctx, config) // joins, or makes it
+			cancel()
 			if prefer(t, err, codes.OK); err != nil {
 				continue
 			}

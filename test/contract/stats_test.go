@@ -110,15 +110,20 @@ func TestPodStats(t *testing.T) {
 	}
 	l := r.Stats.GetLinux()
 	a := &runtimeapi.PodSandboxAttributes{Id: podID, Metadata: pod.Metadata, Labels: pod.Labels, Annotations: pod.Annotations}
-	if !proto.Equal(r.Stats.GetAttributes(), a) || l == nil {
+	if got := r.Stats.GetAttributes(); got.GetId() != podID || !proto.Equal(got.GetMetadata(), pod.Metadata) || l == nil {
 		t.Fatalf("%v, want %v", r.Stats, a)
+	} else if !proto.Equal(got, a) {
+		differs(t, "%v, want %v", got, a)
 	}
 	if len(l.Containers) != 1 {
 		t.Fatalf("containers %v", l.Containers)
 	}
 	w.soundContainer(l.Containers[0])
-	if l.Cpu.GetTimestamp() == 0 || l.Memory.GetTimestamp() == 0 || l.Process.GetProcessCount().GetValue() == 0 {
+	if l.Cpu.GetTimestamp() == 0 || l.Memory.GetTimestamp() == 0 {
 		t.Errorf("%v", l)
+	}
+	if l.Process.GetProcessCount().GetValue() == 0 {
+		differs(t, "processes: %v", l.Process)
 	}
 	switch n := l.Network; {
 	case n == nil, n.DefaultInterface == nil, n.DefaultInterface.Name == "", n.DefaultInterface.Name == "lo", n.DefaultInterface.RxBytes == nil:
