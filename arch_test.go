@@ -132,6 +132,26 @@ func TestMonitorIsSmall(t *testing.T) {
 	}
 }
 
+// clientMayUse is what criclient, which others import, is made of beside the
+// standard library: cri-api, gRPC, and what gRPC needs.
+var clientMayUse = []string{
+	"github.com/davit-runtime/davit/criclient/", "k8s.io/cri-api/", "google.golang.org/grpc/", "google.golang.org/protobuf/",
+	"google.golang.org/genproto/googleapis/rpc/", "golang.org/x/net/", "golang.org/x/sys/", "golang.org/x/text/",
+}
+
+func TestClientIsSmall(t *testing.T) {
+	out, err := exec.Command("go", "list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", "./criclient", "./criclient/crifake").CombinedOutput()
+	if err != nil {
+		t.Fatalf("go list: %v\n%s", err, out)
+	}
+	for _, dep := range strings.Fields(string(out)) {
+		allowed := func(prefix string) bool { return strings.HasPrefix(dep+"/", prefix) }
+		if !slices.ContainsFunc(clientMayUse, allowed) {
+			t.Errorf("criclient depends on %s; it may use the standard library and %v", dep, clientMayUse)
+		}
+	}
+}
+
 // What each program is made of is written down; a change there is a decision.
 func TestDependenciesAreWrittenDown(t *testing.T) {
 	for _, program := range []string{"davitd", "davit-monitor", "davit"} {
