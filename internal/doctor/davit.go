@@ -251,8 +251,9 @@ func checkLimits(l *look) {
 			row, fault, setting string
 			least               int64
 		}{
-			{"Max open files", "open-files-low", "LimitNOFILE", 1 << 16},
-			{"Max processes", "processes-low", "LimitNPROC", 4096},
+			// The soft limit is what containers begin with: 1024, as programs expect.
+			{"Max open files", "open-files-low", "LimitNOFILE=1024:524288", 1 << 16},
+			{"Max processes", "processes-low", "LimitNPROC=infinity", 4096},
 		} {
 			values, ok := strings.CutPrefix(line, least.row)
 			f := strings.Fields(values)
@@ -260,7 +261,7 @@ func checkLimits(l *look) {
 				continue
 			}
 			if hard, err := strconv.ParseInt(f[1], 10, 64); err == nil && hard < least.least { // else: unlimited
-				l.fault(least.fault, fmt.Sprintf("mkdir -p /etc/systemd/system/davitd.service.d\nprintf '[Service]\\n%s=infinity\\n' >/etc/systemd/system/davitd.service.d/limits.conf\nsystemctl daemon-reload && systemctl restart davitd", least.setting),
+				l.fault(least.fault, fmt.Sprintf("mkdir -p /etc/systemd/system/davitd.service.d\nprintf '[Service]\\n%s\\n' >/etc/systemd/system/davitd.service.d/limits.conf\nsystemctl daemon-reload && systemctl restart davitd", least.setting),
 					"%s of davitd: %d; %d are enough", strings.ToLower(least.row), hard, least.least)
 			}
 		}
