@@ -20,7 +20,7 @@ var davitChecks = []Check{
 		{"davit-monitor-not-running", Error, "davitd runs and its monitor or keeper does not"},
 	}},
 	{Name: "versions", What: "that davit, davitd and davit-monitor are of one version, on disk and running", run: checkVersions, Faults: []Fault{
-		{"version-mismatch", Warning, "davit and davitd are of different versions"},
+		{"version-mismatch", Warning, "davit, davitd and davit-monitor are of different versions, or another davitd runs than is installed"},
 		{"program-replaced", Warning, "a daemon still runs a program that was replaced or removed since"},
 	}},
 	{Name: "unit", What: "that a restart of davitd's systemd unit leaves containers alone", run: checkUnit, Faults: []Fault{
