@@ -222,7 +222,7 @@ func (l *look) checkPlugins(c *cniFile) {
 			err = json.Unmarshal([]byte(out), &said)
 		}
 		switch {
-		case errors.Is(err, fs.ErrPermission):
+		case errors.Is(err, fs.ErrPermission), errors.Is(err, errSlow):
 			l.unseen(path, err)
 		case err != nil:
 			l.fault("cni-plugin-broken", fix, "%s does not tell its versions: %v", path, err)

@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -46,6 +47,9 @@ func checkConfig(l *look) {
 		l.unseen("davit's configuration", fs.ErrPermission)
 	case d.err != nil && strings.Contains(d.err.Error(), "not defined: -check"):
 		l.skip("%s is older than this davit, and cannot say", d.program)
+	case d.err != nil && !errors.As(d.err, new(*Exit)):
+		l.unseen(d.program+" --check", d.err)
+		l.skip("davitd does not tell its configuration")
 	case d.err != nil:
 		message := strings.TrimPrefix(strings.ReplaceAll(d.err.Error(), "\n", "; "), "davitd: ")
 		l.fault("davitd-config-invalid", "# correct that line, then: "+d.program+" --check && systemctl restart davitd", "%s", message)

@@ -314,7 +314,7 @@ var davitSeeds = []seed{
 	{"an unknown key", "davitd-config: davitd-config-invalid (error)", func(w *world) {
 		builtIn(w) // what is configured is not known
 		delete(w.files, "/etc/davit/tls.crt")
-		w.runs["/usr/bin/davitd --check"] = output{"", errors.New("davitd: /etc/davit/config.toml:3:1: rooot: unknown key")}
+		w.runs["/usr/bin/davitd --check"] = output{"", &Exit{"davitd: /etc/davit/config.toml:3:1: rooot: unknown key"}}
 	}},
 	{"davitd does not run", "davitd: davitd-not-running (error)", func(w *world) {
 		w.end(200)
@@ -434,6 +434,10 @@ func TestNoFaults(t *testing.T) {
 		"somebody who calls himself davitd": func(w *world) {
 			w.process(150, "/tmp/davitd", "--state=/tmp/x")
 			w.edit("/proc/150/status", "Uid:\t0\t0\t0\t0", "Uid:\t4711\t4711\t4711\t4711")
+		},
+		"programs that are slow": func(w *world) {
+			w.runs["/usr/bin/crun --version"] = output{"", errSlow}
+			w.runs["/opt/cni/bin/bridge"] = output{"", errSlow}
 		},
 		"a plain path":                             func(w *world) { w.given = []Endpoint{{"/run/davit/davit.sock", "test"}} },
 		"a certificate of none":                    func(w *world) { w.configure(config{"certFile": "", "keyFile": ""}) },
