@@ -293,6 +293,9 @@ func (w *world) residue() []string {
 		}
 	}
 	if w.d != nil {
+		// Containers by which davitd finds out what OCI runtimes can do.
+		trials := filepath.Join(w.d.State, "trials", "*")
+		tried := glob(trials)
 		for _, pattern := range []string{"pods/*", "containers/*", "exits/*", "images/rootfs/*"} {
 			for _, dir := range []string{w.d.Root, w.d.State} {
 				have = append(have, slices.DeleteFunc(glob(filepath.Join(dir, pattern)), func(path string) bool {
@@ -300,6 +303,10 @@ func (w *world) residue() []string {
 				})...)
 			}
 		}
+		tried = append(tried, glob(trials)...)
+		have = slices.DeleteFunc(have, func(path string) bool {
+			return slices.ContainsFunc(tried, func(trial string) bool { return filepath.Base(trial) == filepath.Base(path) })
+		})
 	}
 	slices.Sort(have)
 	return have
