@@ -1,8 +1,10 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -15,6 +17,9 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/davit-runtime/davit/internal/monitor"
+	"github.com/davit-runtime/davit/internal/stream"
 )
 
 // fakeCRI is a runtime in memory behind a real socket. A container does what
@@ -35,6 +40,10 @@ type fakeCRI struct {
 	notReady   string           // reason of NetworkReady=false
 	fail       map[string]error // by method
 	auth       *runtimeapi.AuthConfig
+
+	streams *stream.Server // of sessions
+	program func(c *fakeContainer, cmd []string, s monitor.Stream) (code int, err error)
+	port    string // address of what listens on the pods' port 80
 }
 
 type fakeContainer struct {
@@ -57,9 +66,15 @@ func newFakeCRI(t *testing.T) *fakeCRI {
 	g := grpc.NewServer(grpc.UnaryInterceptor(f.intercept))
 	runtimeapi.RegisterRuntimeServiceServer(g, f)
 	runtimeapi.RegisterImageServiceServer(g, f)
-	done := make(chan error, 1)
+	f.streams, err = stream.Listen(stream.Config{Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 2)
 	go func() { done <- g.Serve(l) }()
-	t.Cleanup(func() { g.Stop(); <-done; os.RemoveAll(dir) })
+	go func() { done <- f.streams.Serve(ctx) }()
+	t.Cleanup(func() { g.Stop(); cancel(); <-done; <-done; os.RemoveAll(dir) })
 	return f
 }
 
@@ -247,11 +262,56 @@ func (f *fakeCRI) ExecSync(_ context.Context, r *runtimeapi.ExecSyncRequest) (*r
 	if err != nil {
 		return nil, err
 	}
-	out := &runtimeapi.ExecSyncResponse{Stdout: fmt.Appendf(nil, "%s: %q\n", c.config.Metadata.Name, r.Cmd), Stderr: []byte("err\n")}
-	if r.Cmd[0] == "exit" {
-		fmt.Sscan(r.Cmd[1], &out.ExitCode)
+	var out, errOut bytes.Buffer
+	code, err := f.run(c, r.Cmd, monitor.Stream{Stdout: &out, Stderr: &errOut})
+	return &runtimeapi.ExecSyncResponse{Stdout: out.Bytes(), Stderr: errOut.Bytes(), ExitCode: int32(code)}, err
+}
+
+func (f *fakeCRI) Exec(_ context.Context, r *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error) {
+	c, err := f.container(r.ContainerId)
+	if err != nil {
+		return nil, err
 	}
-	return out, nil
+	url, err := f.streams.Exec(stream.Command{
+		Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, TTY: r.Tty,
+		Run: func(_ context.Context, s monitor.Stream) (int, error) { return f.run(c, r.Cmd, s) },
+	})
+	return &runtimeapi.ExecResponse{Url: url}, err
+}
+
+func (f *fakeCRI) Attach(_ context.Context, r *runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error) {
+	c, err := f.container(r.ContainerId)
+	if err != nil {
+		return nil, err
+	}
+	url, err := f.streams.Attach(stream.Command{
+		Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, TTY: r.Tty,
+		Run: func(_ context.Context, s monitor.Stream) (int, error) { return f.run(c, nil, s) },
+	})
+	return &runtimeapi.AttachResponse{Url: url}, err
+}
+
+func (f *fakeCRI) PortForward(_ context.Context, r *runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error) {
+	url, err := f.streams.Forward(stream.Forward{Pod: r.PodSandboxId, Dial: func(ctx context.Context, port uint16) (net.Conn, error) {
+		if port != 80 {
+			return nil, fmt.Errorf("nothing listens on port %d", port)
+		}
+		return new(net.Dialer).DialContext(ctx, "tcp", f.port)
+	}})
+	return &runtimeapi.PortForwardResponse{Url: url}, err
+}
+
+// run is what a command does: program, or what tells who it is.
+func (f *fakeCRI) run(c *fakeContainer, cmd []string, s monitor.Stream) (code int, err error) {
+	if f.program != nil {
+		return f.program(c, cmd, s)
+	}
+	fmt.Fprintf(s.Stdout, "%s: %q\n", c.config.Metadata.Name, cmd)
+	fmt.Fprint(s.Stderr, "err\n")
+	if cmd[0] == "exit" {
+		fmt.Sscan(cmd[1], &code)
+	}
+	return code, nil
 }
 
 func (f *fakeCRI) container(id string) (*fakeContainer, error) {

@@ -306,7 +306,7 @@ func TestErrors(t *testing.T) {
 	s.davit(1, "", "pods", "--endpoint", filepath.Join(s.dir, "none.sock"))
 	s.has(s.errOut, `^davit: list pods: dial unix \S+none.sock: connect: no such file or directory; nobody answers at .*none.sock: start davitd, or name another socket by --endpoint or CONTAINER_RUNTIME_ENDPOINT\n$`)
 	s.davit(1, "", "exec", "web")
-	s.has(s.errOut, `^davit: wrong arguments; use: davit exec POD \[-c CONTAINER\] -- COMMAND \[ARGUMENT...\] \[flags\]\n$`)
+	s.has(s.errOut, `^davit: wrong arguments; use: davit exec POD \[-c CONTAINER\] \[-it\] -- COMMAND \[ARGUMENT...\] \[flags\]\n$`)
 	s.davit(1, "", "ps", "--bogus")
 	s.has(s.errOut, `^davit: unknown flag: --bogus; see davit ps --help\n$`)
 	delete(s.cri.fail, "ListPodSandbox")
