@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"syscall"
@@ -136,7 +137,7 @@ func (a *app) exec(ctx context.Context, s *session, c *runtimeapi.Container, com
 			ctx, cancel := a.call(ctx, 0)
 			defer cancel()
 			r, err := a.client.Exec(ctx, &runtimeapi.ExecRequest{
-				ContainerId: c.Id, Cmd: command, Tty: s.tty, Stdin: s.stdin, Stdout: true, Stderr: !s.tty,
+				ContainerId: c.Id, Cmd: command, Tty: s.tty, Stdin: s.stdin || s.tty, Stdout: true, Stderr: !s.tty,
 			})
 			return r.GetUrl(), err
 		}, streams)
@@ -164,7 +165,7 @@ func (a *app) attachCommand() *cobra.Command {
 					ctx, cancel := a.call(ctx, 0)
 					defer cancel()
 					r, err := a.client.Attach(ctx, &runtimeapi.AttachRequest{
-						ContainerId: c.Id, Tty: s.tty, Stdin: s.stdin, Stdout: true, Stderr: !s.tty,
+						ContainerId: c.Id, Tty: s.tty, Stdin: s.stdin || s.tty, Stdout: true, Stderr: !s.tty,
 					})
 					return r.GetUrl(), err
 				}, streams)
@@ -204,8 +205,11 @@ func (a *app) join(ctx context.Context, s *session, run func(context.Context, *c
 	if !s.tty {
 		streams.Stderr = a.err
 	}
-	if s.stdin {
+	switch {
+	case s.stdin:
 		streams.Stdin = a.in
+	case s.tty:
+		streams.Stdin = mute{ctx}
 	}
 	if screen := terminal.Of(a.in); screen != nil && s.tty && s.stdin {
 		restore, err := terminal.Raw(screen)
@@ -222,4 +226,13 @@ func (a *app) join(ctx context.Context, s *session, run func(context.Context, *c
 		return context.Canceled // by a signal, of which the cause tells
 	}
 	return err
+}
+
+// A mute says nothing until its context ends. containerd loses what comes by
+// a terminal without standard input.
+type mute struct{ ctx context.Context }
+
+func (m mute) Read([]byte) (int, error) {
+	<-m.ctx.Done()
+	return 0, io.EOF
 }
