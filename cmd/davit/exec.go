@@ -6,7 +6,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/signal"
 	"syscall"
@@ -144,9 +143,6 @@ func (a *app) exec(ctx context.Context, s *session, c *runtimeapi.Container, com
 	})
 }
 
-// errLeft is the user's wish to end a session.
-var errLeft = errors.New("the keys to leave were typed")
-
 func (a *app) attachCommand() *cobra.Command {
 	var s session
 	cmd := &cobra.Command{
@@ -170,7 +166,7 @@ func (a *app) attachCommand() *cobra.Command {
 					return r.GetUrl(), err
 				}, streams)
 			})
-			if errors.Is(err, errLeft) {
+			if errors.Is(err, terminal.ErrLeft) {
 				fmt.Fprintf(a.err, "\nleft container %s, which goes on\n", c.Metadata.GetName())
 				return nil
 			}
@@ -199,8 +195,6 @@ func (a *app) join(ctx context.Context, s *session, run func(context.Context, *c
 	// These would end davit at once, and leave the terminal raw.
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGHUP, syscall.SIGQUIT)
 	defer stop()
-	ctx, leave := context.WithCancelCause(ctx)
-	defer leave(nil)
 	streams := cristream.Streams{Stdout: a.out, TTY: s.tty}
 	if !s.tty {
 		streams.Stderr = a.err
@@ -218,11 +212,11 @@ func (a *app) join(ctx context.Context, s *session, run func(context.Context, *c
 		}
 		defer restore()
 		defer context.AfterFunc(ctx, restore)() // even if what is written to the terminal blocks
-		streams.Stdin = &terminal.Leaver{From: a.in, Keys: keys, Left: func() { leave(errLeft) }}
+		streams.Stdin = &terminal.Leaver{From: a.in, Keys: keys}
 		streams.Resize = terminal.Sizes(ctx, screen)
 	}
 	err = run(ctx, d, streams)
-	if cause := context.Cause(ctx); cause != nil && cause != errLeft && errors.Is(err, cause) && ctx.Err() == context.Canceled {
+	if cause := context.Cause(ctx); cause != nil && errors.Is(err, cause) && ctx.Err() == context.Canceled {
 		return context.Canceled // by a signal, of which the cause tells
 	}
 	return err
@@ -234,5 +228,5 @@ type mute struct{ ctx context.Context }
 
 func (m mute) Read([]byte) (int, error) {
 	<-m.ctx.Done()
-	return 0, io.EOF
+	return 0, m.ctx.Err()
 }

@@ -5,6 +5,7 @@ package terminal
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -82,13 +83,15 @@ func ParseKeys(text string) (keys []byte, err error) {
 	return keys, nil
 }
 
+// ErrLeft is the wish to leave.
+var ErrLeft = errors.New("the keys to leave were typed")
+
 // A Leaver passes on what From has until its Keys are typed one after the
-// other; then it calls Left, and that was all. What begins as they do is held
-// back until it is clear that it is something else.
+// other, which is ErrLeft. What begins as they do is held back until it is
+// clear that it is something else.
 type Leaver struct {
 	From io.Reader
 	Keys []byte
-	Left func()
 
 	held int    // as many of Keys were typed
 	rest []byte // to be passed on
@@ -126,8 +129,7 @@ func (l *Leaver) take(typed []byte) {
 			continue
 		}
 		if l.held++; l.held == len(l.Keys) {
-			l.held, l.err = 0, io.EOF
-			l.Left()
+			l.held, l.err = 0, ErrLeft
 			return
 		}
 	}
