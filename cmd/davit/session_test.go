@@ -6,7 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
+	"log/slog"
 	"net"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"reflect"
 	"strings"
@@ -18,8 +23,10 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/davit-runtime/davit/internal/monitor"
+	"github.com/davit-runtime/davit/internal/stream"
 )
 
 // shared is a buffer that is read while it is written.
@@ -53,7 +60,7 @@ func (s *shared) await(t *testing.T, text string) {
 // background runs davit meanwhile; wait returns its exit code.
 func (s *shell) background(in io.Reader, out, errOut io.Writer, args ...string) (wait func() int) {
 	code := make(chan int, 1)
-	go func() { code <- run(append([]string{"--endpoint", s.cri.path}, args...), in, out, errOut) }()
+	go func() { code <- run(append([]string{"--endpoint", s.socket.Path()}, args...), in, out, errOut) }()
 	return func() int {
 		s.Helper()
 		select {
@@ -66,20 +73,101 @@ func (s *shell) background(in io.Reader, out, errOut io.Writer, args ...string) 
 	}
 }
 
-// onePod is a shell with a pod whose one container does what program does.
-func onePod(t *testing.T, program func(cmd []string, s monitor.Stream) (int, error)) *shell {
-	s := newShell(t)
-	s.play(0, "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec: {containers: [{name: c, image: \"a:1\"}]}\n")
-	s.cri.program = func(_ *fakeContainer, cmd []string, streams monitor.Stream) (int, error) {
-		return program(cmd, streams)
+// A program is what runs in a container: a command, or without one the
+// container's own.
+type program func(container string, cmd []string, s monitor.Stream) (code int, err error)
+
+// whoami tells who it is; exit N ends with N.
+func whoami(container string, cmd []string, s monitor.Stream) (code int, err error) {
+	fmt.Fprintf(s.Stdout, "%s: %q\n", container, cmd)
+	fmt.Fprint(s.Stderr, "err\n")
+	if cmd[0] == "exit" {
+		fmt.Sscan(cmd[1], &code)
 	}
+	return code, nil
+}
+
+// serveStreams gives the fake runtime sessions, until the test's end.
+func (s *shell) serveStreams() {
+	s.program = whoami
+	sessions, err := stream.Listen(stream.Config{Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		s.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- sessions.Serve(ctx) }()
+	// The fake's URLs tell nothing but the kind: the request is the last of those.
+	proxy := httptest.NewServer(&httputil.ReverseProxy{ErrorLog: log.New(io.Discard, "", 0), Rewrite: func(r *httputil.ProxyRequest) {
+		to, err := url.Parse(s.offer(sessions, strings.Split(r.In.URL.Path, "/")[1]))
+		if err != nil {
+			s.Error(err)
+		}
+		r.Out.URL = to
+	}})
+	s.cri.SetStreamURL(proxy.URL)
+	s.Cleanup(func() {
+		cancel()
+		<-served
+		proxy.Close()
+	})
+}
+
+// offer returns the URL of the session that was asked for last.
+func (s *shell) offer(sessions *stream.Server, kind string) (url string) {
+	method := map[string]string{"exec": "Exec", "attach": "Attach", "portforward": "PortForward"}[kind]
+	calls := s.cri.Calls(method)
+	var err error
+	switch r := calls[len(calls)-1].Request.(type) {
+	case *runtimeapi.ExecRequest:
+		url, err = sessions.Exec(stream.Command{
+			Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, TTY: r.Tty,
+			Run: func(_ context.Context, io monitor.Stream) (int, error) {
+				return s.program(s.nameOf(r.ContainerId), r.Cmd, io)
+			},
+		})
+	case *runtimeapi.AttachRequest:
+		url, err = sessions.Attach(stream.Command{
+			Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, TTY: r.Tty,
+			Run: func(_ context.Context, io monitor.Stream) (int, error) {
+				return s.program(s.nameOf(r.ContainerId), nil, io)
+			},
+		})
+	case *runtimeapi.PortForwardRequest:
+		url, err = sessions.Forward(stream.Forward{Pod: r.PodSandboxId, Dial: func(ctx context.Context, port uint16) (net.Conn, error) {
+			if port != 80 {
+				return nil, fmt.Errorf("nothing listens on port %d", port)
+			}
+			return new(net.Dialer).DialContext(ctx, "tcp", s.port)
+		}})
+	}
+	if err != nil {
+		s.Error(err)
+	}
+	return url
+}
+
+func (s *shell) nameOf(container string) string {
+	for _, c := range s.cri.Containers() {
+		if c.Id == container {
+			return c.Metadata.Name
+		}
+	}
+	return ""
+}
+
+// onePod is a shell with a pod whose one container does what program does.
+func onePod(t *testing.T, p program) *shell {
+	s := newShell(t)
+	s.program = p
+	s.play(0, "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec: {containers: [{name: c, image: \"a:1\"}]}\n")
 	return s
 }
 
 func TestExecStreams(t *testing.T) {
 	for _, protocol := range []string{"auto", "websocket", "spdy"} {
 		more := make(chan struct{})
-		s := onePod(t, func(cmd []string, streams monitor.Stream) (int, error) {
+		s := onePod(t, func(_ string, cmd []string, streams monitor.Stream) (int, error) {
 			fmt.Fprintf(streams.Stdout, "%s begins\n", cmd)
 			<-more
 			if streams.Stdin != nil {
@@ -95,7 +183,7 @@ func TestExecStreams(t *testing.T) {
 			t.Errorf("%s: exit code %d, %q", protocol, code, &errOut)
 		}
 	}
-	s := onePod(t, func([]string, monitor.Stream) (int, error) { return 0, errors.New("no such program") })
+	s := onePod(t, func(string, []string, monitor.Stream) (int, error) { return 0, errors.New("no such program") })
 	s.davit(1, "", "exec", "web", "--", "sl")
 	s.has(s.errOut, `^davit: exec in container c: .*no such program\n$`)
 	s.davit(1, "", "exec", "--protocol", "http", "web", "--", "sl")
@@ -147,7 +235,7 @@ func modes(t *testing.T, f *os.File) *unix.Termios {
 }
 
 // keys is a command that tells what it gets: sizes, and keys until q.
-func keys(_ []string, s monitor.Stream) (int, error) {
+func keys(_ string, _ []string, s monitor.Stream) (int, error) {
 	var writing sync.Mutex
 	say := func(format string, args ...any) {
 		writing.Lock()
@@ -234,7 +322,7 @@ func TestTerminalAfterPanic(t *testing.T) {
 				t.Error("no panic")
 			}
 		}()
-		run([]string{"--endpoint", s.cri.path, "exec", "-it", "web", "--", "sh"}, screen, panics{}, io.Discard)
+		run([]string{"--endpoint", s.socket.Path(), "exec", "-it", "web", "--", "sh"}, screen, panics{}, io.Discard)
 	}()
 	if after := modes(t, screen); !reflect.DeepEqual(after, before) {
 		t.Errorf("the terminal was %+v and is %+v", before, after)
@@ -248,7 +336,7 @@ func TestPortForward(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer web.Close()
-	s.cri.port = web.Addr().String()
+	s.port = web.Addr().String()
 	go func() {
 		for {
 			c, err := web.Accept()
@@ -302,9 +390,7 @@ func TestPortForward(t *testing.T) {
 		t.Errorf("%q from a port on which nobody listens", text)
 	}
 	errOut.await(t, "davit: port 81: error forwarding port 81")
-	s.cri.mu.Lock()
-	s.cri.fail["PortForward"] = status.Error(codes.NotFound, "no pod aa")
-	s.cri.mu.Unlock()
+	s.cri.Fail("PortForward", status.Error(codes.NotFound, "no pod aa"))
 	_, _ = get(to)
 	if code := wait(); code != 1 {
 		t.Errorf("exit code %d", code)
