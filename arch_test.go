@@ -34,13 +34,14 @@ var drivers = []string{
 var imports = map[string][]string{
 	"cmd/davitd":        {"*"}, // it joins the parts
 	"cmd/davit-monitor": {"internal/monitor", "internal/monitor/server", "internal/keeper", "internal/holder"},
-	"cmd/davit":         {"criclient", "internal/play", "internal/crilog", "internal/doctor", "internal/kubelet"},
+	"cmd/davit":         {"criclient", "criclient/cristream", "internal/play", "internal/crilog", "internal/terminal", "internal/doctor", "internal/kubelet"},
 
 	"criclient":           {},
 	"criclient/crifake":   {"criclient"},
 	"criclient/cristream": {},
 	"internal/play":       {"internal/store", "internal/fault"},
 	"internal/crilog":     {},
+	"internal/terminal":   {"criclient/cristream"},
 	"internal/doctor":     {"criclient", "internal/kubelet"},
 	"internal/kubelet":    {},
 	// Of cgroup and monitor, cri uses value types that pod hands through.

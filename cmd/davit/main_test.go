@@ -29,6 +29,9 @@ type shell struct {
 	dir    string // --play-dir and --log-dir are below it
 	out    string // of the last command
 	errOut string
+
+	program program // what is run in containers
+	port    string  // address of what listens on port 80 of pods
 }
 
 func newShell(t *testing.T) *shell {
@@ -41,6 +44,7 @@ func newShell(t *testing.T) *shell {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.socket.Close(); os.RemoveAll(dir) })
+	s.serveStreams()
 	return s
 }
 
@@ -364,7 +368,7 @@ func TestErrors(t *testing.T) {
 	s.davit(1, "", "pods", "--endpoint", filepath.Join(s.dir, "none.sock"))
 	s.has(s.errOut, `^davit: endpoint unix://\S+none.sock: there is no such file; start the runtime, or name its socket; --endpoint or CONTAINER_RUNTIME_ENDPOINT names another\n$`)
 	s.davit(1, "", "exec", "web")
-	s.has(s.errOut, `^davit: wrong arguments; use: davit exec POD \[-c CONTAINER\] -- COMMAND \[ARGUMENT...\] \[flags\]\n$`)
+	s.has(s.errOut, `^davit: wrong arguments; use: davit exec POD \[-c CONTAINER\] \[-it\] -- COMMAND \[ARGUMENT...\] \[flags\]\n$`)
 	s.davit(1, "", "ps", "--bogus")
 	s.has(s.errOut, `^davit: unknown flag: --bogus; see davit ps --help\n$`)
 	s.cri.Fail("StreamPodSandboxes", nil)
