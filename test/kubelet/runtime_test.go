@@ -1,0 +1,198 @@
+package kubelet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sys/unix"
+
+	"github.com/davit-runtime/davit/internal/testkit"
+)
+
+// A runtime is what a kubelet is given: davit, or another.
+type runtime struct {
+	name     string
+	endpoint string // unix:///…
+	dir      string
+	davit    *testkit.Daemon // nil if it is another
+	images   map[string]string
+}
+
+// newRuntime starts a davitd, or takes the runtime that -endpoint names, and
+// has everything removed at the test's end.
+func newRuntime(t *testing.T, config string) *runtime {
+	t.Helper()
+	testkit.Leftovers(t).Ignore(`^cgroup /kubelet-test-`)
+	place(t)
+	dir := openDir(t)
+	r := &runtime{name: "other", endpoint: *endpoint, dir: dir, images: images(t)}
+	if *endpoint == "" {
+		r.name, r.davit = "davit", testkit.NewDaemon(t, config)
+		r.endpoint = "unix://" + r.davit.Socket
+	}
+	return r
+}
+
+// openDir is a temporary directory that others can pass: the root of a user
+// namespace is one of them.
+func openDir(t *testing.T) string {
+	dir := t.TempDir()
+	for at := dir; strings.HasPrefix(at, os.TempDir()+"/"); at = filepath.Dir(at) {
+		if err := os.Chmod(at, 0o711); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+// client returns a client of the runtime's until the test's end.
+func (r *runtime) client(t *testing.T) *testkit.Client {
+	t.Helper()
+	c, err := testkit.Dial(r.endpoint)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return c
+}
+
+// images serves what pods are made of, by the names that manifests use.
+func images(t *testing.T) map[string]string {
+	t.Helper()
+	server, err := testkit.ServeImages()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(server.Close)
+	files, err := testkit.BusyboxFiles()
+	if err != nil {
+		t.Fatal(err)
+	}
+	program, err := os.ReadFile(target(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	files = append(files, testkit.File{Name: "target", Data: program, Mode: 0o755})
+	data := []testkit.File{{Name: "greeting", Data: []byte("hello\n")}, {Name: "dir/"}, {Name: "dir/deep", Data: []byte("deep\n")}}
+	names := map[string]string{}
+	for name, spec := range map[string]testkit.ImageSpec{
+		"target": {Layers: [][]testkit.File{files}, Config: v1.Config{Cmd: []string{"sh"}, Env: []string{"PATH=/bin"}}},
+		"data":   {Layers: [][]testkit.File{data}},
+		// containerd has a process in each pod that does nothing.
+		"pause": {Layers: [][]testkit.File{files}, Config: v1.Config{Entrypoint: []string{"/target"}}},
+	} {
+		img, err := testkit.NewImage(spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		names[name] = server.Host + "/kubelet/" + name + ":1"
+		if err := testkit.Push(names[name], img); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return names
+}
+
+// target returns the program that pods run: one that lies beside the kubelets,
+// where there is no Go to build it.
+func target(t *testing.T) string {
+	t.Helper()
+	built := filepath.Join(*kubelets, "target")
+	if _, err := os.Stat(built); err == nil {
+		return built
+	}
+	program := filepath.Join(t.TempDir(), "target")
+	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", program, "github.com/davit-runtime/davit/test/kubelet/target")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build the target of probes: %v\n%s", err, out)
+	}
+	return program
+}
+
+// preload pulls the images, so that times are without that.
+func (r *runtime) preload(t *testing.T) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), times(time.Minute))
+	defer cancel()
+	c := r.client(t)
+	for _, image := range r.images {
+		if _, err := c.Pull(ctx, image); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// empty fails the test unless the runtime has no pod and no container.
+func (r *runtime) empty(t *testing.T) {
+	t.Helper()
+	c := r.client(t)
+	eventually(t, 30*time.Second, func() error {
+		pods, err := c.ListPodSandbox(t.Context(), nil)
+		if err != nil {
+			return err
+		}
+		containers, err := c.ListContainers(t.Context(), nil)
+		if err != nil {
+			return err
+		}
+		if len(pods.Items)+len(containers.Containers) > 0 {
+			return fmt.Errorf("the runtime has pods %v, containers %v", pods.Items, containers.Containers)
+		}
+		return nil
+	})
+}
+
+// join runs this program again in the namespaces of the process that listens
+// at a socket, unless it is in them.
+func join(endpoint string) {
+	conn, err := net.Dial("unix", strings.TrimPrefix(endpoint, "unix://"))
+	if err != nil {
+		exit(err)
+	}
+	raw, err := conn.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		exit(err)
+	}
+	var peer *unix.Ucred
+	err = raw.Control(func(fd uintptr) {
+		peer, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	})
+	_ = conn.Close()
+	if err != nil || peer == nil {
+		exit(errors.Join(errors.New("find who listens at "+endpoint), err))
+	}
+	there, err1 := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", peer.Pid))
+	here, err2 := os.Readlink("/proc/self/ns/mnt")
+	if err := errors.Join(err1, err2); err != nil {
+		exit(err)
+	}
+	if there == here {
+		return
+	}
+	self, err := os.Executable()
+	if err != nil {
+		exit(err)
+	}
+	enter, err := exec.LookPath("nsenter")
+	if err != nil {
+		exit(err)
+	}
+	args := append([]string{"nsenter", "-t", strconv.Itoa(int(peer.Pid)), "-m", "-n", "-w", self}, os.Args[1:]...)
+	exit(unix.Exec(enter, args, os.Environ()))
+}
+
+func exit(err error) {
+	fmt.Fprintln(os.Stderr, "kubelet:", err)
+	os.Exit(1)
+}
