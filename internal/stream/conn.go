@@ -7,12 +7,18 @@ import (
 	"net"
 	"os"
 	"sync"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // linger is how long a connection may live on once its session has ended, or
 // once its client has gone, for what is still on its way.
 const linger = 5 * time.Second
+
+// lookPeriod is how often a session looks after its client.
+const lookPeriod = 500 * time.Millisecond
 
 // conns are the connections that are open. The zero value is ready.
 type conns struct {
@@ -80,10 +86,32 @@ func (c *conn) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// Close succeeds again and again: spdystream waits where it does not.
 func (c *conn) Close() error {
 	c.lose()
 	c.conns.remove(c)
-	return c.Conn.Close()
+	_ = c.Conn.Close()
+	return nil
+}
+
+// gone reports whether the client has ended the connection, or its machine
+// has. It knows where Read does not: a session whose command reads nothing
+// does not read from its client either, once all buffers are full.
+func (c *conn) gone() bool {
+	tcp, ok := c.Conn.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return true
+	}
+	gone := false
+	err = raw.Control(func(fd uintptr) {
+		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+		gone = err == nil && info.State != unix.BPF_TCP_ESTABLISHED
+	})
+	return gone || err != nil
 }
 
 func (c *conn) lose() { c.once.Do(func() { close(c.lost) }) }
@@ -107,10 +135,19 @@ func whileConnected(ctx context.Context) (context.Context, context.CancelFunc) {
 		return ctx, cancel
 	}
 	go func() {
-		select {
-		case <-c.lost:
-			cancel()
-		case <-ctx.Done():
+		look := time.NewTicker(lookPeriod)
+		defer look.Stop()
+		for {
+			select {
+			case <-c.lost:
+				cancel()
+			case <-look.C:
+				if c.gone() {
+					c.lose()
+				}
+			case <-ctx.Done():
+				return
+			}
 		}
 	}()
 	return ctx, cancel
