@@ -180,7 +180,7 @@ func (n *node) settings() map[string]any {
 		"resolvConf": n.file("resolv.conf", "nameserver 192.0.2.53\n"),
 		// Nothing is to be evicted or collected behind a test's back.
 		"evictionHard":                map[string]string{"memory.available": "1Mi", "nodefs.available": "0%", "nodefs.inodesFree": "0%", "imagefs.available": "0%", "imagefs.inodesFree": "0%"},
-		"imageGCHighThresholdPercent": 100, "serializeImagePulls": false,
+		"imageGCHighThresholdPercent": 100, "serializeImagePulls": false, "registryPullQPS": 0,
 		"containerLogMaxSize": "64Ki", "containerLogMaxFiles": 100,
 		"volumePluginDir":       filepath.Join(n.dir, "plugins"),
 		"runtimeRequestTimeout": times(2 * time.Minute).String(),

@@ -19,6 +19,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/davit-runtime/davit/internal/testkit"
 )
 
 // restless are pods that are restarted whatever davitd does.
@@ -45,7 +47,7 @@ func (n *node) lives() map[string]string {
 
 // troubled matches what a kubelet says when it holds its runtime for down: its
 // node is not Ready then.
-var troubled = regexp.MustCompile(`(?i)container runtime is down|runtime network not ready|Skipping pod synchronization|PLEG is not healthy`)
+var troubled = regexp.MustCompile(`(?i)container runtime is down|runtime network not ready|runtime not ready|Skipping pod synchronization|PLEG is not healthy`)
 
 // bounce ends davitd by end and starts it again after a moment in which the
 // kubelet asks in vain. The node must be as it was, within 2 s of davitd's
@@ -88,7 +90,7 @@ func (n *node) back(t *testing.T, before map[string]string, mark int) {
 func (r *runtime) ready() error {
 	ctx, cancel := context.WithTimeout(context.Background(), times(2*time.Second))
 	defer cancel()
-	c, err := r.davit.Dial()
+	c, err := testkit.Dial(r.endpoint)
 	if err != nil {
 		return err
 	}
@@ -122,7 +124,7 @@ func same(before, after map[string]string) error {
 	return nil
 }
 
-// serves puts a pod, waits for it and takes it away: the runtime works.
+// works puts a pod, waits for it and takes it away: the runtime works.
 func (n *node) works(t *testing.T, name string) {
 	t.Helper()
 	p := n.manifest("terminal")

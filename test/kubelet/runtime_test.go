@@ -15,6 +15,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/davit-runtime/davit/internal/testkit"
 )
@@ -133,24 +134,33 @@ func (r *runtime) preload(t *testing.T) {
 	}
 }
 
-// empty fails the test unless the runtime has no pod and no container.
+// empty fails the test unless the kubelet has the runtime remove all pods and
+// containers; it collects those that are over once a minute.
 func (r *runtime) empty(t *testing.T) {
 	t.Helper()
 	c := r.client(t)
-	eventually(t, 30*time.Second, func() error {
-		pods, err := c.ListPodSandbox(t.Context(), nil)
+	eventually(t, 150*time.Second, func() error {
+		pods, err := c.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{})
 		if err != nil {
 			return err
 		}
-		containers, err := c.ListContainers(t.Context(), nil)
+		containers, err := c.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{})
 		if err != nil {
 			return err
 		}
 		if len(pods.Items)+len(containers.Containers) > 0 {
-			return fmt.Errorf("the runtime has pods %v, containers %v", pods.Items, containers.Containers)
+			return fmt.Errorf("the runtime has %d pods and %d containers, such as %v %v", len(pods.Items), len(containers.Containers), first(pods.Items), first(containers.Containers))
 		}
 		return nil
 	})
+}
+
+// first returns the first of a list, for a message.
+func first[T any](list []T) any {
+	if len(list) == 0 {
+		return "none"
+	}
+	return list[0]
 }
 
 // join runs this program again in the namespaces of the process that listens

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"sigs.k8s.io/yaml"
 )
 
@@ -65,7 +66,7 @@ func (n *node) put(p *corev1.Pod) {
 	}
 }
 
-// take takes pods away and waits until the kubelet has forgotten them.
+// take takes pods away and waits until they were stopped.
 func (n *node) take(names ...string) {
 	n.t.Helper()
 	for _, name := range names {
@@ -73,10 +74,21 @@ func (n *node) take(names ...string) {
 			n.t.Fatal(err)
 		}
 	}
+	c := n.runtime.client(n.t)
 	eventually(n.t, time.Minute, func() error {
 		for _, p := range n.list() {
 			if name := plain(&p); slices.Contains(names, name) {
 				return fmt.Errorf("%s is still there", name)
+			}
+		}
+		// A kubelet shows a pod no more that is still being stopped.
+		pods, err := c.ListPodSandbox(n.t.Context(), &runtimeapi.ListPodSandboxRequest{})
+		if err != nil {
+			return err
+		}
+		for _, p := range pods.Items {
+			if name := strings.TrimSuffix(p.Metadata.Name, "-node"); slices.Contains(names, name) && p.State == runtimeapi.PodSandboxState_SANDBOX_READY {
+				return fmt.Errorf("%s still runs", name)
 			}
 		}
 		return nil

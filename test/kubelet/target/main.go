@@ -30,6 +30,8 @@ func main() {
 	rpc := flag.Int("grpc", 0, "`port` for gRPC health checks")
 	record := flag.String("record", "", "`file` that tells what happened")
 	flag.Parse()
+	term := make(chan os.Signal, 1)
+	signal.Notify(term, syscall.SIGTERM)
 	ended := make(chan error, 1)
 	serve(*web, ended, func(l net.Listener) error { return http.Serve(l, handler(*record)) })
 	serve(*raw, ended, echo)
@@ -38,8 +40,6 @@ func main() {
 		grpc_health_v1.RegisterHealthServer(s, health.NewServer())
 		return s.Serve(l)
 	})
-	term := make(chan os.Signal, 1)
-	signal.Notify(term, syscall.SIGTERM)
 	select {
 	case err := <-ended:
 		fmt.Fprintln(os.Stderr, "target:", err)
