@@ -23,12 +23,13 @@ import (
 )
 
 var (
-	kubelets = flag.String("kubelets", "", "`directory` of kubelets: v1.37.1/kubelet and so on")
-	previous = flag.String("previous", "", "`directory` of the programs that are upgraded from")
-	endpoint = flag.String("endpoint", "", "a runtime's CRI `socket`, unix:///…, instead of a davitd of the test's own")
-	driver   = flag.String("driver", "cgroupfs", "cgroup driver of the kubelet where the runtime does not tell it")
-	batch    = flag.Int("batch", 100, "how many `pods` at once")
-	slow     = flag.Float64("slow", 1, "`factor` by which this machine is slower than two cores of the usual kind")
+	kubelets   = flag.String("kubelets", "", "`directory` of kubelets: v1.37.1/kubelet and so on")
+	previous   = flag.String("previous", "", "`directory` of the programs that are upgraded from")
+	endpoint   = flag.String("endpoint", "", "a runtime's CRI `socket`, unix:///…, instead of a davitd of the test's own")
+	configured = flag.String("config", "", "more of davitd's configuration: `TOML` without tables")
+	driver     = flag.String("driver", "cgroupfs", "cgroup driver of the kubelet where the runtime does not tell it")
+	batch      = flag.Int("batch", 100, "how many `pods` at once")
+	slow       = flag.Float64("slow", 1, "`factor` by which this machine is slower than two cores of the usual kind")
 )
 
 const (

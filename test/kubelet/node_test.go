@@ -128,6 +128,9 @@ func cgroupRoot(t *testing.T) string {
 	t.Cleanup(func() {
 		for _, m := range mounts {
 			removeCgroups(m.Mountpoint + name)
+			if _, err := os.Stat(m.Mountpoint + name); err == nil {
+				t.Errorf("cgroup %s is in use", m.Mountpoint+name)
+			}
 		}
 		if name == "/" {
 			removeCgroups("/sys/fs/cgroup/kubepods")

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/davit-runtime/davit/internal/testkit"
@@ -37,7 +38,8 @@ func (n *node) lives() map[string]string {
 		}
 		for key, value := range facts(&p) {
 			_, what, of := strings.Cut(key, ".")
-			if key == "phase" || key == "address" || of && what != "message" {
+			// Of pods that are over, a kubelet that was restarted knows no address.
+			if key == "phase" || key == "address" && p.Status.Phase == corev1.PodRunning || of && what != "message" {
 				f[name+"."+key] = value
 			}
 		}
