@@ -3,6 +3,7 @@ package kubelet
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -28,7 +29,6 @@ type node struct {
 	dir     string // everything on disk
 	pods    string // where its manifests are
 	logFile string
-	cgroup  string         // "/": the pods' cgroups are below this one
 	more    map[string]any // settings beside the usual ones
 	cmd     *exec.Cmd
 	ended   chan error
@@ -49,7 +49,6 @@ func newNode(t *testing.T, version string, r *runtime, more map[string]any) *nod
 			t.Fatal(err)
 		}
 	}
-	n.cgroup = cgroupRoot(t)
 	t.Cleanup(func() {
 		n.stop()
 		unmountBelow(t, n.dir)
@@ -178,7 +177,7 @@ func (n *node) settings() map[string]any {
 		"address": "127.0.0.1", "port": 10250, "readOnlyPort": 10255, "healthzPort": 10248,
 		"authentication": map[string]any{"anonymous": map[string]any{"enabled": true}, "webhook": map[string]any{"enabled": false}},
 		"authorization":  map[string]any{"mode": "AlwaysAllow"},
-		"cgroupDriver":   *driver, "cgroupRoot": n.cgroup, "cgroupsPerQOS": true, "enforceNodeAllocatable": []string{"pods"},
+		"cgroupDriver":   *driver, "cgroupRoot": n.runtime.cgroup, "cgroupsPerQOS": true, "enforceNodeAllocatable": []string{"pods"},
 		"oomScoreAdj": score, "failSwapOn": false, "makeIPTablesUtilChains": false,
 		"resolvConf": n.file("resolv.conf", "nameserver 192.0.2.53\n"),
 		// Nothing is to be evicted or collected behind a test's back.
@@ -197,11 +196,14 @@ func (n *node) settings() map[string]any {
 	if n.minor() >= 31 {
 		s["failCgroupV1"] = false
 	}
-	for key, value := range n.more {
-		s[key] = value
-	}
+	maps.Copy(s, n.more)
+	delete(s, kubeconfig)
 	return s
 }
+
+// kubeconfig is the setting that is none of the kubelet's configuration, but a
+// file: how an API server is reached.
+const kubeconfig = "kubeconfig"
 
 func (n *node) minor() int { return minorOf(n.version) }
 
@@ -234,6 +236,9 @@ func (n *node) tryStart() error {
 	}
 	if n.minor() < 27 {
 		args = append(args, "--container-runtime", "remote", "--container-runtime-endpoint", n.runtime.endpoint, "--image-service-endpoint", n.runtime.endpoint)
+	}
+	if text, ok := n.more[kubeconfig].(string); ok {
+		args = append(args, "--kubeconfig", n.file("kubeconfig", text))
 	}
 	logFile, err := os.OpenFile(n.logFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {

@@ -257,7 +257,7 @@ func (n *node) hooks(t *testing.T) {
 // noCgroups fails the test if cgroups of pods are left.
 func (n *node) noCgroups(t *testing.T) {
 	eventually(t, 30*time.Second, func() error {
-		for _, pattern := range []string{n.cgroup + "/kubepods*/pod*", n.cgroup + "/kubepods*/*/*pod*"} {
+		for _, pattern := range []string{n.runtime.cgroup + "/kubepods*/pod*", n.runtime.cgroup + "/kubepods*/*/*pod*"} {
 			for _, tree := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/memory", "/sys/fs/cgroup/pids"} {
 				if left, _ := filepath.Glob(tree + pattern); len(left) > 0 {
 					return fmt.Errorf("cgroups of pods are left: %v", left)

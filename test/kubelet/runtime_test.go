@@ -26,6 +26,7 @@ type runtime struct {
 	endpoint string // unix:///…
 	dir      string
 	davit    *testkit.Daemon // nil if it is another
+	cgroup   string          // "/" or "/…": the pods' cgroups are to be below this one
 	images   map[string]string
 }
 
@@ -38,7 +39,7 @@ func newRuntime(t *testing.T, config string) *runtime {
 	}
 	place(t)
 	dir := openDir(t)
-	r := &runtime{name: "other", endpoint: *endpoint, dir: dir, images: images(t)}
+	r := &runtime{name: "other", endpoint: *endpoint, dir: dir, cgroup: cgroupRoot(t), images: images(t)}
 	if *endpoint == "" {
 		r.name, r.davit = "davit", testkit.NewDaemon(t, *configured+config)
 		r.endpoint = "unix://" + r.davit.Socket
