@@ -27,7 +27,7 @@ var (
 	previous   = flag.String("previous", "", "`directory` of the programs that are upgraded from")
 	endpoint   = flag.String("endpoint", "", "a runtime's CRI `socket`, unix:///…, instead of a davitd of the test's own")
 	configured = flag.String("config", "", "more of davitd's configuration: `TOML` without tables")
-	driver     = flag.String("driver", "cgroupfs", "cgroup driver of the kubelet where the runtime does not tell it")
+	only       = flag.String("pods", "", "`names` of pods of testdata, with commas between; the others are left out")
 	batch      = flag.Int("batch", 100, "how many `pods` at once")
 	slow       = flag.Float64("slow", 1, "`factor` by which this machine is slower than two cores of the usual kind")
 )

@@ -165,6 +165,10 @@ func unmountBelow(t *testing.T, dir string) {
 	}
 }
 
+// asksForDriver is the minor version since which kubelets take their cgroup
+// driver from the runtime, whatever is configured.
+const asksForDriver = 31
+
 // settings returns the kubelet's configuration.
 func (n *node) settings() map[string]any {
 	score := -999
@@ -177,7 +181,7 @@ func (n *node) settings() map[string]any {
 		"address": "127.0.0.1", "port": 10250, "readOnlyPort": 10255, "healthzPort": 10248,
 		"authentication": map[string]any{"anonymous": map[string]any{"enabled": true}, "webhook": map[string]any{"enabled": false}},
 		"authorization":  map[string]any{"mode": "AlwaysAllow"},
-		"cgroupDriver":   *driver, "cgroupRoot": n.runtime.cgroup, "cgroupsPerQOS": true, "enforceNodeAllocatable": []string{"pods"},
+		"cgroupRoot":     n.runtime.cgroup, "cgroupsPerQOS": true, "enforceNodeAllocatable": []string{"pods"},
 		"oomScoreAdj": score, "failSwapOn": false, "makeIPTablesUtilChains": false,
 		"resolvConf": n.file("resolv.conf", "nameserver 192.0.2.53\n"),
 		// Nothing is to be evicted or collected behind a test's back.
@@ -195,6 +199,9 @@ func (n *node) settings() map[string]any {
 	}
 	if n.minor() >= 31 {
 		s["failCgroupV1"] = false
+	}
+	if n.minor() < asksForDriver || !n.runtime.tells {
+		s["cgroupDriver"] = n.runtime.driver
 	}
 	maps.Copy(s, n.more)
 	delete(s, kubeconfig)

@@ -76,16 +76,28 @@ func TestPods(t *testing.T) {
 			n := newNode(t, version, newRuntime(t, ""), nil)
 			var known []podCase
 			for _, c := range podCases {
-				if n.minor() >= c.since {
+				if n.minor() >= c.since && (*only == "" || slices.Contains(strings.Split(*only, ","), c.name)) {
 					known = append(known, c)
 				}
 			}
+			t.Run("cgroup driver", n.drivenFromCRI)
 			for some := range slices.Chunk(known, *batch) {
 				n.life(t, some)
 			}
 			n.runtime.empty(t)
 			n.noCgroups(t)
 		})
+	}
+}
+
+// drivenFromCRI: a kubelet that can takes its cgroup driver from the runtime.
+func (n *node) drivenFromCRI(t *testing.T) {
+	t.Logf("figure: cgroup driver %s", n.runtime.driver)
+	if n.minor() < asksForDriver || !n.runtime.tells {
+		return
+	}
+	if want := fmt.Sprintf(`received from the CRI runtime" cgroupDriver=%q`, n.runtime.driver); !strings.Contains(n.log(), want) {
+		t.Errorf("the kubelet does not say %s", want)
 	}
 }
 
@@ -102,7 +114,7 @@ func (n *node) life(t *testing.T, cases []podCase) {
 	if slices.Contains(names, "terminal") {
 		n.session(t)
 		t.Run("stats", func(t *testing.T) { n.stats(t, "terminal", false) })
-		t.Run("metrics", func(t *testing.T) { n.metrics(t, "probes") })
+		t.Run("metrics", func(t *testing.T) { n.metrics(t, "terminal") })
 	}
 	t.Run("calls", func(t *testing.T) {
 		if failed := n.refused(t); len(failed) > 0 {

@@ -15,6 +15,8 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/davit-runtime/davit/internal/testkit"
@@ -27,6 +29,8 @@ type runtime struct {
 	dir      string
 	davit    *testkit.Daemon // nil if it is another
 	cgroup   string          // "/" or "/…": the pods' cgroups are to be below this one
+	driver   string          // cgroup driver: "systemd" or "cgroupfs"
+	tells    bool            // that the runtime says so itself
 	images   map[string]string
 }
 
@@ -44,7 +48,21 @@ func newRuntime(t *testing.T, config string) *runtime {
 		r.name, r.davit = "davit", testkit.NewDaemon(t, *configured+config)
 		r.endpoint = "unix://" + r.davit.Socket
 	}
+	r.askDriver(t)
 	return r
+}
+
+// askDriver asks the runtime for its cgroup driver, as kubelets do.
+func (r *runtime) askDriver(t *testing.T) {
+	t.Helper()
+	c, err := r.client(t).RuntimeConfig(t.Context(), &runtimeapi.RuntimeConfigRequest{})
+	r.driver, r.tells = "cgroupfs", err == nil
+	if status.Code(err) != codes.OK && status.Code(err) != codes.Unimplemented {
+		t.Fatal(err)
+	}
+	if c.GetLinux().GetCgroupDriver() == runtimeapi.CgroupDriver_SYSTEMD && err == nil {
+		r.driver = "systemd"
+	}
 }
 
 // openDir is a temporary directory that others can pass: the root of a user
@@ -201,7 +219,11 @@ func join(endpoint string) {
 	if err != nil {
 		exit(err)
 	}
-	args := append([]string{"nsenter", "-t", strconv.Itoa(int(peer.Pid)), "-m", "-n", "-w", self}, os.Args[1:]...)
+	dir, err := os.Getwd()
+	if err != nil {
+		exit(err)
+	}
+	args := append([]string{"nsenter", "-t", strconv.Itoa(int(peer.Pid)), "-m", "-n", "/bin/sh", "-c", `cd "$0" && exec "$@"`, dir, self}, os.Args[1:]...)
 	exit(unix.Exec(enter, args, os.Environ()))
 }
 

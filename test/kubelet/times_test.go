@@ -37,6 +37,7 @@ func TestTimes(t *testing.T) {
 	if first.davit == nil {
 		davit := testkit.NewDaemon(t, *configured+fmt.Sprintf("[network]\ncni_conf_dir = %q\nsubnets = [\"10.97.0.0/16\"]\n", t.TempDir()))
 		contestants = []*runtime{{name: "davit", endpoint: "unix://" + davit.Socket, dir: openDir(t), davit: davit, cgroup: first.cgroup, images: first.images}, first}
+		contestants[0].askDriver(t)
 	}
 	for _, r := range contestants {
 		r.preload(t)
