@@ -81,7 +81,8 @@ ifneq ($(CRITEST),)
 	DAVIT_BIN=$(CURDIR)/bin bin/davit-conform -critest $(CRITEST)
 endif
 
-e2e-kubelet: tools build ## (as root) kubelets 1.37 and 1.22 from their sources: all that pods can be, sessions, kill -9, upgrades from PREVIOUS; ENDPOINT= for another runtime
+e2e-kubelet: build ## (as root) real kubelets, 1.37 and 1.22, built from source: pods of all kinds, kill -9, upgrades from PREVIOUS, times (ENDPOINT= for another runtime)
+	@test/install.sh kubelet
 	test/kubelet/build.sh bin/kubelet $(PREVIOUS)
 	DAVIT_BIN=$(CURDIR)/bin $(GOTEST) -- -timeout 60m -count 1 ./test/kubelet -args -kubelets $(CURDIR)/bin/kubelet \
 		-previous $(CURDIR)/bin/kubelet/previous $(if $(ENDPOINT),-endpoint $(ENDPOINT)) $(KUBELETFLAGS)

@@ -176,13 +176,14 @@ func (m *member) ephemeral(t *testing.T) {
 		}}
 	})
 	eventually(t, 30*time.Second, func() error {
-		for _, s := range m.object("probes").Status.EphemeralContainerStatuses {
-			if end := s.State.Terminated; end != nil && end.ExitCode == 0 && strings.HasPrefix(end.Message, "sleep 100000") {
-				return nil
-			}
-			return fmt.Errorf("it is %+v", s.State)
+		all := m.object("probes").Status.EphemeralContainerStatuses
+		if len(all) != 1 {
+			return errors.New("the kubelet does not know it")
 		}
-		return errors.New("the kubelet does not know it")
+		if end := all[0].State.Terminated; end == nil || end.ExitCode != 0 || !strings.HasPrefix(end.Message, "sleep 100000") {
+			return fmt.Errorf("it is %+v", all[0].State)
+		}
+		return nil
 	})
 }
 

@@ -172,8 +172,8 @@ const asksForDriver = 31
 // settings returns the kubelet's configuration.
 func (n *node) settings() map[string]any {
 	score := -999
-	if os.WriteFile("/proc/self/oom_score_adj", []byte("-1"), 0) != nil {
-		score = 0 // without CAP_SYS_RESOURCE nobody may go below 0
+	if !mayLower() {
+		score = 0
 	}
 	s := map[string]any{
 		"apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",

@@ -2,6 +2,7 @@ package kubelet
 
 import (
 	"fmt"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -28,8 +29,9 @@ var loads = []load{
 	{"20 pods at once", "plain", 20, 2},
 }
 
-// Times from manifest to Ready, of davit and of the runtime that -endpoint
-// names in turn, with the same kubelet: a table. Nothing is required of them.
+// Times from manifest to Ready, of davit and in turn of the runtime that
+// -endpoint names, or of containerd where that is installed, with the same
+// kubelet: a table. Nothing is required of them.
 func TestTimes(t *testing.T) {
 	kubeletOf(t, newest)
 	first := newRuntime(t, "")
@@ -38,6 +40,9 @@ func TestTimes(t *testing.T) {
 		davit := testkit.NewDaemon(t, *configured+fmt.Sprintf("[network]\ncni_conf_dir = %q\nsubnets = [\"10.97.0.0/16\"]\n", t.TempDir()))
 		contestants = []*runtime{{name: "davit", endpoint: "unix://" + davit.Socket, dir: openDir(t), davit: davit, cgroup: first.cgroup, images: first.images}, first}
 		contestants[0].askDriver(t)
+	}
+	if program, err := exec.LookPath("containerd"); err == nil && first.davit != nil {
+		contestants = append(contestants, newContainerd(t, program, first))
 	}
 	for _, r := range contestants {
 		r.preload(t)
