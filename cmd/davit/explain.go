@@ -11,14 +11,12 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/davit-runtime/davit/criclient"
 	"github.com/davit-runtime/davit/internal/play"
 )
 
-// What gRPC puts around the runtime's own words, and the system's.
-var (
-	rpcPrefix  = regexp.MustCompile(`rpc error: code = \w+ desc = `)
-	dialPrefix = regexp.MustCompile(`connection error: desc = "transport: Error while dialing: ([^"]*)"`)
-)
+// rpcPrefix is what gRPC puts before the runtime's own words.
+var rpcPrefix = regexp.MustCompile(`rpc error: code = \w+ desc = `)
 
 // interrupted tells that the user gave up.
 func interrupted(err error) bool {
@@ -44,9 +42,11 @@ func (a *app) explain(err error) string {
 	if interrupted(err) {
 		return "davit: interrupted"
 	}
-	text := rpcPrefix.ReplaceAllString(err.Error(), "")
-	text = dialPrefix.ReplaceAllString(text, "$1")
-	return "davit: " + oneLine(text) + a.advice(err)
+	var at *criclient.EndpointError
+	if errors.As(err, &at) {
+		return fmt.Sprintf("davit: %v; --endpoint or %s names another", at, endpointEnv)
+	}
+	return "davit: " + oneLine(rpcPrefix.ReplaceAllString(err.Error(), "")) + a.advice(err)
 }
 
 // oneLine joins what has several lines, as joined errors do.
@@ -62,6 +62,10 @@ func oneLine(text string) string {
 
 // advice is what to do about err, beginning with "; ", or nothing.
 func (a *app) advice(err error) string {
+	var none *criclient.NegotiationError
+	if errors.As(err, &none) || errors.Is(err, criclient.ErrVersionLost) {
+		return "" // these give advice themselves
+	}
 	if errors.Is(err, fs.ErrPermission) {
 		return "; run it as root"
 	}
@@ -74,7 +78,9 @@ func (a *app) advice(err error) string {
 	}
 	switch s.Code() {
 	case codes.Unavailable:
-		return a.unreachable(s.Message())
+		if strings.Contains(s.Message(), "error reading from server") {
+			return fmt.Sprintf("; the runtime at %s ended before it answered: look at its log", a.endpoint)
+		}
 	case codes.DeadlineExceeded:
 		return a.timeoutAdvice()
 	case codes.PermissionDenied:
@@ -89,16 +95,4 @@ func (a *app) advice(err error) string {
 
 func (a *app) timeoutAdvice() string {
 	return fmt.Sprintf("; the runtime did not answer within %v: look at its log, or allow more by --timeout", a.timeout)
-}
-
-func (a *app) unreachable(message string) string {
-	switch {
-	case strings.Contains(message, "permission denied"):
-		return "; the socket belongs to another user: run it as root"
-	case strings.Contains(message, "connect: "):
-		return fmt.Sprintf("; nobody answers at %s: start davitd, or name another socket by --endpoint or %s", a.endpoint, endpointEnv)
-	case strings.Contains(message, "error reading from server"):
-		return fmt.Sprintf("; the runtime at %s ended before it answered: look at its log", a.endpoint)
-	}
-	return ""
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -14,26 +15,40 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/davit-runtime/davit/criclient"
+	"github.com/davit-runtime/davit/criclient/crifake"
 )
 
 // shell runs davit against a fake runtime.
 type shell struct {
 	*testing.T
-	cri    *fakeCRI
+	cri    *crifake.Runtime
+	socket *crifake.Socket
 	dir    string // --play-dir and --log-dir are below it
 	out    string // of the last command
 	errOut string
 }
 
 func newShell(t *testing.T) *shell {
-	return &shell{T: t, cri: newFakeCRI(t), dir: t.TempDir()}
+	dir, err := os.MkdirTemp("", "cri") // short: socket paths have 108 bytes
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &shell{T: t, cri: crifake.New(), dir: t.TempDir()}
+	if s.socket, err = s.cri.Listen(filepath.Join(dir, "cri.sock"), crifake.V1()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.socket.Close(); os.RemoveAll(dir) })
+	return s
 }
 
 // davit runs a command; input is for play -.
 func (s *shell) davit(wantCode int, input string, args ...string) {
 	s.Helper()
 	var out, errOut bytes.Buffer
-	code := run(append([]string{"--endpoint", s.cri.path}, args...), strings.NewReader(input), &out, &errOut)
+	code := run(append([]string{"--endpoint", s.socket.Path()}, args...), strings.NewReader(input), &out, &errOut)
 	s.out, s.errOut = out.String(), errOut.String()
 	if code != wantCode {
 		s.Fatalf("davit %q: exit code %d, want %d\n%s%s", args, code, wantCode, s.out, s.errOut)
@@ -64,8 +79,8 @@ func (s *shell) clean() {
 			s.Errorf("left in %s: %v", dir, left)
 		}
 	}
-	if len(s.cri.sandboxes)+len(s.cri.containers) > 0 {
-		s.Errorf("left: %v, %v", s.cri.sandboxes, s.cri.containers)
+	if pods, containers := s.cri.Pods(), s.cri.Containers(); len(pods)+len(containers) > 0 {
+		s.Errorf("left: %v, %v", pods, containers)
 	}
 }
 
@@ -120,10 +135,11 @@ func TestLifeOfAPod(t *testing.T) {
 		t.Errorf("exec = %q, %q", s.out, s.errOut)
 	}
 	s.davit(42, "", "exec", "aa", "-c", "server", "--", "exit", "42")
-	s.cri.fail["ExecSync"] = status.Error(codes.DeadlineExceeded, "over")
+	s.cri.Fail("ExecSync", status.Error(codes.DeadlineExceeded, "over"))
 	s.davit(1, "", "exec", "web", "-c", "server", "--timeout", "3s", "--", "sleep", "9")
 	s.has(s.errOut, `^davit: exec in container server: the time limit of 3s is over\n$`)
 
+	s.cri.SetInfo(map[string]string{"held": `["netns","network"]`, "note": "plain"})
 	s.davit(0, "", "inspect", "web")
 	var seen struct {
 		Status struct{ ID string }
@@ -140,15 +156,18 @@ func TestLifeOfAPod(t *testing.T) {
 
 	s.davit(1, "", "rm", "web")
 	s.has(s.errOut, `^davit: pod shop/web runs; stop it first \(davit stop shop/web\), or use -f to kill it\n$`)
+	names := map[string]string{}
+	for _, c := range s.cri.Containers() {
+		names[c.Id] = c.Metadata.Name
+	}
 	s.davit(0, "", "stop", "web")
 	var stops []string
-	for _, c := range s.cri.calls {
-		if strings.HasPrefix(c, "StopContainer") {
-			stops = append(stops, c)
-		}
+	for _, c := range s.cri.Calls("StopContainer") {
+		q := c.Request.(*runtimeapi.StopContainerRequest)
+		stops = append(stops, fmt.Sprintf("%s %d", names[q.ContainerId], q.Timeout))
 	}
 	slices.Sort(stops[:2]) // these two at once
-	want := []string{"StopContainer helper 7", "StopContainer server 7", "StopContainer second 7", "StopContainer first 7"}
+	want := []string{"helper 7", "server 7", "second 7", "first 7"}
 	if !slices.Equal(stops, want) {
 		t.Errorf("stop did %q, want %q", stops, want)
 	}
@@ -181,8 +200,8 @@ func TestPlayFailuresLeaveNothing(t *testing.T) {
 			`davit: container c of pod default/web was not created: no such luck\n`, "CreateContainer"},
 		{"start", head + `  containers: [{name: c, image: "a:1"}]`,
 			`davit: container c of pod default/web did not start: no such luck\n`, "StartContainer"},
-		{"volume", head + `  volumes: [{name: v, hostPath: {path: /no/such/path, type: Directory}}]` + "\n" + `  containers: [{name: c, image: "a:1"}]`,
-			`davit: files of pod default/web: volume v: /no/such/path does not exist; its type is Directory\n`, ""},
+		{"volume", head + `  volumes: [{name: v, hostPath: {path: /proc/no/such/path, type: Directory}}]` + "\n" + `  containers: [{name: c, image: "a:1"}]`,
+			`davit: files of pod default/web: volume v: /proc/no/such/path does not exist; its type is Directory\n`, ""},
 		{"second pod", head + `  containers: [{name: c, image: "a:1"}]` + "\n---\n" + head + `  containers: [{name: c, image: "a:1"}]`,
 			`davit: pod default/web exists already \(aa0{10}\); remove it first: davit rm -f default/web\n`, ""},
 		{"manifest", head + "  bogus: 1", `^standard input:5: spec.bogus: no such field in a Pod\n$`, ""},
@@ -190,7 +209,7 @@ func TestPlayFailuresLeaveNothing(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			s := newShell(t)
 			if c.fail != "" {
-				s.cri.fail[c.fail] = status.Error(codes.Internal, "no such luck")
+				s.cri.Fail(c.fail, status.Error(codes.Internal, "no such luck"))
 			}
 			s.play(1, c.manifest)
 			s.has(s.errOut, c.says)
@@ -206,7 +225,7 @@ func TestInterrupt(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		for len(s.cri.called("ContainerStatus")) == 0 {
+		for len(s.cri.Calls("ContainerStatus")) == 0 {
 			time.Sleep(5 * time.Millisecond)
 		}
 		if err := syscall.Kill(os.Getpid(), syscall.SIGINT); err != nil {
@@ -226,11 +245,11 @@ func TestPlayKeep(t *testing.T) {
 	s := newShell(t)
 	manifest := "apiVersion: v1\nkind: Pod\nmetadata: {name: web, uid: u-1}\nspec:\n  containers: [{name: c, image: a, command: [exit, '1']}]"
 	s.play(1, manifest, "--keep")
-	if _, err := os.Stat(filepath.Join(s.playDir(), "u-1", "play.json")); err != nil || len(s.cri.sandboxes) != 1 {
-		t.Errorf("nothing was kept: %v, %v", err, s.cri.sandboxes)
+	if _, err := os.Stat(filepath.Join(s.playDir(), "u-1", "play.json")); err != nil || len(s.cri.Pods()) != 1 {
+		t.Errorf("nothing was kept: %v, %v", err, s.cri.Pods())
 	}
 	s.play(1, manifest) // must not take the first one away
-	if len(s.cri.sandboxes) != 1 {
+	if len(s.cri.Pods()) != 1 {
 		t.Error("a refused pod took another away")
 	}
 	s.davit(0, "", "rm", "-f", "web")
@@ -246,26 +265,64 @@ func TestPlayJSON(t *testing.T) {
 	}
 }
 
+// pulledAs requires that the last pull came with these credentials.
+func (s *shell) pulledAs(user, password string) {
+	s.Helper()
+	pulls := s.cri.Calls("PullImage")
+	auth := pulls[len(pulls)-1].Request.(*runtimeapi.PullImageRequest).Auth
+	if auth.GetUsername() != user || auth.GetPassword() != password {
+		s.Errorf("auth = %v", auth)
+	}
+}
+
+// TestImagesListedByID: what a container was made with is often an ID.
+func TestImagesListedByID(t *testing.T) {
+	s := newShell(t)
+	c, err := criclient.Dial(t.Context(), criclient.Options{Runtime: s.socket.Path()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	pod, err := c.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: &runtimeapi.PodSandboxConfig{
+		Metadata: &runtimeapi.PodSandboxMetadata{Name: "p", Namespace: "n", Uid: "u"},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: pod.PodSandboxId, Config: &runtimeapi.ContainerConfig{
+		Metadata: &runtimeapi.ContainerMetadata{Name: "c"}, Image: &runtimeapi.ImageSpec{Image: s.cri.AddImage("", "reg/a:1")},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.davit(0, "", "ps", "-a")
+	s.has(s.out, ` reg/a:1\n$`)
+	s.davit(0, "", "rmi", "reg/a:1")
+	s.davit(0, "", "ps", "-a")
+	s.has(s.out, ` 110{10}\n$`)
+}
+
 func TestImages(t *testing.T) {
 	s := newShell(t)
 	s.davit(0, "", "pull", "--creds", "me:pass:word", "reg/a:1")
 	s.has(s.out, `^sha256:110+\n$`)
-	if s.cri.auth.Username != "me" || s.cri.auth.Password != "pass:word" {
-		t.Errorf("auth = %v", s.cri.auth)
-	}
+	s.pulledAs("me", "pass:word")
 	s.davit(0, "", "images")
 	s.has(s.out, `^IMAGE +ID +SIZE\nreg/a:1 +110{10} +1.27 MiB\n$`)
-	s.cri.images[0].RepoTags = append(s.cri.images[0].RepoTags, "other/b:2")
+	s.davit(0, "", "pull", "reg/c:1")
+	s.davit(0, "", "images", "reg/c:1")
+	s.has(s.out, `^IMAGE +ID +SIZE\nreg/c:1 +110{9}1 +1.27 MiB\n$`)
+	s.davit(0, "", "images", "reg/no:1")
+	s.has(s.out, `^IMAGE +ID +SIZE\n$`)
+	s.cri.AddImage(s.cri.Images()[0].Id, "other/b:2")
 	s.davit(0, "", "rmi", "reg/a:1")
 	s.has(s.out, `^image reg/a:1 removed, and with it other/b:2\n$`)
 	s.davit(1, "", "rmi", "reg/a:1")
 	s.has(s.errOut, `^davit: there is no image "reg/a:1"; see davit images\n$`)
 	s.davit(1, "", "pull", "--creds", "me", "reg/a:1")
 	s.davit(0, "you:secret\n", "pull", "--creds", "-", "reg/a:1")
-	if s.cri.auth.Username != "you" || s.cri.auth.Password != "secret" {
-		t.Errorf("auth = %v", s.cri.auth)
-	}
-	s.cri.fail["PullImage"] = status.Error(codes.PermissionDenied, "no")
+	s.pulledAs("you", "secret")
+	s.cri.Fail("PullImage", status.Error(codes.PermissionDenied, "no"))
 	s.davit(1, "", "pull", "reg/a:1")
 	s.has(s.errOut, `davit: pull reg/a:1: no; give credentials by davit pull --creds\n$`)
 	s.davit(1, "", "pull", "--creds", "me:wrong", "reg/a:1")
@@ -276,7 +333,7 @@ func TestStatusAndVersion(t *testing.T) {
 	s := newShell(t)
 	s.davit(0, "", "status")
 	s.has(s.out, `(?s)^fake 1.2.3 at unix:///.*Runtime +ready +-\nNetwork +ready +-\n.*\(default\) +yes +no\nrunc +no +no\n$`)
-	s.cri.notReady = "no CNI"
+	s.cri.SetCondition(runtimeapi.NetworkReady, false, "NetworkPluginNotReady", "no CNI")
 	s.davit(1, "", "status")
 	s.has(s.out, `Network +not ready +NetworkPluginNotReady: no CNI\n`)
 	s.has(s.errOut, `^davit: not ready: Network: NetworkPluginNotReady: no CNI\n$`)
@@ -297,19 +354,21 @@ func TestErrors(t *testing.T) {
 		{status.Error(codes.Internal, "first\nsecond"), `^davit: list pods: first; second\n$`},
 		{status.Error(codes.DeadlineExceeded, "too late"), `^davit: list pods: too late; the runtime did not answer within 2m0s: look at its log, or allow more by --timeout\n$`},
 	} {
-		s.cri.fail["ListPodSandbox"] = c.err
+		s.cri.Fail("StreamPodSandboxes", c.err)
+		s.cri.Fail("ListPodSandbox", c.err)
 		s.davit(1, "", "pods")
 		s.has(s.errOut, c.says)
 	}
 	s.davit(1, "", "pods", "-o", "yaml")
 	s.has(s.errOut, `only json is known`)
 	s.davit(1, "", "pods", "--endpoint", filepath.Join(s.dir, "none.sock"))
-	s.has(s.errOut, `^davit: list pods: dial unix \S+none.sock: connect: no such file or directory; nobody answers at .*none.sock: start davitd, or name another socket by --endpoint or CONTAINER_RUNTIME_ENDPOINT\n$`)
+	s.has(s.errOut, `^davit: endpoint unix://\S+none.sock: there is no such file; start the runtime, or name its socket; --endpoint or CONTAINER_RUNTIME_ENDPOINT names another\n$`)
 	s.davit(1, "", "exec", "web")
 	s.has(s.errOut, `^davit: wrong arguments; use: davit exec POD \[-c CONTAINER\] -- COMMAND \[ARGUMENT...\] \[flags\]\n$`)
 	s.davit(1, "", "ps", "--bogus")
 	s.has(s.errOut, `^davit: unknown flag: --bogus; see davit ps --help\n$`)
-	delete(s.cri.fail, "ListPodSandbox")
+	s.cri.Fail("StreamPodSandboxes", nil)
+	s.cri.Fail("ListPodSandbox", nil)
 	s.davit(1, "", "rm", "one", "two")
 	s.has(s.errOut, `^davit: there is no pod "one"; see davit pods\ndavit: there is no pod "two"; see davit pods\n$`)
 	s.davit(1, "", "imges")
@@ -318,4 +377,27 @@ func TestErrors(t *testing.T) {
 	s.has(s.errOut, `^davit: unknown shorthand flag: 'l' in -l; if it is the command's, put -- before the command\n$`)
 	s.davit(1, "", "play", filepath.Join(s.dir, "none.yaml"))
 	s.has(s.errOut, `^davit: read manifest: open .*none.yaml: no such file or directory\n$`)
+}
+
+// TestOtherRuntimes: one that knows v1alpha2 only, and one that has no CRI.
+func TestOtherRuntimes(t *testing.T) {
+	s := newShell(t)
+	s.socket.Vanish()
+	if err := s.socket.Return(crifake.V1alpha2()); err != nil {
+		t.Fatal(err)
+	}
+	s.play(0, twoContainers)
+	s.davit(0, "", "ps")
+	s.has(s.out, `shop/web +server +running`)
+	s.davit(0, "", "version")
+	s.has(s.out, `CRI       v1alpha2\n`)
+	s.davit(0, "", "rm", "-f", "web")
+	s.clean()
+	s.socket.Vanish()
+	if err := s.socket.Return(crifake.Serves{}); err != nil {
+		t.Fatal(err)
+	}
+	s.davit(1, "", "pods")
+	s.has(s.errOut, `^davit: list pods: runtime service at unix://\S+: no version of the CRI can be used: v1 answered Unimplemented \(.*\); v1alpha2 answered Unimplemented \(.*\); `+
+		`name the socket of a runtime that serves the CRI, or switch the CRI on in this one's configuration\n$`)
 }

@@ -45,11 +45,15 @@ func (a *app) printStatus(ctx context.Context, r *runtimeapi.StatusResponse) err
 	fmt.Fprintf(a.out, "%s %s at %s\n\n", v.RuntimeName, v.RuntimeVersion, a.client.Endpoint())
 	var rows [][]string
 	for _, c := range r.GetStatus().GetConditions() {
-		state := "ready"
-		if !c.Status {
-			state = "not ready"
+		kind, isReady := strings.CutSuffix(c.Type, "Ready")
+		state := yes(c.Status)
+		if isReady {
+			state = "ready"
+			if !c.Status {
+				state = "not ready"
+			}
 		}
-		rows = append(rows, []string{strings.TrimSuffix(c.Type, "Ready"), state, dash(joinNonEmpty(": ", c.Reason, c.Message))})
+		rows = append(rows, []string{kind, state, dash(joinNonEmpty(": ", c.Reason, c.Message))})
 	}
 	if err := a.printTable("CONDITION STATE REASON", rows); err != nil {
 		return err

@@ -53,6 +53,7 @@ type networkConfig struct {
 	CNIConfDir      string         `toml:"cni_conf_dir"`
 	CNIBinDirs      []string       `toml:"cni_bin_dirs"`
 	CNIConfTemplate string         `toml:"cni_conf_template"` // a file; empty: none
+	CNIDelPatience  duration       `toml:"cni_del_patience"`  // 10m if left out
 	MTU             int            `toml:"mtu"`
 }
 
@@ -157,6 +158,9 @@ func (c *config) check() error {
 	absolute("network.cni_conf_template", c.Network.CNIConfTemplate)
 	for _, dir := range c.Network.CNIBinDirs {
 		absolute("network.cni_bin_dirs", dir)
+	}
+	if c.Network.CNIDelPatience < 0 {
+		bad("network.cni_del_patience", "is negative")
 	}
 	if n := c.Network.MTU; n != 0 && (n < 576 || n > 65535) {
 		bad("network.mtu", "%d is not from 576 to 65535", n)

@@ -46,6 +46,20 @@ func (k *keeperWatch) err() error {
 	return nil
 }
 
+// begin has a keeper run, and it and davit-monitor be of this davitd's version:
+// one of another becomes ours in place. One that cannot be replaced is made do
+// with as long as it is understood.
+func (k *keeperWatch) begin(ctx context.Context) error {
+	replaced, err := monitor.Replace(ctx, k.binary, k.state)
+	switch {
+	case err != nil:
+		k.log.Warn("davit-monitor runs on as it is, not as the one installed", "installed", k.binary, "reason", err)
+	case replaced:
+		k.log.Info("davit-monitor was replaced in place", "by", k.binary)
+	}
+	return monitor.Ensure(ctx, k.binary, k.state)
+}
+
 // run looks once a second until ctx ends.
 func (k *keeperWatch) run(ctx context.Context) error {
 	tick := time.NewTicker(time.Second)

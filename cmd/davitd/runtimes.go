@@ -30,14 +30,14 @@ type runtimes struct {
 
 	mu       sync.Mutex
 	features map[string]ociruntime.Features // by path
-	tried    map[string]func() trialResult  // by path; the first call takes the time of a trial
+	tried    map[string]*trial              // by path
 	trials   *trials                        // nil: nothing can be tried
 }
 
 func newRuntimes(c *config, systemd bool, log *slog.Logger) *runtimes {
 	return &runtimes{
 		config: c, systemd: systemd, log: log, bpf: newSeccompCache(c.Root, log),
-		features: map[string]ociruntime.Features{}, tried: map[string]func() trialResult{},
+		features: map[string]ociruntime.Features{}, tried: map[string]*trial{},
 	}
 }
 
@@ -108,12 +108,20 @@ func (r *runtimes) ready() error {
 	return nil
 }
 
-// handlers describes all for Status.
+// handlers describes all for Status. It waits for first trials, if they are
+// still under way, for a few seconds.
 func (r *runtimes) handlers() []validate.Handler {
+	ctx, cancel := context.WithTimeout(context.Background(), trialPatience)
+	defer cancel()
+	names := r.names()
+	tried := r.try(names)
 	var all []validate.Handler
 	fallback := r.defaultName()
-	for _, name := range r.names() {
-		can := r.try(name)
+	for _, name := range names {
+		var can trialResult
+		if t := tried[name]; t != nil {
+			can = t.result(ctx)
+		}
 		all = append(all, validate.Handler{
 			Name: name, Default: name == fallback,
 			RecursiveReadOnly: can.ReadOnly, UserNamespaces: can.Users, HostNetworkUsers: can.HostNetworkUsers,
@@ -122,25 +130,30 @@ func (r *runtimes) handlers() []validate.Handler {
 	return all
 }
 
-// try says what a handler can do. The first call waits for a trial, unless its
-// result is remembered.
-func (r *runtimes) try(handler string) trialResult {
-	of, err := r.Runtime(handler)
-	if err != nil || r.trials == nil {
-		return trialResult{}
+// try has all handlers tried that have not been, and returns the trials there
+// are. It does not wait for them.
+func (r *runtimes) try(handlers []string) map[string]*trial {
+	tried := map[string]*trial{}
+	for _, handler := range handlers {
+		of, err := r.Runtime(handler)
+		if err != nil || r.trials == nil {
+			continue
+		}
+		r.mu.Lock()
+		if r.tried[of.Path] == nil {
+			r.tried[of.Path] = r.trials.begin(of, func(ctx context.Context) (ociruntime.Features, error) { return r.ask(ctx, handler, of.Path) })
+		}
+		tried[handler] = r.tried[of.Path]
+		r.mu.Unlock()
 	}
-	f, known := r.known(of.Path)
-	if !known {
-		return trialResult{} // it did not even tell its version
-	}
-	r.mu.Lock()
-	once := r.tried[of.Path]
-	if once == nil {
-		once = sync.OnceValue(func() trialResult { return r.trials.of(of, f) })
-		r.tried[of.Path] = once
-	}
-	r.mu.Unlock()
-	return once()
+	return tried
+}
+
+// warm has trials done before anybody asks, and ends them with ctx.
+func (r *runtimes) warm(ctx context.Context) {
+	r.try(r.names())
+	<-ctx.Done()
+	r.trials.crew.Dismiss()
 }
 
 func (r *runtimes) known(path string) (ociruntime.Features, bool) {
@@ -160,18 +173,29 @@ func (r *runtimes) probe(ctx context.Context) {
 			continue
 		}
 		all.Go(func() {
-			f, err := ociruntime.Probe(ctx, path)
-			if err != nil {
+			if _, err := r.ask(ctx, name, path); err != nil {
 				r.log.Warn("OCI runtime does not answer", "handler", name, "path", path, "error", err)
-				return
 			}
-			r.log.Info("OCI runtime", "handler", name, "path", path, "version", f.Version, "default", name == r.defaultName())
-			r.mu.Lock()
-			defer r.mu.Unlock()
-			r.features[path] = f
 		})
 	}
 	all.Wait()
+}
+
+// ask returns what a runtime says that it can do. One that has answered is not
+// asked again.
+func (r *runtimes) ask(ctx context.Context, handler, path string) (ociruntime.Features, error) {
+	if f, known := r.known(path); known {
+		return f, nil
+	}
+	f, err := ociruntime.Probe(ctx, path)
+	if err != nil {
+		return f, err
+	}
+	r.log.Info("OCI runtime", "handler", handler, "path", path, "version", f.Version, "default", handler == r.defaultName())
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.features[path] = f
+	return f, nil
 }
 
 // Seccomp returns the filter in the form crun takes it ready-made.

@@ -8,10 +8,10 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 )
@@ -48,8 +48,9 @@ func listen(path string) (net.Listener, error) {
 }
 
 // serve serves each server on its socket until ctx ends, then lets calls under
-// way end. The sockets go. ready is called once all of them are there.
-func serve(ctx context.Context, sockets map[string]*grpc.Server, log *slog.Logger, ready func()) error {
+// way end. The sockets go. ready is called once all of them are there, and
+// returns a line for the service manager.
+func serve(ctx context.Context, sockets map[string]*grpc.Server, log *slog.Logger, ready func() string) error {
 	listeners := map[string]net.Listener{}
 	defer func() {
 		for path, l := range listeners {
@@ -68,14 +69,13 @@ func serve(ctx context.Context, sockets map[string]*grpc.Server, log *slog.Logge
 	for path, s := range sockets {
 		go func() { served <- s.Serve(listeners[path]) }()
 	}
-	ready()
-	notify(log, "READY=1")
+	notify(log, daemon.SdNotifyReady+"\nSTATUS="+ready())
 	var errs []error
 	select {
 	case err := <-served: // none ends by itself
 		errs = append(errs, err)
 	case <-ctx.Done():
-		notify(log, "STOPPING=1")
+		notify(log, daemon.SdNotifyStopping+"\nSTATUS=Stopping; containers run on")
 		log.Info("stopping; calls under way may end", "within", stopWait)
 	}
 	var stopping sync.WaitGroup
@@ -93,21 +93,9 @@ func serve(ctx context.Context, sockets map[string]*grpc.Server, log *slog.Logge
 	return errors.Join(errs...)
 }
 
-// notify tells the service manager. systemd: sd_notify(3).
+// notify tells the service manager, if there is one. systemd: sd_notify(3).
 func notify(log *slog.Logger, state string) {
-	address := os.Getenv("NOTIFY_SOCKET")
-	if address == "" {
-		return
-	}
-	if name, abstract := strings.CutPrefix(address, "@"); abstract {
-		address = "\x00" + name
-	}
-	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Net: "unixgram", Name: address})
-	if err == nil {
-		_, err = conn.Write([]byte(state))
-		err = errors.Join(err, conn.Close())
-	}
-	if err != nil {
+	if _, err := daemon.SdNotify(false, state); err != nil {
 		log.Warn("the service manager was not told", "state", state, "error", err)
 	}
 }

@@ -45,8 +45,8 @@ func TestServe(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)
 	sockets := map[string]*grpc.Server{path: grpc.NewServer(), images: grpc.NewServer()}
-	go func() { served <- serve(ctx, sockets, quiet, func() {}) }()
-	if s := read(); s != "READY=1" {
+	go func() { served <- serve(ctx, sockets, quiet, func() string { return "all is well" }) }()
+	if s := read(); s != "READY=1\nSTATUS=all is well" {
 		t.Errorf("told %q", s)
 	}
 	for path := range sockets {
@@ -56,7 +56,7 @@ func TestServe(t *testing.T) {
 		}
 	}
 	cancel()
-	if s := read(); s != "STOPPING=1" {
+	if s := read(); !strings.HasPrefix(s, "STOPPING=1\nSTATUS=") {
 		t.Errorf("told %q", s)
 	}
 	if err := <-served; err != nil {

@@ -12,11 +12,13 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/holder"
 	"github.com/davit-runtime/davit/internal/idmap"
 	"github.com/davit-runtime/davit/internal/image"
@@ -24,6 +26,7 @@ import (
 	"github.com/davit-runtime/davit/internal/namespace"
 	"github.com/davit-runtime/davit/internal/ociruntime"
 	"github.com/davit-runtime/davit/internal/ocispec"
+	"github.com/davit-runtime/davit/internal/operation"
 	"github.com/davit-runtime/davit/internal/store"
 )
 
@@ -37,64 +40,145 @@ type trialResult struct {
 
 // trials find out by doing what cannot be known otherwise. A container is made
 // as any other, but never started. What worked is remembered for this kernel
-// and this version of the OCI runtime; what did not is tried anew by the next
-// davitd.
+// and this version of the OCI runtime. What failed without anybody saying that
+// it cannot be done is tried again: a disk that was full may have room by then.
 type trials struct {
-	config *config
-	parts  *parts
-	log    *slog.Logger
+	config  *config
+	parts   *parts
+	log     *slog.Logger
+	crew    *operation.Crew // tries, until it is dismissed
+	attempt func(ctx context.Context, of ociruntime.Runtime, can *trialResult) error
 }
 
 const (
 	trialVersion = 1
-	// trialTime is how long one trial may take; some 100 ms is usual.
+	// trialTime is how long one attempt may take; some 100 ms is usual.
 	trialTime = 20 * time.Second
+	// trialCleanTime is how long cleaning up after one may take. What is left
+	// is in the way of the next attempt, or of the next davitd, which go on with it.
+	trialCleanTime = 10 * time.Second
+	// trialPatience is how long a caller waits for first attempts.
+	trialPatience   = 5 * time.Second
+	trialRetryFirst = 2 * time.Second
+	trialRetryMost  = 10 * time.Minute
 	// trialUsers is the first ID on the host of those that trials map to. No
 	// file of theirs is left.
 	trialUsers = 1 << 20
 )
 
-// of tries one OCI runtime, or remembers what it could do.
-func (t *trials) of(of ociruntime.Runtime, f ociruntime.Features) trialResult {
-	file := filepath.Join(t.config.Root, "trials", generation(of, f)+".json")
-	var result trialResult
-	if err := store.LoadJSON(file, trialVersion, &result); err == nil {
-		return result
+func newTrials(ctx context.Context, c *config, p *parts, log *slog.Logger) *trials {
+	t := &trials{config: c, parts: p, log: log, crew: operation.NewCrew(ctx, log)}
+	t.attempt = t.all
+	return t
+}
+
+// A trial is what has been proven of one OCI runtime by now.
+type trial struct {
+	of       ociruntime.Runtime
+	features func(context.Context) (ociruntime.Features, error)
+
+	first chan struct{} // closed once the first attempt is over
+	can   atomic.Pointer[trialResult]
+}
+
+// result waits for the first attempt as long as ctx allows. What is not
+// proven by then does not count as possible.
+func (t *trial) result(ctx context.Context) trialResult {
+	select {
+	case <-t.first:
+	case <-ctx.Done():
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), trialTime)
+	return *t.can.Load()
+}
+
+// begin starts a trial, or remembers its result.
+func (t *trials) begin(of ociruntime.Runtime, features func(context.Context) (ociruntime.Features, error)) *trial {
+	tried := &trial{of: of, features: features, first: make(chan struct{})}
+	tried.can.Store(&trialResult{})
+	if !t.crew.Start(func(ctx context.Context) { t.run(ctx, tried) }) {
+		close(tried.first)
+	}
+	return tried
+}
+
+// run tries until it is known what the runtime can do and what it cannot.
+func (t *trials) run(ctx context.Context, tried *trial) {
+	said := ""
+	for wait := trialRetryFirst; ; wait = min(2*wait, trialRetryMost) {
+		err := t.once(ctx, tried)
+		if wait == trialRetryFirst {
+			close(tried.first)
+		}
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		proven := fault.Is(err, fault.Unimplemented)
+		if text := err.Error(); text != said {
+			t.log.Info("an OCI runtime cannot do everything here", "handler", tried.of.Handler, "reason", text, "tried_again", !proven)
+			said = text
+		}
+		if proven {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+// once adds what one attempt proves to what has been proven. An error is
+// Unimplemented if the kernel or the runtime says that it cannot do the rest.
+func (t *trials) once(ctx context.Context, tried *trial) error {
+	ctx, cancel := context.WithTimeout(ctx, trialTime)
 	defer cancel()
-	failed := t.all(ctx, of, &result)
-	if failed != nil {
-		t.log.Info("an OCI runtime cannot do everything here", "handler", of.Handler, "reason", failed)
-		return result
+	f, err := tried.features(ctx)
+	if err != nil {
+		return err
 	}
-	err := os.MkdirAll(filepath.Dir(file), 0o700)
-	if err == nil {
-		err = store.SaveJSON(file, trialVersion, result)
+	file := filepath.Join(t.config.Root, "trials", generation(tried.of, f)+".json")
+	can := *tried.can.Load()
+	if err := store.LoadJSON(file, trialVersion, &can); err == nil {
+		tried.can.Store(&can)
+		return nil
+	}
+	err = t.attempt(ctx, tried.of, &can)
+	tried.can.Store(&can)
+	if err != nil {
+		return err
+	}
+	if err = os.MkdirAll(filepath.Dir(file), 0o700); err == nil {
+		err = store.SaveJSON(file, trialVersion, can)
 	}
 	if err != nil {
 		t.log.Warn("what was tried is not remembered", "error", err)
 	}
-	return result
+	return nil
 }
 
-// all tries one thing after the other, until one does not work.
-func (t *trials) all(ctx context.Context, of ociruntime.Runtime, result *trialResult) error {
-	if err := (idmap.Tree{Source: t.config.State, ReadOnly: true}).Try(); err != nil {
-		return fmt.Errorf("recursive read-only mounts: %w", err)
+// all tries one thing after the other of what has not worked yet, until one
+// does not work.
+func (t *trials) all(ctx context.Context, of ociruntime.Runtime, can *trialResult) error {
+	if !can.ReadOnly {
+		if err := (idmap.Tree{Source: t.config.State, ReadOnly: true}).Try(); err != nil {
+			return fmt.Errorf("recursive read-only mounts: %w", err)
+		}
+		can.ReadOnly = true
 	}
-	result.ReadOnly = true
 	if err := passable(t.config.State); err != nil {
 		return fmt.Errorf("user namespaces: %w", err)
 	}
-	if err := t.users(ctx, of, false); err != nil {
-		return fmt.Errorf("user namespaces: %w", err)
+	if !can.Users {
+		if err := t.users(ctx, of, false); err != nil {
+			return fmt.Errorf("user namespaces: %w", err)
+		}
+		can.Users = true
 	}
-	result.Users = true
 	if err := t.users(ctx, of, true); err != nil {
 		return fmt.Errorf("user namespaces on the host's network: %w", err)
 	}
-	result.HostNetworkUsers = true
+	can.HostNetworkUsers = true
 	return nil
 }
 
@@ -116,17 +200,26 @@ func passable(dir string) error {
 
 // users makes a container in a user namespace.
 func (t *trials) users(ctx context.Context, of ociruntime.Runtime, hostNetwork bool) error {
-	// The directory comes first and goes last, so that sweep finds it.
+	// The directory comes first and goes last, so that what is left is found.
 	id := t.id(of)
+	if _, err := os.Lstat(t.dir(id)); err == nil {
+		if err := t.clean(ctx, id); err != nil {
+			return fmt.Errorf("remove what is left of the last trial: %w", err)
+		}
+	}
 	err := t.create(ctx, of, id, hostNetwork)
-	return errors.Join(err, t.clean(context.WithoutCancel(ctx), id))
+	left := t.clean(context.WithoutCancel(ctx), id)
+	if err == nil {
+		return left
+	}
+	return err
 }
 
 // sweep cleans up after trials that a crash cut short. It must be over before
 // pods are recovered, which would take what is left for a container without a
 // record, and remove it while the next trial makes it anew.
 func (t *trials) sweep(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, trialTime)
+	ctx, cancel := context.WithTimeout(ctx, trialCleanTime)
 	defer cancel()
 	left, _ := os.ReadDir(filepath.Join(t.config.State, "trials")) // none: no trial was cut short
 	for _, e := range left {
@@ -227,8 +320,10 @@ func writeProgram(path string) error {
 }
 
 // clean ends and removes all that create makes, or has made in part. What is
-// left of it after an error, the next davitd sweeps.
+// left of it after an error, the next attempt or the next davitd removes.
 func (t *trials) clean(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, trialCleanTime)
+	defer cancel()
 	p, dir := t.parts, t.dir(id)
 	if err := p.monitor.Remove(ctx, id); err != nil {
 		return err

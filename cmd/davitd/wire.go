@@ -42,6 +42,7 @@ type parts struct {
 	keeper   *keeperWatch
 	monitor  *monitor.Client
 	runtimes *runtimes
+	damage   *damage
 	plugins  *nri.Plugins // nil: there may be none
 	pods     *pod.Pods
 	streams  *stream.Server
@@ -61,6 +62,8 @@ func run(ctx context.Context, c *config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	p.damage = &damage{dir: c.damaged()}
+	p.damage.look()
 	debug.FreeOSMemory() // what reading thousands of records leaves
 	// Calls under way may end after ctx did: the parts outlive it.
 	background, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -77,10 +80,15 @@ func run(ctx context.Context, c *config, log *slog.Logger) error {
 	work("network", p.network.Run)
 	work("pods", p.pods.Serve)
 	work("keeper", p.keeper.run)
+	work("damage", p.damage.watch)
 	if p.plugins != nil {
 		work("nri", func(ctx context.Context) error { return p.plugins.Run(ctx, p.pods) })
 	}
 	work("streams", p.streams.Serve)
+	work("trials", func(ctx context.Context) error {
+		p.runtimes.warm(ctx)
+		return nil
+	})
 	work("seccomp", func(ctx context.Context) error {
 		p.runtimes.compile(ctx, p.monitor, p.host.Capabilities)
 		return nil
@@ -96,10 +104,11 @@ func run(ctx context.Context, c *config, log *slog.Logger) error {
 	if c.ImageSocket != "" {
 		sockets[c.ImageSocket] = surface.ImageServer()
 	}
-	return serve(ctx, sockets, log, func() {
+	return serve(ctx, sockets, log, func() string {
 		pods, containers := p.pods.States()
 		log.Info("davitd serves", "socket", c.socketPath(), "pods", pods, "containers", containers,
 			"cgroups", p.cgroups.Layout(), "cgroup_driver", p.cgroups.Driver(), "started_in", time.Since(begun).Round(time.Millisecond))
+		return "davit " + version + " serves " + c.socketPath()
 	})
 }
 
@@ -149,9 +158,10 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 	p.runtimes = newRuntimes(c, p.cgroups.Driver() == cgroup.Systemd, log)
 	p.runtimes.probe(ctx)
 	if p.network, err = network.Open(network.Config{
-		Root:    filepath.Join(c.Root, "network"),
+		Root: filepath.Join(c.Root, "network"), Damaged: c.damaged(),
 		ConfDir: c.Network.CNIConfDir, PluginDirs: c.Network.CNIBinDirs,
 		Bridge: c.Network.Bridge, Subnets: c.Network.Subnets, MTU: c.Network.MTU, Template: c.Network.CNIConfTemplate,
+		DelPatience: time.Duration(c.Network.CNIDelPatience),
 	}); err != nil {
 		return p, err
 	}
@@ -159,7 +169,7 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 		return p, err
 	}
 	if p.images, err = image.Open(image.Config{
-		Root: filepath.Join(c.Root, "images"), State: filepath.Join(c.State, "images"),
+		Root: filepath.Join(c.Root, "images"), State: filepath.Join(c.State, "images"), Damaged: c.damaged(),
 		Registry: registry.Config{Hosts: c.hosts(), UserAgent: "davit/" + version}, Log: log,
 	}); err != nil {
 		return p, err
@@ -172,12 +182,12 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 		return p, err
 	}
 	p.keeper = &keeperWatch{binary: binary, state: c.State, log: log}
-	if err := monitor.Ensure(ctx, binary, c.State); err != nil {
+	if err := p.keeper.begin(ctx); err != nil {
 		return p, err
 	}
 	p.monitor = monitor.Connect(c.State)
 	byCDI := cdi.New(c.CDISpecDirs, log)
-	p.runtimes.trials = &trials{config: c, parts: p, log: log}
+	p.runtimes.trials = newTrials(ctx, c, p, log)
 	p.runtimes.trials.sweep(ctx)
 	options := pod.Options{
 		Root: c.Root, State: c.State, Log: log,
@@ -253,6 +263,7 @@ func (p *parts) surface(ctx context.Context, c *config, log *slog.Logger) *cri.S
 			SystemdCgroup: p.cgroups.Driver() == cgroup.Systemd,
 			RuntimeReady:  func() error { return cmp.Or(p.runtimes.ready(), p.keeper.err()) },
 			NetworkReady:  p.network.Status,
+			Troubles:      func() []string { return append(p.damage.list(), p.network.Owed()...) },
 			Spec: func(id string) ([]byte, error) {
 				return os.ReadFile(filepath.Join(c.State, "containers", id, "config.json"))
 			},

@@ -243,27 +243,35 @@ func refusal(p Protocol, r *http.Response) error {
 	return &UpgradeError{p, r.StatusCode, plainMessage(text)}
 }
 
-// A watched connection remembers why it cannot be read any more.
+// A watched connection remembers why it ended.
 type watched struct {
 	net.Conn
 	reader *bufio.Reader // of Conn
 
 	mu  sync.Mutex
-	err error
+	err error // the first that Read or Write returned
 }
 
 func watch(c net.Conn) *watched { return &watched{Conn: c, reader: bufio.NewReader(c)} }
 
 func (w *watched) Read(p []byte) (int, error) {
 	n, err := w.reader.Read(p)
-	if err != nil {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		if w.err == nil {
-			w.err = err
-		}
-	}
+	w.note(err)
 	return n, err
+}
+
+func (w *watched) Write(p []byte) (int, error) {
+	n, err := w.Conn.Write(p)
+	w.note(err)
+	return n, err
+}
+
+func (w *watched) note(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.err == nil {
+		w.err = err
+	}
 }
 
 // Close succeeds again and again: spdystream waits where it does not.
@@ -285,7 +293,7 @@ func (w *watched) abort() {
 	_ = c.Close()
 }
 
-// ended reports whether nothing more can be read.
+// ended reports whether the connection has.
 func (w *watched) ended() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -296,7 +304,7 @@ func (w *watched) ended() bool {
 func (w *watched) lost() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.err == nil || errors.Is(w.err, io.EOF) {
+	if w.err == nil || errors.Is(w.err, io.EOF) || errors.Is(w.err, net.ErrClosed) {
 		return &LostError{io.ErrUnexpectedEOF}
 	}
 	return &LostError{w.err}

@@ -62,9 +62,6 @@ func TestOutcomes(t *testing.T) {
 // sent to it has, with its end.
 func TestMuchBothWays(t *testing.T) {
 	each(t, func(t *testing.T, s *davit, d *cristream.Dialer) {
-		if d.Protocol == cristream.WebSocket {
-			d.Protocol = cristream.Auto // v5, not v4
-		}
 		const size = 8 << 20
 		c := command{stdin: true, stdout: true, stderr: true, run: func(_ context.Context, io_ monitor.Stream) (int, error) {
 			n, err := io.Copy(io_.Stdout, io_.Stdin)

@@ -16,6 +16,8 @@ type mux struct {
 	raw     net.Conn
 	served  chan struct{} // closed when nothing more will come
 	streams []*spdystream.Stream
+
+	unanswered *spdystream.Stream // if the last of them is
 }
 
 // newMux owns raw from now on.
@@ -38,22 +40,28 @@ func newMux(raw net.Conn) (*mux, error) {
 const replyWait = 100 * time.Millisecond
 
 // open opens a stream of a kind, with more headers: name, value and so on. It
-// must not be called by two at a time. False: the peer refuses, or is gone.
-func (m *mux) open(kind string, more ...string) (s *spdystream.Stream, ok bool) {
+// must not be called by two at a time, nor after a failure: then the peer
+// refuses, is gone or does not answer.
+func (m *mux) open(kind string, more ...string) (*spdystream.Stream, bool) {
 	header := http.Header{}
 	header.Set("Streamtype", kind)
 	for i := 0; i < len(more); i += 2 {
 		header.Set(more[i], more[i+1])
 	}
 	s, err := m.conn.CreateStream(header, nil, false)
-	if err != nil {
+	if s == nil {
 		return nil, false
 	}
 	m.streams = append(m.streams, s)
-	for {
-		err := s.WaitTimeout(replyWait)
-		if err != spdystream.ErrTimeout {
-			return s, err == nil
+	m.unanswered = s
+	for begun := time.Now(); err == nil && time.Since(begun) < handshakeTimeout; {
+		switch err := s.WaitTimeout(replyWait); err {
+		case spdystream.ErrTimeout:
+		case nil:
+			m.unanswered = nil
+			return s, true
+		default:
+			return nil, false
 		}
 		select {
 		case <-m.served:
@@ -61,6 +69,7 @@ func (m *mux) open(kind string, more ...string) (s *spdystream.Stream, ok bool) 
 		default:
 		}
 	}
+	return nil, false
 }
 
 // close ends the connection and waits until nothing of it is left.
@@ -68,6 +77,15 @@ func (m *mux) close() {
 	_ = m.raw.Close()
 	for _, s := range m.streams {
 		_ = s.Reset() // frees the library's readers, who wait for ours
+	}
+	for m.unanswered != nil {
+		select {
+		case <-m.served:
+			return
+		default:
+			// A late answer is handed to nobody but who waits for it.
+			_ = m.unanswered.WaitTimeout(time.Millisecond)
+		}
 	}
 	<-m.served
 }

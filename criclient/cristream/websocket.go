@@ -68,7 +68,9 @@ func (s *session) receive(ws *websocket.Conn) (said []byte, err error) {
 		if !known {
 			sink = io.Discard
 		}
-		if _, err := io.Copy(sink, message); err != nil {
+		if _, err := io.Copy(sink, message); err == errTooLong {
+			return nil, &LostError{err}
+		} else if err != nil {
 			return text.Bytes(), breach(err)
 		}
 	}
@@ -93,13 +95,13 @@ var errText = errors.New("the peer sent a message of text, not of bytes")
 var errTooLong = fmt.Errorf("the peer's status has more than %d bytes", maxMessageBytes)
 
 // limited takes as many bytes as a status may have.
-type limited struct{ *bytes.Buffer }
+type limited struct{ text *bytes.Buffer }
 
 func (l limited) Write(p []byte) (int, error) {
-	if l.Len()+len(p) > maxMessageBytes {
+	if l.text.Len()+len(p) > maxMessageBytes {
 		return 0, errTooLong
 	}
-	return l.Buffer.Write(p)
+	return l.text.Write(p)
 }
 
 // A channel writes to one channel of a session.

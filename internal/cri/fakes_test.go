@@ -46,6 +46,7 @@ type world struct {
 	joined     monitor.Stream
 	events     chan pod.Event
 	stopping   chan struct{}
+	troubles   []string
 }
 
 func (w *world) do(what string) error {
@@ -186,6 +187,7 @@ func server(t testing.TB, w *world) (runtimeapi.RuntimeServiceClient, runtimeapi
 		Metrics:      metrics.New(metrics.Host{}),
 		RuntimeReady: func() error { return nil },
 		NetworkReady: func() error { return errors.New("no CNI plugin bridge in /opt/cni/bin") },
+		Troubles:     func() []string { return w.troubles },
 		Spec:         func(string) ([]byte, error) { return []byte(`{"ociVersion":"1.0.0"}`), nil },
 		Info:         map[string]any{"maxContainerLogLineSize": 16384},
 		Stopping:     w.stopping,

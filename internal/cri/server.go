@@ -98,6 +98,8 @@ type Config struct {
 	SystemdCgroup bool         // cgroups by systemd instead of cgroupfs
 	RuntimeReady  func() error // nil: ready; else the reason, for people
 	NetworkReady  func() error // nil: ready; else the reason, for people
+	// Troubles are what somebody should look at though pods run, a line each.
+	Troubles func() []string
 	// Spec returns a container's OCI runtime spec as it is on disk, for verbose status.
 	Spec func(containerID string) ([]byte, error)
 	// Dial connects to a port of the loopback interface in the network

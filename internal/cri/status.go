@@ -3,6 +3,7 @@ package cri
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -30,6 +31,7 @@ func (s *service) Status(_ context.Context, r *runtimeapi.StatusRequest) (*runti
 		Status: &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{
 			condition(runtimeapi.RuntimeReady, "RuntimeNotReady", s.config.RuntimeReady),
 			condition(runtimeapi.NetworkReady, "NetworkNotReady", s.config.NetworkReady),
+			condition(noTrouble, "Trouble", s.trouble),
 		}},
 		RuntimeHandlers: s.handlers(),
 		// True only for what is there: the kubelet publishes it.
@@ -41,6 +43,27 @@ func (s *service) Status(_ context.Context, r *runtimeapi.StatusRequest) (*runti
 		resp.Info = s.statusInfo()
 	}
 	return resp, nil
+}
+
+// noTrouble is a condition beside those that the kubelet goes by, as other
+// runtimes have theirs.
+//
+// CRI: api.proto, RuntimeStatus, "currently observed runtime conditions".
+const noTrouble = "DavitHasNoTrouble"
+
+// maxTroubles bounds how many of them Status tells.
+const maxTroubles = 10
+
+// trouble is what somebody should look at, as one error; nil for nothing.
+func (s *service) trouble() error {
+	all := s.config.Troubles()
+	if len(all) == 0 {
+		return nil
+	}
+	if more := len(all) - maxTroubles; more > 0 {
+		all = append(slices.Clone(all[:maxTroubles]), fmt.Sprintf("and %d more", more))
+	}
+	return errors.New(strings.Join(all, "; "))
 }
 
 func condition(kind, reason string, ready func() error) *runtimeapi.RuntimeCondition {

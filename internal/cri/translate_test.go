@@ -47,7 +47,7 @@ func TestVersion(t *testing.T) {
 }
 
 func TestStatus(t *testing.T) {
-	rt, _, conn, _ := server(t, &world{})
+	rt, _, conn, _ := server(t, &world{troubles: strings.Split("abcdefghijkl", "")})
 	got := must[*runtimeapi.StatusResponse](t)(rt.Status(context.Background(), &runtimeapi.StatusRequest{Verbose: true}))
 	if got.Info["config"] != `{"maxContainerLogLineSize":16384}` || !json.Valid([]byte(got.Info["golang"])) ||
 		got.Info["davit"] != `{"containers":{"running":0},"events":{"lost":0,"readers":0},"images":0,"pods":{"ready":0},"version":"1.2.3"}` {
@@ -58,6 +58,7 @@ func TestStatus(t *testing.T) {
 		status {
 			conditions { type: "RuntimeReady" status: true }
 			conditions { type: "NetworkReady" reason: "NetworkNotReady" message: "no CNI plugin bridge in /opt/cni/bin" }
+			conditions { type: "DavitHasNoTrouble" reason: "Trouble" message: "a; b; c; d; e; f; g; h; i; j; and 2 more" }
 		}
 		runtime_handlers { features { recursive_read_only_mounts: true user_namespaces: true } }
 		runtime_handlers { name: "crun" features { recursive_read_only_mounts: true user_namespaces: true } }

@@ -83,17 +83,23 @@ func (k *Keeper) follow(id string, c *claim) error {
 	if p, err := readProcess(c.pid); err != nil || p.start != c.start {
 		return errors.Join(fmt.Errorf("pid %d is another process now", c.pid), err, unix.Close(fd))
 	}
-	c.followed = true
+	c.followed, c.pidfd = true, fd
+	k.watch(id, c)
+	return nil
+}
+
+// watch ends c once its pidfd tells, and owns that. k.mu must be held.
+func (k *Keeper) watch(id string, c *claim) {
+	fd, pid := c.pidfd, c.pid
 	go func() {
-		ended := awaitPidfd(fd, c.pid)
-		_ = unix.Close(fd)
-		k.mu.Lock()
+		ended := awaitPidfd(fd, pid)
+		k.mu.Lock() // until then a successor could still use the pidfd
 		defer k.mu.Unlock()
+		_ = unix.Close(fd)
 		if k.claims[id] == c && c.ended == nil {
 			k.end(id, c, ended)
 		}
 	}()
-	return nil
 }
 
 // reapWait is how long a dead process's parent may take to reap it before its

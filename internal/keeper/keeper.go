@@ -22,20 +22,29 @@ import (
 
 // A Keeper keeps one state directory.
 type Keeper struct {
-	dir      string
-	binary   string
-	baseOOM  int
-	listener *os.File
-	log      *slog.Logger
-	lastExit chan unix.WaitStatus // how the monitor ended
+	dir     string
+	binary  string
+	baseOOM int
+	files   files
+	log     *slog.Logger
 
 	mu       sync.Mutex
-	monitor  int // pid; 0 while there is none
+	next     *successor                   // what is to take this program's place
+	endTurn  func()                       // makes runMonitors return
+	own      map[int]chan unix.WaitStatus // how processes of davit's own ended, by pid
+	monitor  int                          // its pid; 0 while there is none
 	queue    *queue
 	claims   map[string]*claim
 	expected map[string]bool
 	dead     map[int]monitor.Ended // unknown pids, while something is expected
 	held     map[string]held
+}
+
+// files are what a keeper has open from its beginning to its end.
+type files struct {
+	lock     *os.File // keeper.lock, locked
+	listener *os.File // of monitor.sock
+	door     *os.File // listener of keeper.sock
 }
 
 type claim struct {
@@ -44,6 +53,7 @@ type claim struct {
 	record   bool
 	ended    *monitor.Ended
 	followed bool // no child of this keeper: watched by pidfd
+	pidfd    int  // if followed, until ended
 }
 
 type held struct {
@@ -51,60 +61,135 @@ type held struct {
 	silent bool
 }
 
-// Run keeps dir until SIGTERM, with which it ends the monitor and itself, but
+// Options are how a keeper is run.
+type Options struct {
+	Dir     string // the state directory
+	Binary  string // davit-monitor's own path
+	Version string
+	// Wait is whether to stand by while another keeper has the directory,
+	// rather than to return an error.
+	Wait bool
+	Log  *slog.Logger
+}
+
+// Run keeps a directory until SIGTERM, with which it ends the monitor and itself, but
 // no container: the next keeper follows those that run. (A terminal hangs up,
 // though: its master is the keeper's.) Nothing half made lives on: the keeper is gone only when a monitor has ended that waited for
 // the commands of OCI runtimes under way, ended execs, and took no new work,
-// or when endLimit is over. binary is davit-monitor's own path.
-func Run(dir, binary string, log *slog.Logger) error {
-	lock, err := lockState(dir)
-	if err != nil {
-		return err
-	}
-	defer lock.Close()
+// or when endLimit is over.
+//
+// Asked to by keeper.sock, or by SIGHUP, it becomes another program in place
+// (see handover); such a process calls Run, too, and keeps on.
+func Run(o Options) error {
 	unix.Umask(0o022)
-	for _, name := range ofServiceManager {
-		_ = os.Unsetenv(name)
-	}
-	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
-		return fmt.Errorf("become subreaper: %w", err)
-	}
-	k := &Keeper{
-		dir: dir, binary: binary, log: log, baseOOM: protect(log),
-		lastExit: make(chan unix.WaitStatus, 1),
-		claims:   map[string]*claim{}, expected: map[string]bool{},
-		dead: map[int]monitor.Ended{}, held: map[string]held{},
-	}
-	for _, sub := range []string{"exits", "claims", "monitor"} {
-		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
-			return err
-		}
-	}
-	if k.listener, err = listen(monitor.SocketPath(dir)); err != nil {
-		return err
-	}
 	// Before recovery, which needs to be told of children that die meanwhile.
 	children := make(chan os.Signal, 1)
 	signal.Notify(children, unix.SIGCHLD)
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, unix.SIGHUP)
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
 	defer stop()
-	if err := k.recoverClaims(); err != nil {
+	tell := serviceManager(o.Log)
+	k, before, err := takeOver(o)
+	if err == nil && k == nil {
+		k, err = begin(ctx, o, tell)
+	}
+	if err != nil || k == nil {
 		return err
 	}
+	defer k.files.lock.Close()
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("become subreaper: %w", err)
+	}
 	go k.reapLoop(children)
-	over := make(chan struct{})
-	defer context.AfterFunc(ctx, func() {
-		time.Sleep(endLimit)
-		close(over)
-		k.endMonitor()
-	})()
-	return k.runMonitors(ctx, over)
+	door, err := net.FileListener(k.files.door)
+	if err != nil {
+		return err
+	}
+	defer door.Close()
+	go k.answer(door)
+	go k.replaceOn(hangups)
+	tell("READY=1\nSTATUS=davit-monitor " + o.Version + " keeps " + o.Dir)
+	before.tell(nil)
+	for {
+		err := k.runMonitors(ctx)
+		s := k.takeNext()
+		if ctx.Err() != nil {
+			s.tell(errors.New("the keeper is to end"))
+			return err
+		}
+		// A monitor that did not end in order is like one that was killed.
+		err = k.become(s)
+		o.Log.Error("davit-monitor is not replaced", "by", s.path, "error", err)
+		s.tell(err)
+	}
 }
 
-// ofServiceManager are variables that are meant for davitd. An OCI runtime
-// would pass some on: crun makes `start` wait for a container's READY=1.
+// begin makes a keeper of a directory, from what the one before has left. It
+// returns nil if ctx ends while it stands by.
+func begin(ctx context.Context, o Options, tell func(state string)) (*Keeper, error) {
+	if err := os.MkdirAll(o.Dir, 0o711); err != nil {
+		return nil, err
+	}
+	lock, err := lockState(o.Dir)
+	if err != nil && o.Wait {
+		tell("READY=1\nSTATUS=another keeper has " + o.Dir + ": standing by")
+		lock, err = awaitState(ctx, o.Dir)
+	}
+	if err != nil || lock == nil {
+		return nil, err
+	}
+	k := newKeeper(o)
+	k.files.lock, k.baseOOM = lock, protect(o.Log)
+	for _, sub := range []string{"exits", "claims", "monitor"} {
+		if err := os.MkdirAll(filepath.Join(k.dir, sub), 0o700); err != nil {
+			return nil, err
+		}
+	}
+	if k.files.listener, err = listen("unix", monitor.SocketPath(k.dir)); err != nil {
+		return nil, err
+	}
+	if k.files.door, err = listen("unixpacket", monitor.KeeperPath(k.dir)); err != nil {
+		return nil, err
+	}
+	return k, k.recoverClaims()
+}
+
+func newKeeper(o Options) *Keeper {
+	return &Keeper{
+		dir: o.Dir, binary: o.Binary, log: o.Log, own: map[int]chan unix.WaitStatus{},
+		claims: map[string]*claim{}, expected: map[string]bool{},
+		dead: map[int]monitor.Ended{}, held: map[string]held{},
+	}
+}
+
+// ofServiceManager are variables that are not meant for the monitor. An OCI
+// runtime would pass some on: crun makes `start` wait for a container's READY=1.
 var ofServiceManager = []string{
 	"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "INVOCATION_ID",
+	"JOURNAL_STREAM", "SYSTEMD_EXEC_PID",
+}
+
+// serviceManager clears the environment and returns what tells the service
+// manager how the keeper is, if it has asked. systemd: sd_notify(3).
+func serviceManager(log *slog.Logger) (tell func(state string)) {
+	address := os.Getenv("NOTIFY_SOCKET")
+	for _, name := range ofServiceManager {
+		_ = os.Unsetenv(name)
+	}
+	return func(state string) {
+		if address == "" {
+			return
+		}
+		conn, err := net.Dial("unixgram", address)
+		if err == nil {
+			_, err = conn.Write([]byte(state))
+			err = errors.Join(err, conn.Close())
+		}
+		if err != nil {
+			log.Warn("the service manager was not told", "state", state, "error", err)
+		}
+	}
 }
 
 // lockState takes the keeper's lock. It tries for a moment, since those who
@@ -127,6 +212,28 @@ func lockState(dir string) (*os.File, error) {
 	}
 }
 
+// awaitState takes the keeper's lock once it is free; nil if ctx ends before.
+func awaitState(ctx context.Context, dir string) (*os.File, error) {
+	f, err := os.OpenFile(monitor.LockPath(dir), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	locked := make(chan error, 1)
+	go func() { // ends with the process if ctx does
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX)
+		for errors.Is(err, unix.EINTR) {
+			err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+		}
+		locked <- err
+	}()
+	select {
+	case err = <-locked:
+		return f, err
+	case <-ctx.Done():
+		return nil, nil
+	}
+}
+
 // protect asks the OOM killer to spare this process and its monitors. It
 // returns what the score was; without CAP_SYS_RESOURCE it stays.
 func protect(log *slog.Logger) int {
@@ -146,12 +253,12 @@ func protect(log *slog.Logger) int {
 }
 
 // listen makes the socket that connections queue on while no monitor runs.
-func listen(path string) (*os.File, error) {
+func listen(network, path string) (*os.File, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
 	old := unix.Umask(0o177)
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	l, err := net.ListenUnix(network, &net.UnixAddr{Name: path, Net: network})
 	unix.Umask(old)
 	if err != nil {
 		return nil, err
@@ -165,9 +272,29 @@ func listen(path string) (*os.File, error) {
 const endLimit = 20 * time.Second
 
 // runMonitors starts a monitor, and another when it has died, until ctx ends
-// and with it a monitor has, of its own accord: what one that was killed has
-// left is for the next to tidy up. It gives up at over.
-func (k *Keeper) runMonitors(ctx context.Context, over <-chan struct{}) error {
+// or a successor is known, and with that a monitor has, of its own accord: what
+// one that was killed has left is for the next to tidy up. It gives up after
+// endLimit.
+func (k *Keeper) runMonitors(ctx context.Context) error {
+	ctx, end := context.WithCancel(ctx)
+	defer end()
+	k.mu.Lock()
+	k.endTurn = end
+	if k.next != nil {
+		end()
+	}
+	k.mu.Unlock()
+	over := make(chan struct{})
+	returned := make(chan struct{})
+	defer close(returned)
+	defer context.AfterFunc(ctx, func() {
+		select {
+		case <-time.After(endLimit):
+			close(over)
+			k.endMonitor()
+		case <-returned:
+		}
+	})()
 	var pace pacer
 	for {
 		status, err := k.runMonitor(ctx)
@@ -224,17 +351,12 @@ func (k *Keeper) runMonitor(ctx context.Context) (unix.WaitStatus, error) {
 		return 0, errors.Join(err, theirs.Close())
 	}
 	q := newQueue(link)
-	k.mu.Lock() // so that the reaper cannot see the pid before we do
-	process, err := os.StartProcess(k.binary, []string{"davit-monitor", "serve", "--state", k.dir}, &os.ProcAttr{
-		Dir: "/", Files: []*os.File{nil, os.Stderr, os.Stderr, theirs, k.listener},
-	})
-	if err == nil {
-		k.monitor = process.Pid
-		_ = process.Release()
-		k.greet(q)
-		k.queue = q
-	}
-	k.mu.Unlock()
+	ended, err := k.start(k.binary, []string{"davit-monitor", "serve", "--state", k.dir},
+		[]*os.File{nil, os.Stderr, os.Stderr, theirs, k.files.listener}, func(pid int) {
+			k.monitor = pid
+			k.greet(q)
+			k.queue = q
+		})
 	_ = theirs.Close()
 	if err != nil {
 		q.close()
@@ -246,12 +368,27 @@ func (k *Keeper) runMonitor(ctx context.Context) (unix.WaitStatus, error) {
 	err = k.serve(link, q)
 	// Its end of the socket is closed: it has died, or is of no more use.
 	k.endMonitor()
-	status := <-k.lastExit
+	status := <-ended
 	k.mu.Lock()
-	k.queue = nil
+	k.monitor, k.queue = 0, nil
 	k.mu.Unlock()
 	q.close()
 	return status, errors.Join(err, link.Close())
+}
+
+// start starts a process of davit's own. The reaper tells how it ended, and
+// can do so once noted was called, with k.mu held.
+func (k *Keeper) start(path string, args []string, files []*os.File, noted func(pid int)) (<-chan unix.WaitStatus, error) {
+	k.mu.Lock() // so that the reaper cannot see the pid before we do
+	defer k.mu.Unlock()
+	process, err := os.StartProcess(path, args, &os.ProcAttr{Dir: "/", Files: files})
+	if err != nil {
+		return nil, err
+	}
+	ended := make(chan unix.WaitStatus, 1)
+	k.own[process.Pid] = ended
+	noted(process.Pid)
+	return ended, process.Release()
 }
 
 func (k *Keeper) endMonitor() {

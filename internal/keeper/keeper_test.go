@@ -29,9 +29,9 @@ func TestPacer(t *testing.T) {
 	}
 }
 
-func newKeeper(t *testing.T) *Keeper {
+func idle(t *testing.T) *Keeper {
 	t.Helper()
-	k := &Keeper{dir: t.TempDir(), log: slog.New(slog.DiscardHandler), claims: map[string]*claim{}, expected: map[string]bool{}, dead: map[int]monitor.Ended{}, held: map[string]held{}}
+	k := newKeeper(Options{Dir: t.TempDir(), Log: slog.New(slog.DiscardHandler)})
 	for _, sub := range []string{"exits", "claims"} {
 		if err := os.Mkdir(filepath.Join(k.dir, sub), 0o700); err != nil {
 			t.Fatal(err)
@@ -69,7 +69,7 @@ func (k *Keeper) reapUntil(t *testing.T, done func() bool) {
 
 // A process that dies before it is claimed keeps its status, while it is expected.
 func TestDeadBeforeClaim(t *testing.T) {
-	k := newKeeper(t)
+	k := idle(t)
 	k.do(t, monitor.KeeperRequest{Op: "expect", ID: "a"})
 	k.do(t, monitor.KeeperRequest{Op: "expect", ID: "b"})
 	pid := start(t, "exit 7").Process.Pid
@@ -91,7 +91,7 @@ func TestDeadBeforeClaim(t *testing.T) {
 
 // Without an expectation nothing is kept: containers' orphans are many.
 func TestUnexpected(t *testing.T) {
-	k := newKeeper(t)
+	k := idle(t)
 	pid := start(t, "exit 7").Process.Pid
 	k.reapUntil(t, func() bool { _, err := readProcess(pid); return err != nil })
 	if len(k.dead) != 0 {
@@ -106,7 +106,7 @@ func TestUnexpected(t *testing.T) {
 }
 
 func TestKill(t *testing.T) {
-	k := newKeeper(t)
+	k := idle(t)
 	pid := start(t, "exec sleep 100").Process.Pid
 	k.do(t, monitor.KeeperRequest{Op: "claim", ID: "a", Pid: pid, Record: true})
 	if _, err := os.Stat(k.claimPath("a")); err != nil {
@@ -131,7 +131,7 @@ func TestKill(t *testing.T) {
 }
 
 func TestHoldAndDrop(t *testing.T) {
-	k := newKeeper(t)
+	k := idle(t)
 	for range 2 { // the second in place of the first
 		fd, err := unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err != nil {
@@ -151,7 +151,7 @@ func TestHoldAndDrop(t *testing.T) {
 // What a keeper before left: a process that lives, one that is gone, and a pid
 // that is another's by now.
 func TestRecoverClaims(t *testing.T) {
-	k := newKeeper(t)
+	k := idle(t)
 	c := start(t, "exec sleep 100")
 	p, err := readProcess(c.Process.Pid)
 	if err != nil {

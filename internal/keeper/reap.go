@@ -31,9 +31,12 @@ func (k *Keeper) reapOne() bool {
 	if err != nil || pid <= 0 {
 		return false
 	}
-	if pid == k.monitor {
-		k.monitor = 0
-		k.lastExit <- status
+	if own := k.own[pid]; own != nil {
+		delete(k.own, pid)
+		if pid == k.monitor {
+			k.monitor = 0
+		}
+		own <- status
 		return true
 	}
 	ended := endedBy(pid, status)

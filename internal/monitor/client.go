@@ -217,7 +217,7 @@ func (c *Client) send(ctx context.Context, method string, body any) (*net.UnixCo
 		return nil, lostError{err}
 	}
 	conn := dialled.(*net.UnixConn)
-	if err := WriteFrame(conn, Request{Method: method, Body: raw}); err != nil {
+	if err := WriteFrame(conn, Request{Protocol: Protocol, Method: method, Body: raw}); err != nil {
 		_ = conn.Close()
 		if fault.Is(err, fault.Exhausted) {
 			return nil, err

@@ -41,6 +41,8 @@ type KeeperRequest struct {
 	//   kill    send Signal to ID's process; fails if it has ended
 	//   hold    keep the descriptors that come along, under Names
 	//   drop    close the descriptors of Names
+	// and on keeper.sock, with one answer once it is done or has failed,
+	//   replace become the davit-monitor at Path, in place
 	Op     string   `json:"op"`
 	ID     string   `json:"id,omitempty"`
 	Pid    int      `json:"pid,omitempty"`
@@ -48,6 +50,7 @@ type KeeperRequest struct {
 	Record bool     `json:"record,omitempty"` // claim: write exits/ID
 	Names  []string `json:"names,omitempty"`
 	Silent bool     `json:"silent,omitempty"` // hold: the next monitor does not want it back
+	Path   string   `json:"path,omitempty"`   // replace
 }
 
 // A KeeperEvent goes from keeper to monitor.
@@ -88,6 +91,11 @@ func NewLink(fd int) (*Link, error) {
 	if err != nil {
 		return nil, err
 	}
+	return LinkOf(c)
+}
+
+// LinkOf makes a Link of a connection, and owns it from then on.
+func LinkOf(c net.Conn) (*Link, error) {
 	conn, ok := c.(*net.UnixConn)
 	if !ok {
 		_ = c.Close()
@@ -98,6 +106,9 @@ func NewLink(fd int) (*Link, error) {
 
 // Close ends a Receive under way.
 func (l *Link) Close() error { return l.conn.Close() }
+
+// File returns a copy of the socket's descriptor.
+func (l *Link) File() (*os.File, error) { return l.conn.File() }
 
 // Send blocks while the socket's buffer is full.
 func (l *Link) Send(message any, fds ...int) error {
@@ -143,6 +154,15 @@ func (l *Link) Receive(message any) (fds []int, err error) {
 		fds = nil // at the limit of open files: the request fails, not the link
 	}
 	return fds, err
+}
+
+// ReceiveWithin is Receive with a limit.
+func (l *Link) ReceiveWithin(limit time.Duration, message any) (fds []int, err error) {
+	if err := l.conn.SetReadDeadline(time.Now().Add(limit)); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, l.conn.SetReadDeadline(time.Time{})) }()
+	return l.Receive(message)
 }
 
 func rights(oob []byte) (fds []int, err error) {

@@ -38,10 +38,32 @@ const (
 	MethodAttach     = "attach"      // StreamRequest
 )
 
+// Protocol is the version of what is said on monitor.sock. davitd and
+// davit-monitor may be of different versions: while one replaces the other, and
+// where a replacement was refused. A message that the other side would
+// misread, or whose loss it would not notice, needs a new version;
+// an unknown method is told from a known one without it.
+const (
+	Protocol       = 1
+	OldestProtocol = 0 // that davit-monitor answers; 0: from before there were versions
+)
+
 // A Request is the one frame that a client sends on a connection.
 type Request struct {
-	Method string          `json:"method"`
-	Body   json.RawMessage `json:"body,omitempty"`
+	Protocol int             `json:"protocol,omitempty"`
+	Method   string          `json:"method"`
+	Body     json.RawMessage `json:"body,omitempty"`
+}
+
+// CheckProtocol refuses, with Unavailable, a request that this version cannot
+// answer. The caller need not ask again.
+func (r Request) CheckProtocol() error {
+	if r.Protocol >= OldestProtocol && r.Protocol <= Protocol {
+		return nil
+	}
+	return fault.New(fault.Unavailable, "monitor."+r.Method,
+		"davit-monitor speaks versions %d to %d of its protocol, davitd version %d: one of them is to be replaced (davit-monitor replace)",
+		OldestProtocol, Protocol, r.Protocol)
 }
 
 // A Reply answers a Request.
@@ -99,6 +121,9 @@ func SocketPath(state string) string { return filepath.Join(state, "monitor.sock
 
 // LockPath is the file that a living keeper has locked.
 func LockPath(state string) string { return filepath.Join(state, "keeper.lock") }
+
+// KeeperPath is where the keeper itself listens.
+func KeeperPath(state string) string { return filepath.Join(state, "keeper.sock") }
 
 // FailureOf puts err on the wire.
 func FailureOf(err error) *Failure {

@@ -137,11 +137,16 @@ func (n *Network) bridgeResult(l *lease) (json.RawMessage, error) {
 // namespace nor the configuration that Attach used, and succeeds for a pod
 // without a lease.
 //
-// It returns Unavailable if a plugin fails; the lease then stays, for another try.
+// It returns Unavailable if a plugin fails; the lease then stays, for another
+// try. Once plugins have failed for Config.DelPatience it succeeds without them,
+// and Run goes on trying.
 func (n *Network) Detach(ctx context.Context, p Pod) error {
 	l := n.leases.get(p.ID)
 	if l == nil {
 		return nil
+	}
+	if l.Driver == driverCNI {
+		return n.detachPlugins(ctx, l)
 	}
 	return n.release(ctx, l)
 }

@@ -124,7 +124,7 @@ func TestCrash(t *testing.T) {
 	}
 
 	w.reopen()
-	if err := w.Collect(w.ctx, []string{kept.ID}); err != nil {
+	if err := w.Collect(w.ctx, attached(kept.ID)); err != nil {
 		t.Fatal(err)
 	}
 	if left := w.leaseFiles(); len(left) != 1 || !strings.HasSuffix(left[0], kept.ID+".json") {

@@ -158,8 +158,8 @@ func (p *plugins) check(ctx context.Context, l *lease) error {
 	return pluginError(ctx, op, list.Name, err)
 }
 
-// collect tells the plugins which attachments are left, where they can listen.
-func (p *plugins) collect(ctx context.Context, c *choice, kept []*lease) error {
+// collect tells the plugins which pods are left, where they can listen.
+func (p *plugins) collect(ctx context.Context, c *choice, live []string) error {
 	if c.list == nil {
 		return nil
 	}
@@ -167,10 +167,8 @@ func (p *plugins) collect(ctx context.Context, c *choice, kept []*lease) error {
 		return nil
 	}
 	args := &libcni.GCArgs{ValidAttachments: []types.GCAttachment{}}
-	for _, l := range kept {
-		if l.Driver == driverCNI {
-			args.ValidAttachments = append(args.ValidAttachments, types.GCAttachment{ContainerID: l.Pod, IfName: l.Interface})
-		}
+	for _, pod := range live {
+		args.ValidAttachments = append(args.ValidAttachments, types.GCAttachment{ContainerID: pod, IfName: podInterface})
 	}
 	if err := p.cni().GCNetworkList(ctx, c.list, args); err != nil {
 		return pluginError(ctx, "network.Collect", c.list.Name, err)

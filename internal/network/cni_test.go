@@ -185,7 +185,7 @@ func TestCollectKeepsLiveAttachments(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := n.Collect(ctx, []string{"live"}); err != nil {
+	if err := n.Collect(ctx, attached("live")); err != nil {
 		t.Fatal(err)
 	}
 	if del := f.calls("DEL"); len(del) != 1 || !strings.HasPrefix(del[0], "DEL dead ") {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
+	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -45,12 +46,11 @@ type leases struct {
 	leaving map[string]bool // pods whose host ports are being closed; their lease stands until that is done
 }
 
-// loadLeases reads the leases below dir.
-//
-// A file that is not JSON is what a power cut leaves of a lease of the bridge,
-// which is not fsynced: nothing that it names outlives a boot, so the pod's
-// name alone is kept, until Detach or Collect.
-func loadLeases(dir string) (*leases, error) {
+// loadLeases reads the leases below dir. One that cannot be read is moved into
+// damaged, or removed if it is not even JSON, as those of the bridge may be
+// after a power cut, which are not fsynced. Of a pod that is gone only the DEL of
+// plugins needs it; for a pod that lives Collect makes it anew.
+func loadLeases(dir, damaged string) (*leases, error) {
 	const op = "network.Open"
 	ls := &leases{dir: dir, held: map[string]*lease{}, leaving: map[string]bool{}}
 	entries, err := os.ReadDir(dir)
@@ -66,20 +66,28 @@ func loadLeases(dir string) (*leases, error) {
 		case !ok || strings.HasPrefix(id, "."):
 			continue
 		}
-		data, err := os.ReadFile(ls.path(id))
-		if err != nil {
-			return nil, fault.New(fault.Internal, op, "%w", err)
-		}
 		l := &lease{}
-		if !json.Valid(data) {
-			l = &lease{Driver: driverBridge}
-		} else if err := store.LoadJSON(ls.path(id), leaseVersion, l); err != nil {
-			return nil, err
+		if data, err := os.ReadFile(ls.path(id)); err == nil && !json.Valid(data) {
+			slog.Warn("network: a pod's lease is torn, as after a power cut", "pod", id, "error", os.Remove(ls.path(id)))
+			continue
+		}
+		if err := store.LoadJSON(ls.path(id), leaseVersion, l); err != nil {
+			aside := filepath.Join(damaged, "lease-"+e.Name())
+			slog.Error("network: a pod's lease cannot be read and is moved aside", "pod", id, "to", aside, "error", errors.Join(err, store.SetAside(ls.path(id), aside)))
+			continue
 		}
 		l.Pod = id
 		ls.held[id] = l
 	}
 	return ls, nil
+}
+
+// restore makes the lease of a pod anew that is connected and has none.
+func (ls *leases) restore(l *lease) error {
+	ls.mu.Lock()
+	ls.held[l.Pod] = l
+	ls.mu.Unlock()
+	return ls.save(l)
 }
 
 // setPools makes new pods' addresses come from the current subnets.

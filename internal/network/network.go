@@ -15,6 +15,7 @@ package network
 import (
 	"encoding/json"
 	"net/netip"
+	"time"
 )
 
 // A Pod is what the network needs to know of one.
@@ -42,13 +43,21 @@ type Result struct {
 	Raw       json.RawMessage // the CNI result, or the built-in network's in the same form
 }
 
+// Attached is a pod that Attach has connected, and how.
+type Attached struct {
+	Pod
+	Result
+}
+
 // A Config says how to connect pods. Zero values take the defaults named.
 type Config struct {
-	Root       string         // durable state: leases; a directory of the network's own
-	ConfDir    string         // CNI configuration, "/etc/cni/net.d"
-	PluginDirs []string       // CNI plugins, "/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"
-	Bridge     string         // name of the bridge and of the nftables table, "davit0"
-	Subnets    []netip.Prefix // pod addresses, at most one of each family; what SetPodCIDR was given, or "10.88.0.0/16", or the next free, and a unique local /64
-	Template   string         // file of a CNI configuration template that SetPodCIDR fills in; empty: none
-	MTU        int            // 0: that of the default route's link
+	Root        string         // durable state: leases; a directory of the network's own
+	Damaged     string         // a directory for what cannot be read, "damaged" in Root
+	ConfDir     string         // CNI configuration, "/etc/cni/net.d"
+	PluginDirs  []string       // CNI plugins, "/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"
+	Bridge      string         // name of the bridge and of the nftables table, "davit0"
+	Subnets     []netip.Prefix // pod addresses, at most one of each family; what SetPodCIDR was given, or "10.88.0.0/16", or the next free, and a unique local /64
+	DelPatience time.Duration  // how long a pod waits for a CNI DEL that fails, 10 min
+	Template    string         // file of a CNI configuration template that SetPodCIDR fills in; empty: none
+	MTU         int            // 0: that of the default route's link
 }

@@ -27,8 +27,9 @@ type Network struct {
 	plugins *plugins
 	cidr    cidr
 	choice  atomic.Pointer[choice] // what ConfDir says, as last seen
-	chosen  chan struct{}          // tells keep that it has changed; holds one
-	claim   net.Listener           // nobody connects; nil without Claim
+	debts   debts
+	chosen  chan struct{} // tells keep that it has changed; holds one
+	claim   net.Listener  // nobody connects; nil without Claim
 
 	mu      sync.Mutex
 	status  error // of asked's plugins, as last asked
@@ -56,7 +57,7 @@ func Open(config Config) (*Network, error) {
 	if err != nil {
 		return nil, err
 	}
-	leases, err := loadLeases(config.Root)
+	leases, err := loadLeases(config.Root, config.Damaged)
 	if err != nil {
 		return nil, err
 	}
@@ -67,8 +68,8 @@ func Open(config Config) (*Network, error) {
 		plugins: &plugins{dirs: config.PluginDirs, cache: filepath.Join(config.Root, "cni")},
 	}
 	n.cidr.template = template
-	n.cidr.ranges.Store(subnets.followedBy(subnets.Current, leases.all()))
-	leases.setPools(n.cidr.ranges.Load())
+	n.cidr.ranges.Store(subnets)
+	leases.setPools(subnets)
 	all := func() []netip.Prefix { return n.cidr.ranges.Load().all() }
 	n.bridge = &bridge{name: config.Bridge, subnets: all, mtu: config.MTU}
 	n.rules = &ruleset{bridge: config.Bridge, subnets: all}
@@ -94,6 +95,12 @@ func setDefaults(c *Config) {
 	if len(c.PluginDirs) == 0 {
 		c.PluginDirs = []string{"/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"}
 	}
+	if c.Damaged == "" {
+		c.Damaged = filepath.Join(c.Root, "damaged")
+	}
+	if c.DelPatience == 0 {
+		c.DelPatience = defaultDelPatience
+	}
 	if c.Bridge == "" {
 		c.Bridge = "davit0"
 	}
@@ -104,12 +111,13 @@ func setDefaults(c *Config) {
 const keepInterval = 5 * time.Second
 
 // Run watches ConfDir, asks the plugins for their status, deletes links left
-// behind, and puts bridge and table back where somebody took them away. It
-// returns nil when ctx ends.
+// behind, puts bridge and table back where somebody took them away, and tries
+// again what plugins would not undo. It returns nil when ctx ends.
 func (n *Network) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { n.watch(ctx) })
 	wg.Go(func() { n.keep(ctx) })
+	wg.Go(func() { n.settle(ctx) })
 	wg.Wait()
 	return nil
 }

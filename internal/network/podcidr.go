@@ -2,6 +2,7 @@ package network
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -62,18 +63,14 @@ func (r *ranges) followedBy(current []netip.Prefix, pods []*lease) *ranges {
 // kubelet tells a pod CIDR only once it has changed.
 const (
 	rangesFile    = "pod-cidr"
+	rangesCopy    = "pod-cidr.copy" // should that be lost: pods run by it
 	rangesVersion = 1
 )
 
 // loadRanges returns the ranges to start with: what the configuration says,
 // else what the node was given, else a choice of davit's own.
 func loadRanges(c Config) (*ranges, error) {
-	given := &ranges{}
-	err := store.LoadJSON(filepath.Join(c.Root, rangesFile), rangesVersion, given)
-	if err != nil && !fault.Is(err, fault.NotFound) {
-		slog.Warn("network: the pod CIDR that this node was given cannot be read", "error", err)
-		given = &ranges{}
-	}
+	given := loadGiven(c)
 	current := c.Subnets
 	if len(current) == 0 {
 		current = given.Current
@@ -85,6 +82,36 @@ func loadRanges(c Config) (*ranges, error) {
 		return nil, fmt.Errorf("network.subnets: %w", err)
 	}
 	return &ranges{Current: current, Former: slices.DeleteFunc(given.all(), func(s netip.Prefix) bool { return slices.Contains(current, s) })}, nil
+}
+
+// loadGiven returns what the node was given, and keeps it in two files again
+// if one was lost.
+func loadGiven(c Config) *ranges {
+	var given *ranges
+	var lost []string
+	for _, name := range []string{rangesFile, rangesCopy} {
+		r, path := &ranges{}, filepath.Join(c.Root, name)
+		err := store.LoadJSON(path, rangesVersion, r)
+		if err == nil {
+			given = cmp.Or(given, r)
+			continue
+		}
+		lost = append(lost, path)
+		if !fault.Is(err, fault.NotFound) {
+			aside := filepath.Join(c.Damaged, name)
+			slog.Error("network: the pod CIDR that this node was given cannot be read and is moved aside",
+				"to", aside, "error", errors.Join(err, store.SetAside(path, aside)))
+		}
+	}
+	if given == nil {
+		return &ranges{}
+	}
+	for _, path := range lost {
+		if err := store.SaveJSONDurable(path, rangesVersion, given); err != nil {
+			slog.Warn("network: keep the pod CIDR", "error", err)
+		}
+	}
+	return given
 }
 
 func checkSubnets(subnets []netip.Prefix) error {
@@ -152,7 +179,12 @@ func (n *Network) SetPodCIDR(ctx context.Context, subnets []netip.Prefix) error 
 }
 
 func (n *Network) saveRanges(r *ranges) error {
-	return store.SaveJSONDurable(filepath.Join(n.config.Root, rangesFile), rangesVersion, r)
+	for _, name := range []string{rangesFile, rangesCopy} {
+		if err := store.SaveJSONDurable(filepath.Join(n.config.Root, name), rangesVersion, r); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // unused returns Precondition if a link other than the bridge has addresses of subnets.

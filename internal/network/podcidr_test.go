@@ -70,7 +70,7 @@ func TestPodCIDR(t *testing.T) {
 	}
 
 	w.reopen()
-	if err := w.Collect(w.ctx, []string{old.ID, young.ID}); err != nil {
+	if err := w.Collect(w.ctx, attached(old.ID, young.ID)); err != nil {
 		t.Fatal(err)
 	}
 	reach(before.Addrs[0])

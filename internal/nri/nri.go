@@ -73,11 +73,13 @@ type Plugins struct {
 	c       Config
 	lib     *adaptation.Adaptation
 	node    Node
-	started chan struct{} // closed once lib, or why there is none, is known
-	works   atomic.Bool   // lib has been started
-	count   atomic.Int64  // plugins that listen
-	pending sync.WaitGroup
+	started chan struct{}   // closed once lib, or why there is none, is known
+	works   atomic.Bool     // lib has been started
+	count   atomic.Int64    // plugins that listen
 	ctx     context.Context // of what outlives a call; set by Run
+
+	mu      sync.Mutex // so that nothing becomes pending once ctx has ended
+	pending sync.WaitGroup
 
 	launched []string // names of the plugins that start has started
 }
@@ -116,7 +118,7 @@ func (p *Plugins) Run(ctx context.Context, node Node) error {
 	close(p.started)
 	reap(ctx, p.launched)
 	p.lib.Stop()
-	p.pending.Wait()
+	p.finish()
 	return nil
 }
 
@@ -319,12 +321,30 @@ func (p *Plugins) synchronize(ctx context.Context, tell adaptation.SyncCB) error
 	if err != nil {
 		return err
 	}
-	// Not here: an operation that such an update waits for may itself wait for
-	// the plugin to have joined.
 	if a := (Answer{Updates: updates(asked)}); len(a.Updates) > 0 {
-		p.pending.Go(func() { p.node.Apply(p.ctx, a) })
+		return p.later(a)
 	}
 	return nil
+}
+
+// later applies what a plugin that joins wants. Not in the call that it wants
+// it in: an operation that an update waits for may itself wait for the plugin
+// to have joined. It returns an error once Run is to end.
+func (p *Plugins) later(a Answer) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ctx.Err() != nil {
+		return context.Cause(p.ctx)
+	}
+	p.pending.Go(func() { p.node.Apply(p.ctx, a) })
+	return nil
+}
+
+// finish waits for what later began; ctx has ended.
+func (p *Plugins) finish() {
+	p.mu.Lock() // nothing begins after this
+	defer p.mu.Unlock()
+	p.pending.Wait()
 }
 
 // update applies what a plugin asks for outside any hook, and returns what failed.

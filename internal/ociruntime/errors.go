@@ -63,7 +63,18 @@ func (r Runtime) Classify(command string, err error, message string) error {
 	if message == "" {
 		return fault.New(fault.Internal, op, "%s %s: %w", r.Path, command, err)
 	}
+	if lostCgroup(message) {
+		return fault.New(fault.Invalid, op, "the container's first process was killed, the memory limit may be too low: %s", message)
+	}
 	return fault.New(kindOf(message), op, "%s", message)
+}
+
+// lostCgroup reports whether runc found the cgroup gone that it had put the
+// container's first process in. systemd removes a scope with its last process,
+// and then runc cannot read any more that the kernel killed that for want of
+// memory, which is what it says elsewhere.
+func lostCgroup(message string) bool {
+	return strings.Contains(message, "setting cgroup config") && strings.Contains(message, "no such file or directory")
 }
 
 // kindOf classifies the texts of crun 1.x and runc 1.x.

@@ -31,8 +31,9 @@ type Network interface {
 	Attach(ctx context.Context, p network.Pod) (network.Result, error)
 	Detach(ctx context.Context, p network.Pod) error // idempotent; also after an Attach cut short
 	Check(ctx context.Context, p network.Pod) error
-	// Collect releases what is held for pods not in live, at start.
-	Collect(ctx context.Context, live []string) error
+	// Collect releases what is held for pods not in live, and makes sure of
+	// what is held for those that are, at start.
+	Collect(ctx context.Context, live []network.Attached) error
 }
 
 // Rootfs gives containers their root file systems. Package image implements it.

@@ -48,6 +48,7 @@ const (
 	toldMade
 	toldStarted // containers only
 	toldStopped
+	heeded // what plugins wanted when they were told is done; containers only
 	toldRemoved
 )
 
@@ -82,7 +83,7 @@ func (s *containerState) told() int32 {
 	case Created:
 		return toldMade
 	case Exited:
-		return toldStopped
+		return heeded
 	}
 	return toldStarted
 }
@@ -255,21 +256,23 @@ func (p *Pods) tellContainer(ctx context.Context, c *container, e nri.Event, sta
 	})
 }
 
-// tellEnded tells plugins that a container has ended, once. It waits for the
-// container's slot, so that they hear of its start first.
+// tellEnded tells plugins that a container has ended, once, and has done what
+// they then want when it returns. It waits for the container's slot, so that
+// they hear of its start first.
 func (p *Pods) tellEnded(ctx context.Context, c *container) error {
-	if p.opt.Hooks == nil || c.known.at() == untold || c.known.at() >= toldStopped {
+	if p.opt.Hooks == nil || c.known.at() == untold || c.known.at() >= heeded {
 		return nil
 	}
 	leave, listening, err := p.opt.Hooks.Enter(ctx)
 	if err != nil {
 		return err
 	}
-	if !listening {
-		c.known.reach(toldStopped)
+	nobody := !listening && c.known.at() < toldStopped
+	if nobody {
+		c.known.reach(heeded)
 	}
 	leave()
-	if !listening {
+	if nobody {
 		return nil
 	}
 	return p.crew.With(ctx, &c.slot, "container "+c.id+": tell plugins of its end", startBudget, func(ctx context.Context) error {
@@ -283,6 +286,7 @@ func (p *Pods) tellStopped(ctx context.Context, c *container) {
 	if at := c.known.at(); at == untold || at >= toldStopped {
 		return
 	}
+	defer c.known.reach(heeded)
 	var answer nri.Answer
 	p.hookOrLog(ctx, string(nri.StopContainer), c.id, &c.known, toldStopped, func() (err error) {
 		answer, err = p.opt.Hooks.Container(ctx, nri.StopContainer, p.podOf(c), p.nriContainer(c, nil))
@@ -440,7 +444,8 @@ func (p *Pods) readSpec(id string) *specs.Spec {
 }
 
 // placeAt returns the place that an OCI spec's cgroupsPath names. Invalid for
-// one that davit could not find again.
+// one that davit could not find again, and for one that is not the container's
+// alone: all that is in it is killed with the container.
 func (p *Pods) placeAt(s *containerState, cgroupsPath string) (cgroup.Place, error) {
 	if cgroupsPath == s.Place.Path {
 		return s.Place, nil
@@ -453,5 +458,28 @@ func (p *Pods) placeAt(s *containerState, cgroupsPath string) (cgroup.Place, err
 	if place.Path != cgroupsPath {
 		return place, fault.New(fault.Invalid, "", "cgroups path %q: davit would have %q", cgroupsPath, place.Path)
 	}
+	if id != s.ID {
+		return place, fault.New(fault.Invalid, "", "cgroups path %q: it does not end in the container's ID, so others may be in it", cgroupsPath)
+	}
+	if other := p.inhabitant(cgroupsPath); other != "" && other != s.ID {
+		return place, fault.New(fault.Invalid, "", "cgroups path %q: it is inside that of %s", cgroupsPath, other)
+	}
 	return place, nil
+}
+
+// inhabitant returns the ID of the container, or of the pod, if it has a
+// holder, inside whose cgroup a path of cgroupfs is; or "".
+func (p *Pods) inhabitant(cgroupsPath string) string {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	for dir := range strings.SplitSeq(cgroupsPath, "/") {
+		c, pod := p.containers[dir], p.pods[dir]
+		if c != nil && strings.HasPrefix(cgroupsPath, c.state.kept.Load().Place.Path+"/") {
+			return c.id
+		}
+		if pod != nil && strings.HasPrefix(cgroupsPath, pod.state.Load().Place.Path+"/") {
+			return pod.id
+		}
+	}
+	return ""
 }

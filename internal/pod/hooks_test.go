@@ -165,14 +165,19 @@ func TestPluginAdjusts(t *testing.T) {
 	if place := d.containers[id].state.Load().Place; place.Path != "/elsewhere/"+id {
 		t.Errorf("place %+v", place)
 	}
-	for _, bad := range []string{"relative", "/a//b", "a.slice:x:y"} {
-		p.OnCreate = func(context.Context, *api.PodSandbox, *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
+	theirs := d.containers[other].state.Load().Place.Path
+	for _, bad := range []string{
+		"relative", "/a//b", "a.slice:x:y", "/", "/elsewhere", theirs, filepath.Dir(theirs), "/system/sshd", // not its own
+		theirs + "/$ID", theirs + "/x/$ID", "/elsewhere/" + id + "/$ID", "/x/../$ID", "/x/$ID/", // where it goes with another, or not clean
+	} {
+		p.OnCreate = func(_ context.Context, _ *api.PodSandbox, c *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
 			a := &api.ContainerAdjustment{}
-			a.SetLinuxCgroupsPath(bad)
+			a.SetLinuxCgroupsPath(strings.ReplaceAll(bad, "$ID", c.GetId()))
 			return a, nil, nil
 		}
-		_, err = d.CreateContainer(t.Context(), podID, containerConfig("bad"))
-		wantKind(t, err, fault.Invalid)
+		if _, err = d.CreateContainer(t.Context(), podID, containerConfig("bad")); !fault.Is(err, fault.Invalid) {
+			t.Errorf("%s: %v", bad, err)
+		}
 	}
 	must(t, d.Remove(t.Context(), podID))
 }
@@ -214,11 +219,8 @@ func TestPluginUpdates(t *testing.T) {
 		t.Errorf("failed %v, shares %d", failed, shares(id))
 	}
 	must(t, d.StopContainer(t.Context(), id, 0))
-	// What heard of the exit may have told of it first, and be about to apply this.
-	for end := time.Now().Add(10 * time.Second); shares(other) != 40; time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("after the stop of the first: %d", shares(other))
-		}
+	if got := shares(other); got != 40 {
+		t.Errorf("after the stop of the first: %d", got)
 	}
 	d.Apply(t.Context(), nri.Answer{Evictions: []nri.Eviction{{ID: other, Reason: "room"}}})
 	p.Await(t, "StopContainer "+other)
@@ -235,6 +237,43 @@ func TestPluginUpdates(t *testing.T) {
 		t.Errorf("changed against a veto: %v", pod.Config.Linux.Resources)
 	}
 	wantTold(t, p, podID, "SyncPod", "UpdatePodSandbox", "PostUpdatePodSandbox", "UpdatePodSandbox")
+	must(t, d.Remove(t.Context(), podID))
+}
+
+// Whoever tells plugins of a container's end, each stop returns once what they
+// then want is done. One that its caller does not wait for has succeeded, for
+// the container has ended.
+func TestStopWaitsForPlugins(t *testing.T) {
+	n := newNode(t)
+	d, socket := n.openWithPlugins()
+	podID, id := n.run(d, "web", private)
+	other, err := d.CreateContainer(t.Context(), podID, containerConfig("other"))
+	must(t, err)
+	p := &nritest.Plugin{OnStop: func(c *api.Container) ([]*api.ContainerUpdate, error) {
+		return []*api.ContainerUpdate{sharesOf(other, 40)}, nil
+	}}
+	p.Join(t, socket)
+	applied := make(chan struct{})
+	n.mu.Lock()
+	n.hang["Cgroups.Limit"] = applied
+	n.mu.Unlock()
+	must(t, d.opt.Processes.Signal(t.Context(), id, 9)) // somebody else's: what hears of it tells of it
+	p.Await(t, "StopContainer "+id)
+	short, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	must(t, d.StopContainer(short, id, 0))
+	stopped := make(chan error, 1)
+	go func() { stopped <- d.StopContainer(t.Context(), id, 0) }()
+	select {
+	case err := <-stopped:
+		t.Errorf("it came back (%v) before the plugin's answer was applied", err)
+	case <-time.After(50 * time.Millisecond):
+		close(applied)
+		must(t, <-stopped)
+	}
+	if c, _ := d.Container(other); c.Resources.CpuShares != 40 {
+		t.Errorf("after the stop: %v", c.Resources)
+	}
 	must(t, d.Remove(t.Context(), podID))
 }
 

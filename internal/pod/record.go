@@ -319,7 +319,15 @@ func enter(table map[State]map[event]State, state *State, e event, what string) 
 }
 
 func (p *Pods) savePod(s *podState) error {
-	return p.saveRecord(p.podRoot(s.ID), podRecord{Snapshot: s.Snapshot, Config: s.config, Memo: s.podMemo})
+	r := podRecord{Snapshot: s.Snapshot, Config: s.config, Memo: s.podMemo}
+	return p.saveRecord(p.podRoot(s.ID), r, p.podDir(s.ID), s.lives())
+}
+
+// lives reports whether the record is worth a copy.
+func (s *podState) lives() bool { return s.State == Ready && !s.Doomed }
+
+func (s *containerState) lives() bool {
+	return (s.State == Created || s.State == Running) && !s.Doomed
 }
 
 func (p *Pods) saveContainer(s *containerState) error {
@@ -339,19 +347,45 @@ func (p *Pods) saveContainer(s *containerState) error {
 		}
 	}
 	r := containerRecord{ContainerSnapshot: s.ContainerSnapshot, Config: config, Resources: resources, Memo: s.containerMemo, Packed: s.packed}
-	return p.saveRecord(p.containerRoot(s.ID), r)
+	return p.saveRecord(p.containerRoot(s.ID), r, p.bundle(s.ID), s.lives())
 }
 
-func (p *Pods) saveRecord(dir string, v any) error {
-	path := filepath.Join(dir, "record.json")
+// recordFile is a record's name, and that of its copy.
+const recordFile = "record.json"
+
+// saveRecord saves a record in dir. Of one whose pod or container lives there is
+// a copy in beside, which a boot ends as it ends those: for the case that the
+// record is lost, and they are not.
+func (p *Pods) saveRecord(dir string, v any, beside string, lives bool) error {
+	path, spare := filepath.Join(dir, recordFile), filepath.Join(beside, recordFile)
+	if !lives {
+		_ = os.Remove(spare) // first: it must not outlive the record
+	}
 	err := p.opt.save(path, recordVersion, v)
-	if !errors.Is(err, os.ErrNotExist) {
+	if errors.Is(err, os.ErrNotExist) {
+		if err = os.MkdirAll(dir, 0o700); err == nil {
+			err = p.opt.save(path, recordVersion, v)
+		}
+	}
+	if err == nil && lives {
+		p.keepCopy(path, spare)
+	}
+	return err
+}
+
+// keepCopy does without where it cannot.
+func (p *Pods) keepCopy(path, spare string) {
+	if err := copyRecord(path, spare); err != nil {
+		p.log.Debug("keep a copy of a record", "record", path, "error", err)
+	}
+}
+
+func copyRecord(from, to string) error {
+	data, err := os.ReadFile(from)
+	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	return p.opt.save(path, recordVersion, v)
+	return store.WriteFile(to, data, 0o600)
 }
 
 func loadPod(path string) (*podState, error) {

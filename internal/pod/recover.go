@@ -15,6 +15,8 @@ import (
 
 	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/monitor"
+	"github.com/davit-runtime/davit/internal/network"
+	"github.com/davit-runtime/davit/internal/store"
 )
 
 // How long recovery waits for davit-monitor, for the network to collect, and
@@ -113,36 +115,48 @@ func (p *Pods) recover(ctx context.Context) error {
 }
 
 // load reads the records of a kind, several at once, and adds them one by one.
-// One that cannot be read is moved aside; what it held then counts as an orphan's.
-func load[S any](ctx context.Context, p *Pods, kind string, read func(path string) (*S, error), add func(*S)) {
+// One that cannot be read is moved aside, and its copy takes its place; without
+// one, what it held counts as an orphan's.
+func load[S interface{ lives() bool }](ctx context.Context, p *Pods, kind string, read func(path string) (S, error), add func(S)) {
 	var adding sync.Mutex
 	var readers errgroup.Group
 	readers.SetLimit(runtime.GOMAXPROCS(0))
-	for _, id := range subdirectories(filepath.Join(p.opt.Root, kind)) {
+	ids := append(subdirectories(filepath.Join(p.opt.Root, kind)), subdirectories(filepath.Join(p.opt.State, kind))...)
+	slices.Sort(ids)
+	for _, id := range slices.Compact(ids) {
 		if ctx.Err() != nil {
 			break
 		}
 		readers.Go(func() error {
-			path := filepath.Join(p.opt.Root, kind, id, "record.json")
+			path := filepath.Join(p.opt.Root, kind, id, recordFile)
+			spare := filepath.Join(p.opt.State, kind, id, recordFile)
 			s, err := read(path)
-			switch {
-			case err == nil:
-				adding.Lock()
-				defer adding.Unlock()
-				add(s)
-			case !fault.Is(err, fault.NotFound): // without one, the directory is an orphan's
-				p.moveAside(kind, id, path, err)
+			if err != nil {
+				p.setAside(kind, id, path, err)
+				if s, err = read(spare); err != nil {
+					return nil
+				}
+				put := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), copyRecord(spare, path))
+				p.log.Error("a record was lost; its copy takes its place", "record", path, "error", put)
+			} else if s.lives() {
+				p.keepCopy(path, spare) // it may be the one that was lost
 			}
+			adding.Lock()
+			defer adding.Unlock()
+			add(s)
 			return nil
 		})
 	}
 	_ = readers.Wait()
 }
 
-func (p *Pods) moveAside(kind, id, path string, why error) {
+// setAside moves a record that cannot be read aside, if there is one.
+func (p *Pods) setAside(kind, id, path string, why error) {
+	if fault.Is(why, fault.NotFound) {
+		return
+	}
 	aside := filepath.Join(p.opt.Root, "damaged", kind+"-"+id+".json")
-	moved := errors.Join(os.MkdirAll(filepath.Dir(aside), 0o700), os.Rename(path, aside))
-	p.log.Error("unreadable record, moved aside", "record", path, "to", aside, "error", errors.Join(why, moved))
+	p.log.Error("unreadable record, moved aside", "record", path, "to", aside, "error", errors.Join(why, store.SetAside(path, aside)))
 }
 
 func (p *Pods) recoverPod(pod *pod, known map[string]monitor.Status) {
@@ -323,10 +337,10 @@ func (p *Pods) removeOrphanPod(ctx context.Context, id string) error {
 func (p *Pods) collectNetwork(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, collectBudget)
 	defer cancel()
-	var live []string
+	var live []network.Attached
 	for _, pod := range p.pods {
-		if slices.Contains(pod.held(), "network") {
-			live = append(live, pod.id)
+		if s := pod.state.Load(); slices.Contains(s.Held, "network") {
+			live = append(live, network.Attached{Pod: p.networkPod(s), Result: s.Network})
 		}
 	}
 	if err := p.opt.Network.Collect(ctx, live); err != nil {

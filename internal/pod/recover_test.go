@@ -1,8 +1,10 @@
 package pod
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -136,8 +138,75 @@ func TestReboot(t *testing.T) {
 	})
 }
 
-// Unreadable records are moved aside; what they held goes; the rest is not
-// concerned. So with what has no record.
+// The record of a pod or container that lives may be lost in any way: it lives
+// on, and is known as before.
+func TestRecordsLost(t *testing.T) {
+	damages := map[string]func(text []byte) []byte{ // nil: the file is deleted
+		"deleted":        func([]byte) []byte { return nil },
+		"empty":          func([]byte) []byte { return []byte{} },
+		"cut short":      func(text []byte) []byte { return text[:len(text)/2] },
+		"another":        func(text []byte) []byte { return bytes.Replace(text, []byte(`"ID": "`), []byte(`"ID": "0`), 1) },
+		"other version":  func([]byte) []byte { return []byte(`{"version": 99, "data": {}}`) },
+		"a digit turned": func(text []byte) []byte { return bytes.Replace(text, []byte("20"), []byte("30"), 1) },
+	}
+	for name, damage := range damages {
+		for _, stage := range []string{"created", "running", "exited meanwhile"} {
+			t.Run(name+" "+stage, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					n := newNode(t)
+					d := n.open()
+					podID, err := d.Run(t.Context(), podConfig("web", shared), "")
+					must(t, err)
+					id, err := d.CreateContainer(t.Context(), podID, containerConfig("main"))
+					must(t, err)
+					if stage != "created" {
+						must(t, d.StartContainer(t.Context(), id))
+					}
+					pod, _ := d.Pod(podID)
+					c, _ := d.Container(id)
+					d.stop()
+					if stage == "exited meanwhile" {
+						n.die(id, 7)
+					}
+					for _, path := range []string{filepath.Join(n.root, "pods", podID, "record.json"), filepath.Join(n.root, "containers", id, "record.json")} {
+						text, err := os.ReadFile(path)
+						must(t, err)
+						if text = damage(text); text == nil {
+							must(t, os.RemoveAll(filepath.Dir(path)))
+						} else {
+							must(t, os.WriteFile(path, text, 0o600))
+						}
+					}
+					for range 2 {
+						d = n.open()
+						synctest.Wait()
+						if s, err := d.Pod(podID); err != nil || !reflect.DeepEqual(s.Held, pod.Held) || s.State != Ready || !proto.Equal(s.Config, pod.Config) || !s.CreatedAt.Equal(pod.CreatedAt) {
+							t.Errorf("%+v, %v; before %+v", s, err, pod)
+						}
+						s, err := d.Container(id)
+						must(t, err)
+						if stage != "exited meanwhile" && (s.State != c.State || !proto.Equal(s.Config, c.Config) || s.Pid != c.Pid || !s.StartedAt.Equal(c.StartedAt)) ||
+							stage == "exited meanwhile" && (s.State != Exited || s.ExitCode != 7) {
+							t.Errorf("%+v; before %+v", s, c)
+						}
+						d.stop()
+					}
+					aside, _ := os.ReadDir(filepath.Join(n.root, "damaged"))
+					if want := map[bool]int{true: 0, false: 2}[name == "deleted"]; len(aside) != want {
+						t.Errorf("aside: %v", aside)
+					}
+					d = n.open()
+					must(t, d.Remove(t.Context(), podID))
+					d.stop()
+					n.clean()
+				})
+			})
+		}
+	}
+}
+
+// Records that cannot be read, and of which there is no copy, are moved aside;
+// what they held goes; the rest is not concerned. So with what has no record.
 func TestDamagedRecords(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNode(t)
@@ -148,6 +217,8 @@ func TestDamagedRecords(t *testing.T) {
 		d.stop()
 		must(t, os.WriteFile(filepath.Join(n.root, "pods", pod, "record.json"), []byte("{"), 0o600))
 		must(t, os.WriteFile(filepath.Join(n.root, "containers", c, "record.json"), nil, 0o600))
+		must(t, os.Remove(filepath.Join(n.state, "pods", pod, "record.json")))
+		must(t, os.Truncate(filepath.Join(n.state, "containers", c, "record.json"), 9))
 		stray := newID()
 		n.procs[stray] = &process{}
 		must(t, os.MkdirAll(filepath.Join(n.state, "containers", stray), 0o700))

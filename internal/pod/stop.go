@@ -96,13 +96,24 @@ func (p *Pods) StopContainer(ctx context.Context, id string, grace time.Duration
 			return err
 		}
 		if ended {
-			return p.tellEnded(ctx, c)
+			p.awaitTold(ctx, c)
+			return nil
 		}
 	}
 	if err := p.kill(ctx, c); err != nil {
 		return err
 	}
-	return p.tellEnded(ctx, c)
+	p.awaitTold(ctx, c)
+	return nil
+}
+
+// awaitTold waits, within ctx, until plugins have been told of a container's
+// end. One that takes longer makes no stop fail: the container has ended, and
+// telling goes on.
+func (p *Pods) awaitTold(ctx context.Context, c *container) {
+	if err := p.tellEnded(ctx, c); err != nil {
+		p.log.Warn("plugins are still being told of a container's end", "container", c.id, "error", err)
+	}
 }
 
 // ask sends the stop signal, unless a call under way has, and waits for the

@@ -217,10 +217,10 @@ func (f fakeNetwork) Check(ctx context.Context, _ network.Pod) error {
 	return f.call(ctx, "Network.Check", func() error { return nil })
 }
 
-func (f fakeNetwork) Collect(ctx context.Context, live []string) error {
+func (f fakeNetwork) Collect(ctx context.Context, live []network.Attached) error {
 	return f.call(ctx, "Network.Collect", func() error {
 		for thing := range f.have {
-			if id, ok := strings.CutPrefix(thing, "network "); ok && !slices.Contains(live, id) {
+			if id, ok := strings.CutPrefix(thing, "network "); ok && !slices.ContainsFunc(live, func(p network.Attached) bool { return p.ID == id }) {
 				delete(f.have, thing)
 			}
 		}

@@ -9,9 +9,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -87,11 +89,20 @@ func SyncDir(dir string) error {
 const readable = 64 << 10
 
 type envelope struct {
-	Version int `json:"version"` // stands first
-	Data    any `json:"data"`
+	Version int    `json:"version"` // stands first
+	Sum     string `json:"sum"`     // of what follows before, up to the last brace; empty: not said
+	Data    any    `json:"data"`    // stands last
 }
 
-// SaveJSON writes v with a format version around it, by WriteFile.
+// before is what stands before an envelope's data.
+const before = `"data": `
+
+// sum is a CRC-32C: it finds what a disk has lost or turned, not forgery.
+func sum(data []byte) string {
+	return fmt.Sprintf("%08x", crc32.Checksum(data, crc32.MakeTable(crc32.Castagnoli)))
+}
+
+// SaveJSON writes v with a format version and a checksum around it, by WriteFile.
 func SaveJSON(path string, version int, v any) error {
 	return saveJSON(path, version, v, false)
 }
@@ -107,18 +118,21 @@ func saveJSON(path string, version int, v any, durable bool) error {
 		return fmt.Errorf("encode %s: %w", path, err)
 	}
 	// For people to read, as long as they could: it takes twice the time.
-	text := bytes.NewBufferString(fmt.Sprintf("{\"version\": %d, \"data\": ", version))
-	if len(data) > readable {
-		text.Write(data)
-	} else if err := json.Indent(text, data, "", " "); err != nil {
-		return fmt.Errorf("encode %s: %w", path, err)
+	if len(data) <= readable {
+		var lines bytes.Buffer
+		if err := json.Indent(&lines, data, "", " "); err != nil {
+			return fmt.Errorf("encode %s: %w", path, err)
+		}
+		data = lines.Bytes()
 	}
-	text.WriteString("}\n")
-	return write(path, text.Bytes(), 0o600, durable)
+	head := fmt.Sprintf(`{"version": %d, "sum": %q, %s`, version, sum(data), before)
+	return write(path, slices.Concat([]byte(head), data, []byte("}\n")), 0o600, durable)
 }
 
 // LoadJSON reads what SaveJSON wrote. It returns NotFound if the file does not
 // exist, and Invalid if it is damaged or of a version other than the one given.
+// One without a checksum is as good as its JSON. What v is after an error is
+// not said.
 func LoadJSON(path string, version int, v any) error {
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -132,10 +146,25 @@ func LoadJSON(path string, version int, v any) error {
 	if e.Version != version && (damaged == nil || e.Version != 0) {
 		return fault.New(fault.Invalid, "store.LoadJSON", "%s has format version %d, this program reads %d", path, e.Version, version)
 	}
+	if damaged == nil && e.Sum != "" {
+		_, rest, _ := bytes.Cut(data, []byte(before))
+		if got := sum(bytes.TrimSuffix(rest, []byte("}\n"))); got != e.Sum {
+			damaged = fmt.Errorf("its checksum is %s, not %s", got, e.Sum)
+		}
+	}
 	if damaged != nil {
 		return fault.New(fault.Invalid, "store.LoadJSON", "%s is damaged: %w", path, damaged)
 	}
 	return nil
+}
+
+// SetAside moves what cannot be read out of the way, for somebody to look at,
+// and makes the directory that it goes into. What was there goes.
+func SetAside(path, to string) error {
+	if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
+		return classify(err, to)
+	}
+	return os.Rename(path, to)
 }
 
 // classify marks a full disk as such.

@@ -58,5 +58,13 @@ func (u *upgraded) WriteHeader(int)             {}
 func (u *upgraded) Write(p []byte) (int, error) { return len(p), nil }
 
 func (u *upgraded) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	return u.ws, bufio.NewReadWriter(bufio.NewReader(u.ws), bufio.NewWriter(u.ws)), nil
+	return inner{u.ws}, bufio.NewReadWriter(bufio.NewReader(u.ws), bufio.NewWriter(u.ws)), nil
+}
+
+// An inner connection can be closed again and again, as a conn can.
+type inner struct{ *websocket.Conn }
+
+func (i inner) Close() error {
+	_ = i.Conn.Close()
+	return nil
 }

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // A Daemon is a davitd with directories of its own.
@@ -106,7 +108,7 @@ func (d *Daemon) Start() error {
 	return nil
 }
 
-// await returns once davitd answers Version.
+// await returns once davitd answers Version, if only that it has no v1.
 func (d *Daemon) await(limit time.Duration) error {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
@@ -117,7 +119,7 @@ func (d *Daemon) await(limit time.Duration) error {
 	defer c.Close()
 	for {
 		_, err := c.Version(ctx, &versionRequest)
-		if err == nil {
+		if err == nil || status.Code(err) == codes.Unimplemented {
 			return nil
 		}
 		select {

@@ -93,7 +93,7 @@ func TestAppArmor(t *testing.T) {
 			w := w.within(t)
 			c := w.config("absent", "true")
 			change(c.Linux.SecurityContext)
-			id, err := w.c.RunContainer(w.ctx, podID, pod, c)
+			id, err := w.launch(podID, pod, c)
 			if want(t, err, codes.FailedPrecondition, "contract-no-such"); id != "" {
 				must(t, w.remove(id), codes.OK)
 			}

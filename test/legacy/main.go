@@ -6,7 +6,11 @@
 //	legacy -endpoint unix:///… -image IMAGE -logs DIRECTORY [-choose VERSION]
 //
 // It ends with 0 if each step did what it should, else with 1 and the reason.
-// The image is removed in the end.
+// The image is removed in the end. The other way round,
+//
+//	legacy -serve PATH -versions v1,v1alpha2
+//
+// answers as an old runtime does, for clients of today.
 package main
 
 import (
@@ -33,7 +37,13 @@ func main() {
 	image := flag.String("image", "", "`image` with busybox; it is removed in the end")
 	logs := flag.String("logs", "", "`directory` for logs")
 	choice := flag.String("choose", "", "the `version` that a kubelet of 1.23 to 1.25 must choose, v1 or v1alpha2")
+	path := flag.String("serve", "", "be a runtime that answers at this `path`")
+	versions := flag.String("versions", "v1alpha2", "`versions` that it serves, v1, v1alpha2 or both, with a comma")
 	flag.Parse()
+	if *path != "" {
+		fmt.Fprintln(os.Stderr, "legacy:", serve(*path, strings.Split(*versions, ",")))
+		os.Exit(1)
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if err := run(ctx, *endpoint, *image, *logs, *choice); err != nil {

@@ -294,7 +294,7 @@ func (x *execution) kill() {
 	if x.pid == 0 {
 		return
 	}
-	children := descendants(x.pid)
+	children := descendants(processes(), x.pid)
 	if x.s.keeper.kill(x.id, sigkill) == nil {
 		select {
 		case <-x.ended:

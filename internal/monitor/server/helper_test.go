@@ -167,7 +167,7 @@ func (n *node) leftNow() (left []string) {
 			left = append(left, fmt.Sprintf("process %d %q", pid, line))
 		}
 	}
-	if fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", keeper)); err == nil && len(fds) > 12 {
+	if fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", keeper)); err == nil && len(fds) > 14 {
 		left = append(left, fmt.Sprintf("%d descriptors of the keeper", len(fds)))
 	}
 	return left

@@ -57,10 +57,7 @@ func TestHold(t *testing.T) {
 	if exit := n.exit(c.ID); exit.Code != 0 {
 		t.Errorf("exit %+v", exit)
 	}
-	time.Sleep(300 * time.Millisecond)
-	if left := children(pid); len(left) > 0 {
-		t.Errorf("not reaped by the holder: %v", left)
-	}
+	await(t, "holder reaps", func() bool { return len(children(pid)) == 0 })
 	n.remove(c.ID)
 	again, err = n.Hold(n.ctx(), h)
 	must(t, err)

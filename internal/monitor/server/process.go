@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"os"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
@@ -22,7 +21,8 @@ import (
 type process struct {
 	pid, parent, session int
 	start                string
-	zombie, ownMount     bool
+	zombie, kernel       bool // kernel: a thread of the kernel's
+	ownMount             bool
 }
 
 // kill sends SIGKILL unless the pid is another's by now.
@@ -44,13 +44,18 @@ func readProcess(pid int) (process, bool) {
 	}
 	parent, _ := strconv.Atoi(f[1])
 	session, _ := strconv.Atoi(f[3])
-	return process{pid: pid, parent: parent, session: session, start: f[19], zombie: f[0] == "Z"}, true
+	flags, _ := strconv.ParseUint(f[6], 10, 64)
+	return process{
+		pid: pid, parent: parent, session: session, start: f[19], zombie: f[0] == "Z", kernel: flags&kernelThread != 0,
+	}, true
 }
 
-// descendants finds the living processes that pid started, or that are in the
-// session it leads, itself excepted.
-func descendants(pid int) []process {
-	all := processes()
+// kernelThread is PF_KTHREAD of sched.h, a flag in /proc/PID/stat.
+const kernelThread = 0x200000
+
+// descendants finds those of all that pid started, or that are in the session
+// it leads, itself excepted.
+func descendants(all []process, pid int) []process {
 	var found []process
 	tree := []int{pid}
 	for i := 0; i < len(tree); i++ {
@@ -65,7 +70,7 @@ func descendants(pid int) []process {
 	return found
 }
 
-// processes reads all that live.
+// processes reads all that live, threads of the kernel's excepted.
 func processes() []process {
 	dir, err := os.Open("/proc")
 	if err != nil {
@@ -79,7 +84,7 @@ func processes() []process {
 	var all []process
 	for _, name := range names {
 		if n, err := strconv.Atoi(name); err == nil {
-			if p, ok := readProcess(n); ok && !p.zombie {
+			if p, ok := readProcess(n); ok && !p.zombie && !p.kernel {
 				all = append(all, p)
 			}
 		}
@@ -177,7 +182,8 @@ func (t tree) kill() {
 		return
 	}
 	for range 20 {
-		found := slices.Concat(descendants(t.pid), writers(t.output), t.branded())
+		all := processes() // once: a node has thousands
+		found := slices.Concat(descendants(all, t.pid), writers(all, t.output), t.branded(all))
 		for _, p := range found {
 			p.kill()
 		}
@@ -223,13 +229,13 @@ func procText(pid int, name string) string {
 	return strings.TrimSpace(string(data))
 }
 
-// branded finds the processes with the tree's brand, in its cgroup only: others
+// branded finds those of all with the tree's brand, in its cgroup only: others
 // may have another meaning for a slack.
-func (t tree) branded() (found []process) {
+func (t tree) branded(all []process) (found []process) {
 	if t.brand == "" || t.brand == strconv.Itoa(plainSlack) || t.cgroup == "" {
 		return nil
 	}
-	for _, p := range processes() {
+	for _, p := range all {
 		if p.pid != t.pid && brandOf(p.pid) == t.brand && cgroupOf(p.pid) == t.cgroup {
 			found = append(found, p)
 		}
@@ -246,18 +252,18 @@ func pipeName(pipe *os.File) string {
 	return fmt.Sprintf("pipe:[%d]", info.Sys().(*syscall.Stat_t).Ino)
 }
 
-// writers finds the processes that have one of the pipes open for writing:
+// writers finds those of all that have one of the pipes open for writing:
 // davitd, and for a moment what it forks, only read.
-func writers(pipes []string) (found []process) {
+func writers(all []process, pipes []string) (found []process) {
 	if len(pipes) == 0 {
 		return nil
 	}
-	for _, p := range processes() {
+	for _, p := range all {
 		dir := "/proc/" + strconv.Itoa(p.pid)
-		fds, _ := filepath.Glob(dir + "/fd/*")
-		if p.pid != os.Getpid() && slices.ContainsFunc(fds, func(fd string) bool {
-			link, _ := os.Readlink(fd)
-			return slices.Contains(pipes, link) && canWrite(dir+"/fdinfo/"+filepath.Base(fd))
+		fds, _ := os.ReadDir(dir + "/fd")
+		if p.pid != os.Getpid() && slices.ContainsFunc(fds, func(fd os.DirEntry) bool {
+			link, _ := os.Readlink(dir + "/fd/" + fd.Name())
+			return slices.Contains(pipes, link) && canWrite(dir+"/fdinfo/"+fd.Name())
 		}) {
 			found = append(found, p)
 		}
