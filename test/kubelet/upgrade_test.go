@@ -19,7 +19,7 @@ var upgraded = []string{"init", "probes", "hostport", "termination", "terminal"}
 
 // davitd is replaced by a newer one and by the older one again, and ceases to
 // serve v1alpha2, under a kubelet that runs.
-func TestUpgrade(t *testing.T) {
+func TestUpgradeUnderKubelet(t *testing.T) {
 	for _, version := range []string{newest, oldest} {
 		t.Run(version, func(t *testing.T) {
 			kubeletOf(t, version)
