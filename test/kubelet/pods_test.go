@@ -185,15 +185,20 @@ func (n *node) come(t *testing.T, cases []podCase, began time.Time) {
 	t.Logf("figure: seconds from manifest to what is wanted: %s", strings.Join(figures, ", "))
 }
 
-// hangs looks at the runtime's side of a probe that is cut off: the kubelet
-// has seen it fail at least twice if the container is that old.
-func hangs(_ *node, p *corev1.Pod) error {
-	for _, s := range p.Status.ContainerStatuses {
-		if s.State.Running == nil || time.Since(s.State.Running.StartedAt.Time) < 5*time.Second {
-			return fmt.Errorf("too young to tell")
+// hangs: the kubelet has counted two probes at least that were cut off.
+func hangs(*node, *corev1.Pod) error {
+	text, err := ask(port + "/metrics/probes")
+	if err != nil {
+		return err
+	}
+	for _, line := range strings.Split(text, "\n") {
+		if strings.HasPrefix(line, "prober_probe_total{") && strings.Contains(line, `pod="unready-node"`) && strings.Contains(line, `result="failed"`) {
+			if count := line[strings.LastIndex(line, " ")+1:]; count != "0" && count != "1" {
+				return nil
+			}
 		}
 	}
-	return nil
+	return fmt.Errorf("its probe was not counted as failed twice")
 }
 
 // onTheNode asks a server in the node's network.

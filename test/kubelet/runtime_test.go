@@ -113,6 +113,7 @@ func images(t *testing.T) map[string]string {
 		// containerd has a process in each pod that does nothing.
 		"pause": {Layers: [][]testkit.File{files}, Config: v1.Config{Entrypoint: []string{"/target"}}},
 	} {
+		spec.Compression = "none"
 		img, err := testkit.NewImage(spec)
 		if err != nil {
 			t.Fatal(err)
