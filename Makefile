@@ -13,19 +13,39 @@ IMAGE       ?=
 CRITEST     ?=
 CONFORMFLAGS ?=
 
+PREFIX  ?= /usr/local
+DESTDIR ?=
+BIN     ?= bin
+DEBARCH ?= $(shell go env GOARCH)
+
 BINARIES := davitd davit-monitor davit
 # What several goroutines or processes share, and thus what the race detector looks at.
 CORE     := $(wildcard internal/pod internal/monitor internal/monitor/server internal/monitor/stdio internal/keeper internal/image internal/registry internal/network)
 GOTEST   := go run ./test/gotest -skips test/skips.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help build check lint test test-root test-crash test-race fuzz bench demo conform deps tools clean
+.PHONY: help build install install-files deb check lint test test-root test-crash test-race fuzz bench demo conform deps tools clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## build bin/davitd, bin/davit-monitor and bin/davit: static, no cgo
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ $(addprefix ./cmd/,$(BINARIES))
+
+install: build install-files ## programs, systemd services and completion for bash, below DESTDIR and PREFIX (/usr/local)
+
+install-files: # what was built
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+	install -m 755 $(addprefix $(BIN)/,$(BINARIES)) $(DESTDIR)$(PREFIX)/bin/
+	for unit in davitd davit-keeper; do \
+		sed 's,/usr/bin/davit,$(PREFIX)/bin/davit,' packaging/$$unit.service >$(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit.service; \
+		chmod 644 $(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit.service; \
+	done
+	@completion=$(DESTDIR)$(PREFIX)/share/bash-completion/completions/davit; \
+	$(BIN)/davit completion bash >$$completion 2>/dev/null || GOARCH= go run ./cmd/davit completion bash >$$completion # of another architecture
+
+deb: build ## a Debian package of it, in bin (VERSION=1.2.3; GOARCH=arm64 for the other architecture)
+	packaging/deb.sh '$(VERSION)' $(DEBARCH) bin
 
 check: lint ## format, vet, staticcheck, the rules of the layout, and all tests that need no root
 	DAVIT_NOROOT=1 go test ./...

@@ -34,13 +34,15 @@ var drivers = []string{
 var imports = map[string][]string{
 	"cmd/davitd":        {"*"}, // it joins the parts
 	"cmd/davit-monitor": {"internal/monitor", "internal/monitor/server", "internal/keeper", "internal/holder"},
-	"cmd/davit":         {"criclient", "internal/play", "internal/crilog"},
+	"cmd/davit":         {"criclient", "internal/play", "internal/crilog", "internal/doctor", "internal/kubelet"},
 
 	"criclient":           {},
 	"criclient/crifake":   {"criclient"},
 	"criclient/cristream": {},
 	"internal/play":       {"internal/store", "internal/fault"},
 	"internal/crilog":     {},
+	"internal/doctor":     {"criclient", "internal/kubelet"},
+	"internal/kubelet":    {},
 	// Of cgroup and monitor, cri uses value types that pod hands through.
 	"internal/cri":          slices.Concat(base, []string{"internal/pod", "internal/image", "internal/stream", "internal/cgroup", "internal/monitor", "internal/network", "internal/namespace", "internal/stats", "internal/cri/metrics", "internal/cri/validate"}),
 	"internal/cri/validate": base,
@@ -126,6 +128,26 @@ func TestMonitorIsSmall(t *testing.T) {
 		allowed := func(prefix string) bool { return strings.HasPrefix(dep+"/", prefix) }
 		if !strings.HasPrefix(dep, module) && !slices.ContainsFunc(monitorMayUse, allowed) {
 			t.Errorf("davit-monitor depends on %s; it may use the standard library, %v and davit's own packages", dep, monitorMayUse)
+		}
+	}
+}
+
+// clientMayUse is what criclient, which others import, is made of beside the
+// standard library: cri-api, gRPC, and what gRPC needs.
+var clientMayUse = []string{
+	"github.com/davit-runtime/davit/criclient/", "k8s.io/cri-api/", "google.golang.org/grpc/", "google.golang.org/protobuf/",
+	"google.golang.org/genproto/googleapis/rpc/", "golang.org/x/net/", "golang.org/x/sys/", "golang.org/x/text/",
+}
+
+func TestClientIsSmall(t *testing.T) {
+	out, err := exec.Command("go", "list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", "./criclient", "./criclient/crifake").CombinedOutput()
+	if err != nil {
+		t.Fatalf("go list: %v\n%s", err, out)
+	}
+	for _, dep := range strings.Fields(string(out)) {
+		allowed := func(prefix string) bool { return strings.HasPrefix(dep+"/", prefix) }
+		if !slices.ContainsFunc(clientMayUse, allowed) {
+			t.Errorf("criclient depends on %s; it may use the standard library and %v", dep, clientMayUse)
 		}
 	}
 }

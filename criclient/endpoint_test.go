@@ -162,7 +162,7 @@ func TestForbidden(t *testing.T) {
 }
 
 func FuzzEndpoint(f *testing.F) {
-	for _, s := range []string{"", "/", "unix:///a", "unix://a", "tcp://x", "unix:///%41", "unix:///a?b", "//x", "unix:////a/../..", "\x00", "unix://[::1]/x", "unix:///" + strings.Repeat("a", 200)} {
+	for _, s := range []string{"", "/", "/%", "unix:///a", "unix://a", "tcp://x", "unix:///%41", "unix:///a?b", "//x", "unix:////a/../..", "\x00", "unix://[::1]/x", "unix:///" + strings.Repeat("a", 200)} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, endpoint string) {

@@ -16,7 +16,7 @@ import (
 //
 // CRI: api.proto, StreamPodSandboxes, ListPodSandbox; KEP-5825.
 func (c *Client) Pods(ctx context.Context, filter *runtimeapi.PodSandboxFilter) ([]*runtimeapi.PodSandbox, error) {
-	return list(ctx,
+	return list(ctx, c.runtime,
 		func(ctx context.Context) (grpc.ServerStreamingClient[runtimeapi.StreamPodSandboxesResponse], error) {
 			return c.StreamPodSandboxes(ctx, &runtimeapi.StreamPodSandboxesRequest{Filter: filter})
 		},
@@ -29,7 +29,7 @@ func (c *Client) Pods(ctx context.Context, filter *runtimeapi.PodSandboxFilter) 
 
 // Containers returns all containers that fit filter; nil fits all.
 func (c *Client) Containers(ctx context.Context, filter *runtimeapi.ContainerFilter) ([]*runtimeapi.Container, error) {
-	return list(ctx,
+	return list(ctx, c.runtime,
 		func(ctx context.Context) (grpc.ServerStreamingClient[runtimeapi.StreamContainersResponse], error) {
 			return c.StreamContainers(ctx, &runtimeapi.StreamContainersRequest{Filter: filter})
 		},
@@ -42,7 +42,7 @@ func (c *Client) Containers(ctx context.Context, filter *runtimeapi.ContainerFil
 
 // Images returns all images that fit filter; nil fits all.
 func (c *Client) Images(ctx context.Context, filter *runtimeapi.ImageFilter) ([]*runtimeapi.Image, error) {
-	return list(ctx,
+	return list(ctx, c.image,
 		func(ctx context.Context) (grpc.ServerStreamingClient[runtimeapi.StreamImagesResponse], error) {
 			return c.StreamImages(ctx, &runtimeapi.StreamImagesRequest{Filter: filter})
 		},
@@ -55,7 +55,7 @@ func (c *Client) Images(ctx context.Context, filter *runtimeapi.ImageFilter) ([]
 
 // ContainersStats returns statistics of all containers that fit filter.
 func (c *Client) ContainersStats(ctx context.Context, filter *runtimeapi.ContainerStatsFilter) ([]*runtimeapi.ContainerStats, error) {
-	return list(ctx,
+	return list(ctx, c.runtime,
 		func(ctx context.Context) (grpc.ServerStreamingClient[runtimeapi.StreamContainerStatsResponse], error) {
 			return c.StreamContainerStats(ctx, &runtimeapi.StreamContainerStatsRequest{Filter: filter})
 		},
@@ -68,7 +68,7 @@ func (c *Client) ContainersStats(ctx context.Context, filter *runtimeapi.Contain
 
 // PodsStats returns statistics of all pods that fit filter.
 func (c *Client) PodsStats(ctx context.Context, filter *runtimeapi.PodSandboxStatsFilter) ([]*runtimeapi.PodSandboxStats, error) {
-	return list(ctx,
+	return list(ctx, c.runtime,
 		func(ctx context.Context) (grpc.ServerStreamingClient[runtimeapi.StreamPodSandboxStatsResponse], error) {
 			return c.StreamPodSandboxStats(ctx, &runtimeapi.StreamPodSandboxStatsRequest{Filter: filter})
 		},
@@ -81,7 +81,7 @@ func (c *Client) PodsStats(ctx context.Context, filter *runtimeapi.PodSandboxSta
 
 // PodsMetrics returns the metrics of all pods.
 func (c *Client) PodsMetrics(ctx context.Context) ([]*runtimeapi.PodSandboxMetrics, error) {
-	return list(ctx,
+	return list(ctx, c.runtime,
 		func(ctx context.Context) (grpc.ServerStreamingClient[runtimeapi.StreamPodSandboxMetricsResponse], error) {
 			return c.StreamPodSandboxMetrics(ctx, &runtimeapi.StreamPodSandboxMetricsRequest{})
 		},
@@ -92,11 +92,14 @@ func (c *Client) PodsMetrics(ctx context.Context) ([]*runtimeapi.PodSandboxMetri
 		})
 }
 
-// list reads a stream to its end, or where there is none calls whole.
-func list[Item, Chunk any](ctx context.Context, open func(context.Context) (grpc.ServerStreamingClient[Chunk], error),
+// list reads a stream of l to its end, or where there is none calls whole.
+func list[Item, Chunk any](ctx context.Context, l *link, open func(context.Context) (grpc.ServerStreamingClient[Chunk], error),
 	items func(*Chunk) []Item, whole func() ([]Item, error),
 ) ([]Item, error) {
 	all, err := drain(ctx, open, items)
+	if l.renegotiate && errors.Is(err, ErrVersionLost) {
+		all, err = drain(ctx, open, items) // in another version
+	}
 	if errors.Is(err, ErrUnimplemented) {
 		return whole()
 	}

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"flag"
 	"fmt"
@@ -100,6 +101,11 @@ func leave(state string) error {
 		return err
 	}
 	_ = os.Unsetenv("NOTIFY_SOCKET") // its service is not the caller's
+	// Nor is the caller's protection from the OOM killer meant for containers,
+	// which start with what the keeper was started with.
+	if adj, err := os.ReadFile("/proc/self/oom_score_adj"); err == nil && bytes.HasPrefix(adj, []byte("-")) {
+		_ = os.WriteFile("/proc/self/oom_score_adj", []byte("0"), 0)
+	}
 	_, err = os.StartProcess(self, []string{os.Args[0], "keep", "--state", state}, &os.ProcAttr{
 		Dir: "/", Env: os.Environ(), Files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
 		Sys: &syscall.SysProcAttr{Setsid: true},

@@ -86,8 +86,8 @@ func (a *app) root() *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		PersistentPreRunE: func(*cobra.Command, []string) error {
-			if a.output != "" && a.output != "json" {
-				return fmt.Errorf("-o %s: only json is known; leave it out for a table", a.output)
+			if err := a.checkOutput(); err != nil {
+				return err
 			}
 			return a.dial()
 		},
@@ -104,7 +104,7 @@ func (a *app) root() *cobra.Command {
 		a.playCommand(), a.podsCommand(), a.psCommand(), a.logsCommand(), a.execCommand(),
 		a.stopCommand(), a.rmCommand(), a.inspectCommand(),
 		a.imagesCommand(), a.pullCommand(), a.rmiCommand(),
-		a.statusCommand(), a.versionCommand(),
+		a.statusCommand(), a.versionCommand(), a.doctorCommand(),
 	)
 	for _, c := range root.Commands() {
 		c.Args = explainUsage(c.Args)
@@ -123,6 +123,13 @@ func explainUsage(check cobra.PositionalArgs) cobra.PositionalArgs {
 		}
 		return nil
 	}
+}
+
+func (a *app) checkOutput() error {
+	if a.output != "" && a.output != "json" {
+		return fmt.Errorf("-o %s: only json is known; leave it out for a table", a.output)
+	}
+	return nil
 }
 
 func (a *app) dial() (err error) {

@@ -378,3 +378,26 @@ func TestErrors(t *testing.T) {
 	s.davit(1, "", "play", filepath.Join(s.dir, "none.yaml"))
 	s.has(s.errOut, `^davit: read manifest: open .*none.yaml: no such file or directory\n$`)
 }
+
+// TestOtherRuntimes: one that knows v1alpha2 only, and one that has no CRI.
+func TestOtherRuntimes(t *testing.T) {
+	s := newShell(t)
+	s.socket.Vanish()
+	if err := s.socket.Return(crifake.V1alpha2()); err != nil {
+		t.Fatal(err)
+	}
+	s.play(0, twoContainers)
+	s.davit(0, "", "ps")
+	s.has(s.out, `shop/web +server +running`)
+	s.davit(0, "", "version")
+	s.has(s.out, `CRI       v1alpha2\n`)
+	s.davit(0, "", "rm", "-f", "web")
+	s.clean()
+	s.socket.Vanish()
+	if err := s.socket.Return(crifake.Serves{}); err != nil {
+		t.Fatal(err)
+	}
+	s.davit(1, "", "pods")
+	s.has(s.errOut, `^davit: list pods: runtime service at unix://\S+: no version of the CRI can be used: v1 answered Unimplemented \(.*\); v1alpha2 answered Unimplemented \(.*\); `+
+		`name the socket of a runtime that serves the CRI, or switch the CRI on in this one's configuration\n$`)
+}

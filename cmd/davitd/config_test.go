@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"io"
 	"log/slog"
 	"os"
@@ -116,8 +117,14 @@ func TestArguments(t *testing.T) {
 	if c, err := arguments([]string{"--version"}, &out); c != nil || err != nil || !strings.HasPrefix(out.String(), "davitd ") {
 		t.Errorf("--version: %v, %v, %s", c, err, out.String())
 	}
+	out.Reset()
+	var told struct{ Root, State, Socket string }
+	if c, err := arguments([]string{"--config", file, "--check"}, &out); c != nil || err != nil || json.Unmarshal(out.Bytes(), &told) != nil ||
+		told.Root != "/r" || told.State != "/s" || told.Socket != "/s/davit.sock" {
+		t.Errorf("--check: %v, %v, %s", c, err, out.String())
+	}
 	for _, args := range [][]string{
-		{"--config", filepath.Join(dir, "absent")}, {"--log-level", "loud"}, {"--log-format", "xml"}, {"--root", "r"}, {"serve"}, {"--unknown"},
+		{"--check", "--root", "r"}, {"--config", filepath.Join(dir, "absent")}, {"--log-level", "loud"}, {"--log-format", "xml"}, {"--root", "r"}, {"serve"}, {"--unknown"},
 	} {
 		if _, err := arguments(args, io.Discard); err == nil {
 			t.Errorf("%q is accepted", args)

@@ -77,6 +77,7 @@ func arguments(args []string, out io.Writer) (*config, error) {
 	level := f.String("log-level", "", "debug, info, warn or error (default info)")
 	f.StringVar(&flags.Log.Format, "log-format", "", "text or json (default text)")
 	show := f.Bool("version", false, "print the version and exit")
+	try := f.Bool("check", false, "check the configuration, print what is in force as JSON, and exit")
 	if err := f.Parse(args); errors.Is(err, flag.ErrHelp) {
 		f.SetOutput(out)
 		f.PrintDefaults()
@@ -109,7 +110,10 @@ func arguments(args []string, out io.Writer) (*config, error) {
 			return nil, fmt.Errorf("--log-level: %q is not debug, info, warn or error", *level)
 		}
 	}
-	return c, c.check()
+	if err := c.check(); err != nil || !*try {
+		return c, err
+	}
+	return nil, c.print(out)
 }
 
 func newLog(to io.Writer, c logConfig) *slog.Logger {

@@ -42,6 +42,7 @@ type parts struct {
 	keeper   *keeperWatch
 	monitor  *monitor.Client
 	runtimes *runtimes
+	damage   *damage
 	plugins  *nri.Plugins // nil: there may be none
 	pods     *pod.Pods
 	streams  *stream.Server
@@ -61,6 +62,8 @@ func run(ctx context.Context, c *config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	p.damage = &damage{dir: c.damaged()}
+	p.damage.look()
 	debug.FreeOSMemory() // what reading thousands of records leaves
 	// Calls under way may end after ctx did: the parts outlive it.
 	background, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -77,6 +80,7 @@ func run(ctx context.Context, c *config, log *slog.Logger) error {
 	work("network", p.network.Run)
 	work("pods", p.pods.Serve)
 	work("keeper", p.keeper.run)
+	work("damage", p.damage.watch)
 	if p.plugins != nil {
 		work("nri", func(ctx context.Context) error { return p.plugins.Run(ctx, p.pods) })
 	}
@@ -154,7 +158,7 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 	p.runtimes = newRuntimes(c, p.cgroups.Driver() == cgroup.Systemd, log)
 	p.runtimes.probe(ctx)
 	if p.network, err = network.Open(network.Config{
-		Root:    filepath.Join(c.Root, "network"),
+		Root: filepath.Join(c.Root, "network"), Damaged: c.damaged(),
 		ConfDir: c.Network.CNIConfDir, PluginDirs: c.Network.CNIBinDirs,
 		Bridge: c.Network.Bridge, Subnets: c.Network.Subnets, MTU: c.Network.MTU, Template: c.Network.CNIConfTemplate,
 		DelPatience: time.Duration(c.Network.CNIDelPatience),
@@ -165,7 +169,7 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 		return p, err
 	}
 	if p.images, err = image.Open(image.Config{
-		Root: filepath.Join(c.Root, "images"), State: filepath.Join(c.State, "images"),
+		Root: filepath.Join(c.Root, "images"), State: filepath.Join(c.State, "images"), Damaged: c.damaged(),
 		Registry: registry.Config{Hosts: c.hosts(), UserAgent: "davit/" + version}, Log: log,
 	}); err != nil {
 		return p, err
@@ -259,7 +263,7 @@ func (p *parts) surface(ctx context.Context, c *config, log *slog.Logger) *cri.S
 			SystemdCgroup: p.cgroups.Driver() == cgroup.Systemd,
 			RuntimeReady:  func() error { return cmp.Or(p.runtimes.ready(), p.keeper.err()) },
 			NetworkReady:  p.network.Status,
-			Troubles:      p.network.Owed,
+			Troubles:      func() []string { return append(p.damage.list(), p.network.Owed()...) },
 			Spec: func(id string) ([]byte, error) {
 				return os.ReadFile(filepath.Join(c.State, "containers", id, "config.json"))
 			},

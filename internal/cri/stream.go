@@ -47,10 +47,7 @@ func (s *service) running(id string) (*pod.ContainerSnapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	if ctr.State != pod.Running {
-		return nil, fault.New(fault.Precondition, "", "container %s is not running, it is %s", ctr.ID, ctr.State)
-	}
-	return ctr, nil
+	return ctr, ctr.MustRun()
 }
 
 func command(id string, r streamed) stream.Command {

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"strconv"
 
 	"golang.org/x/sys/unix"
 
@@ -70,7 +69,7 @@ func (t Tree) open() (int, error) {
 	if err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attr); err != nil {
 		err = fault.New(kindOf(err), "", "copy the mounts of %s: %w", t.Source, err)
 	} else if t.Users != nil {
-		err = mapTree(fd, t.Users)
+		err = t.mapTo(fd)
 	}
 	if err != nil {
 		_ = unix.Close(fd)
@@ -79,11 +78,11 @@ func (t Tree) open() (int, error) {
 	return fd, nil
 }
 
-// mapTree maps the IDs of a tree that is not attached yet. Where something
+// mapTo maps the IDs of the tree, which is not attached yet. Where something
 // mounted below its root cannot be mapped, the root alone is, as OCI runtimes
 // do by default.
-func mapTree(fd int, users *Users) error {
-	namespace, err := users.open()
+func (t Tree) mapTo(fd int) error {
+	namespace, err := t.Users.open()
 	if err != nil {
 		return err
 	}
@@ -96,11 +95,7 @@ func mapTree(fd int, users *Users) error {
 	if err == nil {
 		return nil
 	}
-	what := "it"
-	if path, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd)); err == nil {
-		what = path
-	}
-	return fault.New(kindOf(err), "", "map the IDs of %s: the file system it is on, or this kernel, does not allow that: %w", what, err)
+	return fault.New(kindOf(err), "", "map the IDs of %s: the file system it is on, or this kernel, does not allow that: %w", t.Source, err)
 }
 
 func kindOf(err error) fault.Kind {

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 
 	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/layer"
+	"github.com/davit-runtime/davit/internal/store"
 )
 
 var (
@@ -28,18 +30,28 @@ type database struct{ bolt *bbolt.DB }
 
 // openDatabase opens a database and reads it whole. One that is damaged is
 // moved aside: images can be pulled again, a node that does not start cannot.
-func openDatabase(path string, log *slog.Logger) (*database, content, error) {
+func openDatabase(path, damaged string, log *slog.Logger) (*database, content, error) {
+	aside := filepath.Join(damaged, filepath.Base(path))
+	if info, err := os.Lstat(path); (errors.Is(err, fs.ErrNotExist) || err == nil && info.Size() == 0) && hasLayers(path) {
+		noted := errors.Join(os.MkdirAll(damaged, 0o700), os.WriteFile(aside+".gone", nil, 0o600))
+		log.Error("the image database is gone: the images have to be pulled again", "database", path, "error", noted)
+	}
 	d, c, err := tryDatabase(path)
 	var broken *damage
 	if !errors.As(err, &broken) {
 		return d, c, err
 	}
-	aside := fmt.Sprintf("%s.damaged-%d", path, time.Now().UnixNano())
-	if err := os.Rename(path, aside); err != nil {
+	if err := store.SetAside(path, aside); err != nil {
 		return nil, content{}, err
 	}
 	log.Error("the image database is damaged: it was moved aside, and the images have to be pulled again", "moved to", aside, "error", broken.err)
 	return tryDatabase(path)
+}
+
+// hasLayers reports whether there are layers beside a database.
+func hasLayers(path string) bool {
+	all, err := filepath.Glob(filepath.Join(filepath.Dir(path), "layers", "sha256-*"))
+	return err == nil && len(all) > 0
 }
 
 // A damage is what no retry mends.

@@ -57,6 +57,9 @@ type Usage struct {
 type Config struct {
 	Root  string // a directory of the store's own that lasts
 	State string // likewise, gone after a reboot: the mounts of containers
+	// Damaged is a directory for what cannot be read, on Root's file system;
+	// "damaged" in Root if empty.
+	Damaged string
 
 	Registry registry.Config
 	// Platform is which image of an index to take, "os/arch[/variant]"; empty

@@ -368,6 +368,7 @@ func TestDamagedDatabase(t *testing.T) {
 	_, id := reg.image("a", "1", imagespec.Image{}, tarOf("f", "1"), tarOf("g", "1"))
 	ref := reg.host() + "/a:1"
 	for name, harm := range map[string]func(path string) error{
+		"deleted":   os.Remove,
 		"empty":     func(path string) error { return os.Truncate(path, 0) },
 		"cut":       func(path string) error { return os.Truncate(path, 9000) },
 		"cut short": func(path string) error { return os.Truncate(path, 20480) },
@@ -403,6 +404,9 @@ func TestDamagedDatabase(t *testing.T) {
 			s.trash.Wait()
 			if len(s.List()) != 0 {
 				t.Error(s.List())
+			}
+			if aside := names(t, filepath.Join(dir, "root/damaged")); len(aside) != 1 {
+				t.Errorf("aside: %v", aside)
 			}
 			if read(t, path, "f") != "1" {
 				t.Error("a container lost its layers")

@@ -52,6 +52,9 @@ func Open(config Config) (*Store, error) {
 	if config.Log == nil {
 		config.Log = slog.Default()
 	}
+	if config.Damaged == "" {
+		config.Damaged = filepath.Join(config.Root, "damaged")
+	}
 	if config.MaxLayerBytes == 0 {
 		config.MaxLayerBytes = 64 << 30
 	}
@@ -94,14 +97,14 @@ func (c Config) makeDirs() error {
 
 func (s *Store) load() (err error) {
 	var content content // first, since it keeps other processes out
-	if s.db, content, err = openDatabase(filepath.Join(s.config.Root, "images.db"), s.config.Log); err != nil {
+	if s.db, content, err = openDatabase(filepath.Join(s.config.Root, "images.db"), s.config.Damaged, s.config.Log); err != nil {
 		return err
 	}
 	s.closers = append(s.closers, s.db.close)
 	if s.trash, err = layer.OpenTrash(filepath.Join(s.config.Root, "trash"), s.config.Log); err != nil {
 		return err
 	}
-	if s.use.leases, err = readLeases(s.config.writable(""), s.config.Log); err != nil {
+	if s.use.leases, err = readLeases(s.config.writable(""), filepath.Join(s.config.Root, "layers"), s.config.Log); err != nil {
 		return err
 	}
 	s.tally = newTally(s.config.writable)

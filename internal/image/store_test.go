@@ -187,6 +187,54 @@ func TestPullMountRemove(t *testing.T) {
 	}
 }
 
+// A container's layers stay though its lease on them is lost, and its image
+// gone from the database; then they go.
+func TestLeaseLost(t *testing.T) {
+	testkit.Root(t)
+	reg := newFakeRegistry(t)
+	reg.image("a", "1", imagespec.Image{}, tarOf("f", "1"), tarOf("g", "1"))
+	for name, harm := range map[string]func(path string) error{
+		"deleted":       os.Remove,
+		"empty":         func(path string) error { return os.Truncate(path, 0) },
+		"other version": func(path string) error { return os.WriteFile(path, []byte(`{"version": 99, "data": {}}`), 0o600) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir, ctx := t.TempDir(), context.Background()
+			s := openStore(t, dir)
+			id, err := s.Pull(ctx, reg.host()+"/a:1", PullOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			path, err := s.Mount(ctx, "c", id.ID, MountOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			closeUnchecked(t, s)
+			if err := harm(filepath.Join(dir, "root/writable/c/lease.json")); err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				s = openStore(t, dir)
+				if err := s.Remove(ctx, reg.host()+"/a:1"); err != nil {
+					t.Fatal(err)
+				}
+				s.trash.Wait()
+				if read(t, path, "f") != "1" || read(t, path, "g") != "1" {
+					t.Error("the container lost its layers")
+				}
+				closeUnchecked(t, s)
+			}
+			s = openStore(t, dir)
+			if err := s.Unmount(ctx, "c"); err != nil {
+				t.Error(err)
+			}
+			if left := names(t, filepath.Join(dir, "root/layers")); len(left) != 1 {
+				t.Errorf("layers left: %v", left)
+			}
+		})
+	}
+}
+
 func closeUnchecked(t testing.TB, s *Store) {
 	t.Helper()
 	if err := s.Close(); err != nil {

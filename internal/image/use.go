@@ -9,8 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
-	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/layer"
 	"github.com/davit-runtime/davit/internal/store"
 )
@@ -159,8 +159,9 @@ const leaseVersion = 1
 
 func leaseFile(writable string) string { return filepath.Join(writable, "lease.json") }
 
-// readLeases returns the leases by container ID.
-func readLeases(dir string, log *slog.Logger) (map[string]lease, error) {
+// readLeases returns the leases by container ID. One that is lost is on all
+// layers there are: the container may have any of them mounted.
+func readLeases(dir, layers string, log *slog.Logger) (map[string]lease, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, err
@@ -169,8 +170,13 @@ func readLeases(dir string, log *slog.Logger) (map[string]lease, error) {
 	for _, e := range entries {
 		var l lease
 		err := store.LoadJSON(leaseFile(filepath.Join(dir, e.Name())), leaseVersion, &l)
-		if err != nil && !fault.Is(err, fault.NotFound) {
-			log.Warn("a container's lease on its image cannot be read", "container", e.Name(), "error", err)
+		if err != nil {
+			log.Warn("a container's lease on its image is lost: no layer is removed before the container is", "container", e.Name(), "error", err)
+			l = lease{}
+			all, _ := filepath.Glob(filepath.Join(layers, "sha256-*")) // none: no layers
+			for _, path := range all {
+				l.Layers = append(l.Layers, strings.Replace(filepath.Base(path), "-", ":", 1))
+			}
 		}
 		leases[e.Name()] = l
 	}

@@ -320,7 +320,14 @@ func enter(table map[State]map[event]State, state *State, e event, what string) 
 
 func (p *Pods) savePod(s *podState) error {
 	r := podRecord{Snapshot: s.Snapshot, Config: s.config, Memo: s.podMemo}
-	return p.saveRecord(p.podRoot(s.ID), r, p.podDir(s.ID), s.State == Ready && !s.Doomed)
+	return p.saveRecord(p.podRoot(s.ID), r, p.podDir(s.ID), s.lives())
+}
+
+// lives reports whether the record is worth a copy.
+func (s *podState) lives() bool { return s.State == Ready && !s.Doomed }
+
+func (s *containerState) lives() bool {
+	return (s.State == Created || s.State == Running) && !s.Doomed
 }
 
 func (p *Pods) saveContainer(s *containerState) error {
@@ -340,8 +347,7 @@ func (p *Pods) saveContainer(s *containerState) error {
 		}
 	}
 	r := containerRecord{ContainerSnapshot: s.ContainerSnapshot, Config: config, Resources: resources, Memo: s.containerMemo, Packed: s.packed}
-	lives := (s.State == Created || s.State == Running) && !s.Doomed
-	return p.saveRecord(p.containerRoot(s.ID), r, p.bundle(s.ID), lives)
+	return p.saveRecord(p.containerRoot(s.ID), r, p.bundle(s.ID), s.lives())
 }
 
 // recordFile is a record's name, and that of its copy.
@@ -362,11 +368,16 @@ func (p *Pods) saveRecord(dir string, v any, beside string, lives bool) error {
 		}
 	}
 	if err == nil && lives {
-		if err := copyRecord(path, spare); err != nil {
-			p.log.Debug("keep a copy of a record", "record", path, "error", err)
-		}
+		p.keepCopy(path, spare)
 	}
 	return err
+}
+
+// keepCopy does without where it cannot.
+func (p *Pods) keepCopy(path, spare string) {
+	if err := copyRecord(path, spare); err != nil {
+		p.log.Debug("keep a copy of a record", "record", path, "error", err)
+	}
 }
 
 func copyRecord(from, to string) error {

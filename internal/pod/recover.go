@@ -117,7 +117,7 @@ func (p *Pods) recover(ctx context.Context) error {
 // load reads the records of a kind, several at once, and adds them one by one.
 // One that cannot be read is moved aside, and its copy takes its place; without
 // one, what it held counts as an orphan's.
-func load[S any](ctx context.Context, p *Pods, kind string, read func(path string) (*S, error), add func(*S)) {
+func load[S interface{ lives() bool }](ctx context.Context, p *Pods, kind string, read func(path string) (S, error), add func(S)) {
 	var adding sync.Mutex
 	var readers errgroup.Group
 	readers.SetLimit(runtime.GOMAXPROCS(0))
@@ -129,36 +129,34 @@ func load[S any](ctx context.Context, p *Pods, kind string, read func(path strin
 		}
 		readers.Go(func() error {
 			path := filepath.Join(p.opt.Root, kind, id, recordFile)
+			spare := filepath.Join(p.opt.State, kind, id, recordFile)
 			s, err := read(path)
 			if err != nil {
-				s = replace(p, kind, id, path, read, err)
+				p.setAside(kind, id, path, err)
+				if s, err = read(spare); err != nil {
+					return nil
+				}
+				put := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), copyRecord(spare, path))
+				p.log.Error("a record was lost; its copy takes its place", "record", path, "error", put)
+			} else if s.lives() {
+				p.keepCopy(path, spare) // it may be the one that was lost
 			}
-			if s != nil {
-				adding.Lock()
-				defer adding.Unlock()
-				add(s)
-			}
+			adding.Lock()
+			defer adding.Unlock()
+			add(s)
 			return nil
 		})
 	}
 	_ = readers.Wait()
 }
 
-// replace moves a record that cannot be read, for which why is the reason,
-// aside, and puts its copy there. It returns nil if there is none.
-func replace[S any](p *Pods, kind, id, path string, read func(path string) (*S, error), why error) *S {
-	if !fault.Is(why, fault.NotFound) {
-		aside := filepath.Join(p.opt.Root, "damaged", kind+"-"+id+".json")
-		p.log.Error("unreadable record, moved aside", "record", path, "to", aside, "error", errors.Join(why, store.SetAside(path, aside)))
+// setAside moves a record that cannot be read aside, if there is one.
+func (p *Pods) setAside(kind, id, path string, why error) {
+	if fault.Is(why, fault.NotFound) {
+		return
 	}
-	spare := filepath.Join(p.opt.State, kind, id, recordFile)
-	s, err := read(spare)
-	if err != nil {
-		return nil
-	}
-	put := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), copyRecord(spare, path))
-	p.log.Error("a record was lost; its copy takes its place", "record", path, "reason", why, "error", put)
-	return s
+	aside := filepath.Join(p.opt.Root, "damaged", kind+"-"+id+".json")
+	p.log.Error("unreadable record, moved aside", "record", path, "to", aside, "error", errors.Join(why, store.SetAside(path, aside)))
 }
 
 func (p *Pods) recoverPod(pod *pod, known map[string]monitor.Status) {

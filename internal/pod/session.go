@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/monitor"
 )
 
@@ -75,8 +74,5 @@ func (p *Pods) running(id string) (*container, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s := c.state.Load(); s.State != Running {
-		return nil, fault.New(fault.Precondition, "", "container %s is %s", c.id, s.State)
-	}
-	return c, nil
+	return c, c.state.Load().MustRun()
 }

@@ -5,6 +5,7 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/network"
 	"github.com/davit-runtime/davit/internal/ocispec"
 )
@@ -41,6 +42,14 @@ type ContainerSnapshot struct {
 	StopSignal string                              // effective, "SIGTERM"
 	LogPath    string                              // absolute; empty: no log
 	Held       []string
+}
+
+// MustRun returns Precondition for a container that does not run.
+func (s *ContainerSnapshot) MustRun() error {
+	if s.State != Running {
+		return fault.New(fault.Precondition, "", "container %s is not running, it is %s", s.ID, s.State)
+	}
+	return nil
 }
 
 // A State is where a pod or a container stands.

@@ -73,7 +73,7 @@ func (r *Registry) Start() error {
 	if err := r.cmd.Start(); err != nil {
 		return fmt.Errorf("start the registry: %w", err)
 	}
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		resp, err := http.Get("http://" + r.Host + "/v2/")
 		if err == nil {
 			return resp.Body.Close()

@@ -28,7 +28,8 @@ func script(t *testing.T, path, text string) {
 	}
 }
 
-// quick requires lists and statuses to answer at once.
+// quick requires lists and statuses to answer, although something hangs that
+// will not end before they have: at once, by the measure of slow machines.
 func (w *world) quick() {
 	w.t.Helper()
 	calls := map[string]func() error{
@@ -54,7 +55,7 @@ func (w *world) quick() {
 			}
 			best = min(best, time.Since(begun))
 		}
-		if best > 50*time.Millisecond {
+		if best > 500*time.Millisecond {
 			w.t.Errorf("%s took %v at best", name, best)
 		}
 	}

@@ -22,9 +22,11 @@ func TestStatsAreRight(t *testing.T) {
 	podID, pod := w.pod("figures")
 	const memory, file = 20_000_000, 3_000_000
 	id := w.run(podID, pod, w.config("busy", "sh", "-c", fmt.Sprintf(
-		`x=$(head -c %d /dev/zero | tr '\0' a); head -c %d /dev/zero >/file; i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done; : >/done; while :; do sleep 1; done`,
+		`x=$(head -c %d /dev/zero | tr '\0' a); head -c %d /dev/zero >/file; : >/done; while :; do sleep 1; done`,
 		memory, file)))
-	w.await("the work is done", func() bool { r, err := w.exec(id, 5, "test", "-e", "/done"); return err == nil && r.ExitCode == 0 })
+	if r, err := w.exec(id, 180, "sh", "-c", "until [ -e /done ]; do sleep 0.05; done"); err != nil || r.ExitCode != 0 {
+		t.Fatalf("the work is not done: %v, %v", r, err)
+	}
 
 	before := w.cpuOf(id)
 	s := w.stats(id)

@@ -16,24 +16,27 @@ import (
 // threads or much memory in davit's processes.
 func TestNoGrowth(t *testing.T) {
 	w := newWorld(t, "")
-	cycles := 150
+	const warm = 30
+	most := 150
 	if testing.Short() {
-		cycles = 60
+		most = 60
 	}
-	cycle := func(from, to int) {
+	cycle := func(from, to int, end time.Time) (next int) {
 		t.Helper()
 		var group errgroup.Group
 		group.SetLimit(4)
-		for i := from; i < to; i++ {
+		for next = from; next < to && (next < from+warm || time.Now().Before(end)); next++ {
+			i := next
 			group.Go(func() error { return w.cycle(i) })
 		}
 		if err := group.Wait(); err != nil {
 			t.Fatal(err)
 		}
+		return next
 	}
-	cycle(0, 30)
+	cycle(0, warm, time.Now())
 	before := w.sizes()
-	cycle(30, 30+cycles)
+	cycles := cycle(warm, warm+most, time.Now().Add(time.Minute)) - warm
 	var after map[string]size
 	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(100 * time.Millisecond) {
 		after = w.sizes()
@@ -66,7 +69,7 @@ func (w *world) cycle(i int) error {
 		return fmt.Errorf("container of cycle %d: %w", i, err)
 	}
 	if err == nil {
-		if _, err := w.exec(ctrID, 5, "true"); err != nil {
+		if _, err := w.exec(ctrID, 60, "true"); err != nil {
 			return err
 		}
 		if _, err := w.c.ReopenContainerLog(w.ctx, &runtimeapi.ReopenContainerLogRequest{ContainerId: ctrID}); err != nil {

@@ -35,6 +35,10 @@ type world struct {
 	group string // the cgroup of the pods, as a kubelet gives one; "" leaves it to the runtime
 }
 
+// testLimit ends a test that hangs. The longest takes 5 minutes in an emulated
+// machine on a busy host.
+const testLimit = 7 * time.Minute
+
 // newWorld starts a davitd with the given configuration; the test ends with
 // nothing left behind.
 func newWorld(t *testing.T, config string) *world {
@@ -62,7 +66,7 @@ func newWorld(t *testing.T, config string) *world {
 		t.Fatal(err)
 	}
 	d := testkit.NewDaemon(t, config)
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), testLimit)
 	t.Cleanup(cancel)
 	w := &world{t: t, d: d, c: d.Client(t), ctx: ctx, image: image, logs: d.Logs, own: "default"}
 	if _, err := w.c.Pull(ctx, image); err != nil {

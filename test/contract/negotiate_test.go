@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -118,6 +119,29 @@ func TestVersionsOfDavitd(t *testing.T) {
 	report, err := criclient.Probe(ctx, images)
 	if err != nil || len(report.Serves(criclient.RuntimeService)) != 0 || len(report.Serves(criclient.ImageService)) != 2 {
 		t.Errorf("Probe = %v, %v", report, err)
+	}
+}
+
+// TestEventsGoOn: a subscriber hears what becomes of pods before and after
+// davitd was killed, and in between that it must list them.
+func TestEventsGoOn(t *testing.T) {
+	w := newWorld(t, "")
+	ctx, cancel := context.WithTimeout(w.ctx, time.Minute)
+	defer cancel()
+	next, stop := iter.Pull2(clientOf(t, w.d.Socket, "", false).Events(ctx))
+	defer stop()
+	for i := range 3 {
+		e, err, _ := next()
+		if err != nil || e.Gap == nil || (e.Gap.Cause == nil) != (i == 0) {
+			t.Fatalf("subscription %d begins with %v, %v", i, e, err)
+		}
+		id, _ := w.pod(fmt.Sprint("events-", i))
+		for _, kind := range []runtimeapi.ContainerEventType{runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT} {
+			if e, err, _ := next(); err != nil || e.Gap != nil || e.ContainerId != id || e.ContainerEventType != kind {
+				t.Fatalf("subscription %d: %v, %v; want %v of %s", i, e, err, kind, id)
+			}
+		}
+		w.restart()
 	}
 }
 

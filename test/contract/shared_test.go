@@ -66,7 +66,7 @@ func shared(t *testing.T) *world {
 		}
 	}
 	w := *common.world
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), testLimit)
 	t.Cleanup(cancel)
 	w.t, w.ctx = t, ctx
 	logged := len(w.log())

@@ -2,7 +2,10 @@ package server_test
 
 import (
 	"fmt"
+	"net"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -70,6 +73,71 @@ func TestKeeperIsKilled(t *testing.T) {
 		want[i] = strconv.Itoa(i)
 	}
 	compare(t, "stdout", got, want)
+}
+
+// A keeper that is started to stand by tells its service manager that it is
+// ready at once, and takes the place of the other one when that has gone.
+func TestStandby(t *testing.T) {
+	n := newNode(t)
+	first, serve := n.process("keep"), n.process("serve")
+	c := n.container("crun", "sh", "-c", "trap 'exit 9' USR1; echo ready; while :; do sleep 0.05; done")
+	pid := n.run(c)
+	await(t, "ready", func() bool { data, _ := os.ReadFile(c.LogPath); return strings.Contains(string(data), "ready") })
+	manager := filepath.Join(n.dir, "notify")
+	told, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Net: "unixgram", Name: manager})
+	must(t, err)
+	defer told.Close()
+	hears := func(text string) {
+		t.Helper()
+		buf := make([]byte, 1000)
+		must(t, told.SetReadDeadline(time.Now().Add(patience)))
+		got, err := told.Read(buf)
+		must(t, err)
+		if s := string(buf[:got]); !strings.HasPrefix(s, "READY=1\nSTATUS=") || !strings.Contains(s, text) {
+			t.Errorf("told %q, want %q", s, text)
+		}
+	}
+	log, err := os.OpenFile(filepath.Join(n.state, "monitor.log"), os.O_WRONLY|os.O_APPEND, 0)
+	must(t, err)
+	defer log.Close()
+	second := exec.Command(n.binary, "keep", "--state", n.state, "--wait")
+	second.Env = append(os.Environ(), "NOTIFY_SOCKET="+manager)
+	second.Stderr = log
+	must(t, second.Start())
+	ended := make(chan error, 1)
+	go func() { ended <- second.Wait() }()
+	hears("standing by")
+	must(t, unix.Kill(first, unix.SIGKILL))
+	hears("keeps " + n.state)
+	await(t, "next monitor", func() bool { now := n.process("serve"); return now != 0 && now != serve })
+	must(t, unix.Kill(pid, unix.SIGUSR1))
+	if exit := n.exit(c.ID); exit.Code != 9 && exit.Code != 255 {
+		t.Errorf("exit %+v", exit)
+	}
+	must(t, second.Process.Signal(unix.SIGTERM))
+	must(t, <-ended)
+	must(t, monitor.Ensure(n.ctx(), n.binary, n.state))
+}
+
+// The keeper is killed while a log is opened anew, which waits for it: the
+// monitor ends all the same, and the next one goes on with the new log.
+func TestKeeperIsKilledDuringReopen(t *testing.T) {
+	n := newNode(t)
+	c := n.container("crun", "sh", "-c", "trap 'echo told' USR1; echo ready; while :; do sleep 0.05; done")
+	pid := n.run(c)
+	await(t, "ready", func() bool { return len(lines(t, c.LogPath)["stdout"]) == 1 })
+	must(t, os.Rename(c.LogPath, c.LogPath+".1"))
+	keeper := n.process("keep")
+	must(t, unix.Kill(keeper, unix.SIGSTOP))
+	reopened := make(chan error, 1)
+	go func() { reopened <- n.ReopenLog(n.ctx(), c.ID) }()
+	await(t, "the new log", func() bool { _, err := os.Stat(c.LogPath); return err == nil })
+	must(t, unix.Kill(keeper, unix.SIGKILL))
+	await(t, "end of the monitor", func() bool { return n.process("serve") == 0 })
+	must(t, monitor.Ensure(n.ctx(), n.binary, n.state))
+	must(t, <-reopened)
+	must(t, unix.Kill(pid, unix.SIGUSR1))
+	await(t, "a line in the new log", func() bool { return len(lines(t, c.LogPath)["stdout"]) == 1 })
 }
 
 // A second Ensure changes nothing, many at once start one keeper.

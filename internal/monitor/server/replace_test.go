@@ -67,7 +67,7 @@ i=0; while [ ! -e /tmp/stop ]; do echo "line $i"; printf "part $i "; echo end; i
 	await(t, "answer", a.out.has("got 0"))
 	count := descriptors(keeper)
 
-	replacements := rounds(40)
+	replacements := rounds(24)
 	lives := make(chan int)
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() { // those that end meanwhile
@@ -191,6 +191,9 @@ func TestReplaceRefused(t *testing.T) {
 	if n.process("keep") != keeper {
 		t.Error("another keeper runs")
 	}
+	must(t, os.Remove(monitor.KeeperPath(n.state))) // one of a version that had none
+	_, err = monitor.Replace(n.ctx(), vanishing, n.state)
+	wantKind(t, err, fault.Precondition)
 	if replaced, err := monitor.Replace(n.ctx(), n.binary, filepath.Join(n.dir, "nothing")); replaced || err != nil {
 		t.Errorf("where no keeper is: %v, %v", replaced, err)
 	}
@@ -226,7 +229,7 @@ func TestKillsAroundReplace(t *testing.T) {
 	n.replace(other)
 	took := time.Since(begun)
 	outcomes := map[string]int{}
-	for range rounds(24) {
+	for range rounds(16) {
 		brief := n.container("crun", "sh", "-c", "trap 'exit 4' USR1; echo ready; while :; do sleep 0.05; done")
 		briefPid := n.run(brief)
 		await(t, "ready", func() bool { data, _ := os.ReadFile(brief.LogPath); return strings.Contains(string(data), "ready") })

@@ -1,0 +1,71 @@
+package doctor
+
+import (
+	"context"
+	"errors"
+	"strings"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/davit-runtime/davit/criclient"
+)
+
+// ask asks the runtime at endpoint what the checks want to know of it, first of
+// all which versions of the CRI it serves.
+func ask(ctx context.Context, endpoint string) Answer {
+	report, err := criclient.Probe(ctx, endpoint)
+	if err != nil {
+		return Answer{Err: err}
+	}
+	a := Answer{Refused: map[string]string{}}
+	for _, answer := range report.Answers {
+		switch {
+		case answer.Service == criclient.ImageService:
+		case answer.Err == nil:
+			a.APIs = append(a.APIs, string(answer.Version))
+			a.Name, a.Version = answer.Runtime.GetRuntimeName(), strings.TrimPrefix(answer.Runtime.GetRuntimeVersion(), "v")
+		case errors.Is(answer.Err, criclient.ErrTimeout) || errors.Is(answer.Err, context.DeadlineExceeded):
+			a.Err = context.DeadlineExceeded
+		case errors.As(answer.Err, new(*criclient.EndpointError)): // it has just gone
+			a.Err = answer.Err
+		default:
+			a.Refused[string(answer.Version)] = answer.Err.Error()
+		}
+	}
+	if len(a.APIs) == 0 {
+		return a
+	}
+	a.Err = nil // who answers for one version may take its time for another
+	if _, a.ImageErr = report.Chooses(criclient.ImageService); ctx.Err() != nil {
+		a.ImageErr = nil // not known
+	}
+	a.describe(ctx, endpoint)
+	return a
+}
+
+// describe asks for conditions, cgroup driver and where images are.
+func (a *Answer) describe(ctx context.Context, endpoint string) {
+	client, err := criclient.New(criclient.Options{Runtime: endpoint})
+	if err != nil {
+		return
+	}
+	defer func() { _ = client.Close() }()
+	status, err := client.Status(ctx, &runtimeapi.StatusRequest{})
+	if errors.Is(err, criclient.ErrTimeout) {
+		a.Err = context.DeadlineExceeded
+		return
+	}
+	for _, c := range status.GetStatus().GetConditions() {
+		message := strings.TrimPrefix(c.GetReason()+": "+c.GetMessage(), ": ")
+		a.Conditions = append(a.Conditions, Condition{Type: c.GetType(), True: c.GetStatus(), Message: strings.TrimSuffix(message, ": ")})
+	}
+	if c, err := client.RuntimeConfig(ctx, &runtimeapi.RuntimeConfigRequest{}); err == nil && c.GetLinux() != nil {
+		a.CgroupDriver = strings.ToLower(c.GetLinux().GetCgroupDriver().String())
+	}
+	images, err := client.ImageFsInfo(ctx, &runtimeapi.ImageFsInfoRequest{})
+	if err == nil {
+		for _, u := range images.GetImageFilesystems() {
+			a.ImageDirs = append(a.ImageDirs, u.GetFsId().GetMountpoint())
+		}
+	}
+}

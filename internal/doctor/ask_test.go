@@ -1,0 +1,103 @@
+package doctor
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/davit-runtime/davit/criclient"
+	"github.com/davit-runtime/davit/criclient/crifake"
+)
+
+// serve answers on a socket of its own; the answer is what ask makes of it.
+func serve(t *testing.T, what crifake.Serves, arrange func(*crifake.Runtime)) Answer {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "doctor") // short, as sockets' paths must be
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	r := crifake.New()
+	arrange(r)
+	s, err := r.Listen(filepath.Join(dir, "cri.sock"), what)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	return ask(ctx, "unix://"+s.Path())
+}
+
+func TestAsk(t *testing.T) {
+	nothing := func(*crifake.Runtime) {}
+	a := serve(t, crifake.Both(), func(r *crifake.Runtime) {
+		r.SetCondition(runtimeapi.NetworkReady, false, "NetworkPluginNotReady", "no CNI configuration")
+	})
+	if a.Err != nil || !slices.Equal(a.APIs, []string{"v1", "v1alpha2"}) || a.ImageErr != nil || a.Name == "" || len(a.ImageDirs) == 0 || a.CgroupDriver == "" {
+		t.Errorf("both: %+v", a)
+	}
+	if !slices.Contains(a.Conditions, Condition{"NetworkReady", false, "NetworkPluginNotReady: no CNI configuration"}) || !slices.Contains(a.Conditions, Condition{"RuntimeReady", true, ""}) {
+		t.Errorf("conditions: %+v", a.Conditions)
+	}
+	if a = serve(t, crifake.V1alpha2(), nothing); a.Err != nil || !slices.Equal(a.APIs, []string{"v1alpha2"}) || a.Refused["v1"] == "" {
+		t.Errorf("v1alpha2: %+v", a)
+	}
+	if a = serve(t, crifake.Serves{}, nothing); a.Err != nil || len(a.APIs) != 0 || !notThere(a) {
+		t.Errorf("no CRI: %+v", a)
+	}
+	if a = serve(t, crifake.Serves{Runtime: []criclient.Version{criclient.V1}}, nothing); a.ImageErr == nil || len(a.APIs) != 1 {
+		t.Errorf("no images: %+v", a)
+	}
+	a = serve(t, crifake.V1(), func(r *crifake.Runtime) {
+		r.Fail("/runtime.v1.RuntimeService/Version", status.Error(codes.Internal, "disk I/O error"))
+	})
+	if len(a.APIs) != 0 || notThere(a) {
+		t.Errorf("broken: %+v", a)
+	}
+	if a = ask(t.Context(), "unix:///nonexistent/cri.sock"); !errors.Is(a.Err, fs.ErrNotExist) {
+		t.Errorf("nobody: %+v", a)
+	}
+}
+
+// A runtime that accepts and says nothing is told from one that is not there.
+func TestAskTheSilent(t *testing.T) {
+	dir, err := os.MkdirTemp("", "doctor")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	r := crifake.New()
+	defer r.Hold("Version")()
+	s, err := r.Listen(filepath.Join(dir, "cri.sock"), crifake.V1())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if a := ask(ctx, "unix://"+s.Path()); !errors.Is(a.Err, context.DeadlineExceeded) {
+		t.Errorf("%+v", a)
+	}
+}
+
+// Whatever this machine is like, every check comes to an end and says something.
+func TestThisNode(t *testing.T) {
+	r := Run(t.Context(), ThisNode())
+	for _, c := range r.Checks {
+		if c.Message == "" && len(c.Findings) == 0 {
+			t.Errorf("%s says nothing", c.Check)
+		}
+		t.Logf("%-8s %s: %s %v", c.Level, c.Check, c.Message, c.Findings)
+	}
+	t.Logf("in %d ms", r.TookMillis)
+}

@@ -1,0 +1,168 @@
+package doctor
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A Node is what the checks look at. ThisNode returns the real one.
+type Node struct {
+	Root    string     // all files are looked for below it; "/" for the real node
+	Given   []Endpoint // the runtime's, as the user has it; the first one counts. Empty: it is found
+	Version string     // of the program that asks; empty: unknown
+	Uid     int        // of the process
+	Program string     // of the process: davitd and davit-monitor may be beside it
+	Path    []string   // folders where programs are
+
+	Now          func() time.Time
+	Synchronised func() (bool, error) // whether the kernel holds the clock to be
+	Space        func(path string) (Space, error)
+	Connect      func(ctx context.Context, socket string) error // nil if somebody accepts
+	Ask          func(ctx context.Context, endpoint string) Answer
+	// Run returns what a program prints, for its version only. env is added. An
+	// *Exit is the error of a program that ran.
+	Run func(ctx context.Context, env []string, program string, args ...string) (string, error)
+	Try func(feature string) error // of the kernel: "pidfd", "nftables"
+}
+
+// An Endpoint is a runtime's socket.
+type Endpoint struct {
+	Address string `json:"address"` // unix:///…
+	From    string `json:"from"`    // who says so
+}
+
+// path returns the socket's path.
+func (e Endpoint) path() string { return strings.TrimPrefix(e.Address, "unix://") }
+
+// Space is what a file system has.
+type Space struct {
+	Device           uint64 // the same for the same file system
+	Bytes, FreeBytes uint64 // free for everybody but root's reserve
+	Files, FreeFiles uint64 // 0 where it has no fixed number
+}
+
+// An Answer is what a runtime says of itself.
+type Answer struct {
+	Err          error // nobody could be asked, or it did not answer at all
+	Name         string
+	Version      string
+	APIs         []string          // versions of the CRI that it serves
+	Refused      map[string]string // of the other versions, what it answered
+	Conditions   []Condition
+	CgroupDriver string // empty: it does not say
+	ImageErr     error  // the image service does not answer
+	ImageDirs    []string
+}
+
+// A Condition is one of the CRI's RuntimeConditions.
+type Condition struct {
+	Type    string
+	True    bool
+	Message string // reason and message
+}
+
+// ThisNode is the node that the process runs on.
+func ThisNode() *Node {
+	program, _ := os.Executable()
+	return &Node{
+		Root: "/", Uid: os.Getuid(), Program: program,
+		// A daemon's PATH often lacks these, and a user's the first.
+		Path: append([]string{"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"}, filepath.SplitList(os.Getenv("PATH"))...),
+		Now:  time.Now, Synchronised: synchronised, Space: space, Connect: connect, Ask: ask, Run: runProgram, Try: try,
+	}
+}
+
+// kernel: adjtimex(2), TIME_ERROR and STA_UNSYNC.
+func synchronised() (bool, error) {
+	var t unix.Timex
+	state, err := unix.Adjtimex(&t)
+	return err == nil && state != unix.TIME_ERROR && t.Status&unix.STA_UNSYNC == 0, err
+}
+
+func space(path string) (Space, error) {
+	var st unix.Stat_t
+	var s unix.Statfs_t
+	if err := errors.Join(unix.Stat(path, &st), unix.Statfs(path, &s)); err != nil {
+		return Space{}, err
+	}
+	unit := uint64(s.Bsize)
+	// As df has it: what root keeps for itself counts neither as free nor as there.
+	return Space{
+		Device: st.Dev, Bytes: (s.Blocks - s.Bfree + s.Bavail) * unit, FreeBytes: s.Bavail * unit,
+		Files: s.Files, FreeFiles: s.Ffree,
+	}, nil
+}
+
+func connect(ctx context.Context, socket string) error {
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "unix", socket)
+	if err != nil {
+		return err
+	}
+	return c.Close()
+}
+
+func runProgram(ctx context.Context, env []string, program string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, askLimit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Env = append(os.Environ(), env...)
+	cmd.WaitDelay = time.Second // a child of it may hold the pipe
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	err := cmd.Run()
+	if ctx.Err() != nil {
+		return out.String(), errSlow
+	}
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+		err = &Exit{cmp.Or(strings.TrimSpace(errOut.String()), err.Error())}
+	}
+	return out.String(), err
+}
+
+// errSlow is Run's error when a program takes too long; that may be the load.
+var errSlow = fmt.Errorf("no answer within %v", askLimit)
+
+// An Exit is a program's own error: it ran, and said this.
+type Exit struct{ Text string }
+
+func (e *Exit) Error() string { return e.Text }
+
+// try uses a feature without leaving a trace.
+func try(feature string) error {
+	switch feature {
+	case "pidfd":
+		fd, err := unix.PidfdOpen(os.Getpid(), 0)
+		if err == nil {
+			err = unix.Close(fd)
+		}
+		return err
+	case "nftables":
+		fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+		if err == nil {
+			err = unix.Close(fd)
+		}
+		return err
+	}
+	return fmt.Errorf("unknown feature %q", feature)
+}
+
+// plain is the system's error alone, where the text around it names the rest.
+func plain(err error) error {
+	var number unix.Errno
+	if errors.As(err, &number) {
+		return number
+	}
+	return err
+}

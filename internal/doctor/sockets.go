@@ -1,0 +1,265 @@
+package doctor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"strings"
+)
+
+var socketChecks = []Check{
+	{Name: "socket", What: "the runtime's socket: that it is there, served, and for root only", run: checkSocket, Faults: []Fault{
+		{"socket-missing", Error, "there is no socket: the runtime does not run, or serves another one"},
+		{"socket-stale", Error, "the socket's file is there, but nobody listens: the runtime died"},
+		{"socket-not-a-socket", Error, "a file or folder stands where the socket should be"},
+		{"socket-open-to-all", Error, "every user may connect to the socket, and so become root"},
+	}},
+	{Name: "cri", What: "what the runtime answers, and in which versions of the CRI", run: checkCRI, Faults: []Fault{
+		{"cri-hangs", Error, "the runtime accepts, and then does not answer within two seconds"},
+		{"cri-off", Error, "the program at the socket serves no CRI, as containerd with disabled_plugins = [\"cri\"]"},
+		{"cri-v1-missing", Error, "the runtime serves v1alpha2 only, and kubelets since 1.26 speak v1"},
+		{"cri-v1alpha2-missing", Error, "the runtime serves v1 only, and kubelets before 1.23 speak v1alpha2"},
+		{"cri-images-missing", Error, "the runtime serves no images, and the kubelet is told no other image service"},
+		{"cri-broken", Error, "the runtime answers with an error where the kubelet starts by asking"},
+	}},
+	{Name: "other-sockets", What: "other runtimes' sockets, and where crictl is pointed", run: checkOtherSockets, Faults: []Fault{
+		{"several-runtimes", Warning, "several runtimes serve the usual sockets and nothing says which is meant: kubeadm takes another, or refuses"},
+		{"crictl-endpoint-dead", Warning, "/etc/crictl.yaml points to a socket where nobody answers"},
+	}},
+	{Name: "runtime-status", What: "the conditions of the runtime's Status", run: checkStatus, Faults: []Fault{
+		{"runtime-not-ready", Error, "RuntimeReady is false: the runtime cannot run pods"},
+		{"network-not-ready", Error, "NetworkReady is false: pods get no network, and the node is NotReady"},
+		{"runtime-warns", Warning, "another condition is false, such as containerd's notice of deprecated settings"},
+	}},
+}
+
+// usualSockets are those of the runtimes that kubeadm and crictl know, and davit's.
+var usualSockets = []struct{ path, runtime, unit string }{
+	{"/run/davit/davit.sock", "davit", "davitd"},
+	{"/run/containerd/containerd.sock", "containerd", "containerd"},
+	{"/run/crio/crio.sock", "CRI-O", "crio"},
+	{"/run/cri-dockerd.sock", "cri-dockerd", "cri-docker"},
+	{"/run/k3s/containerd/containerd.sock", "k3s's containerd", "k3s"},
+}
+
+// chooseEndpoint returns whose runtime is looked at: the one that was named, or
+// the kubelet's, or the first at a usual socket, or davit's.
+func (f *facts) chooseEndpoint() Endpoint {
+	if len(f.Given) > 0 {
+		e := f.Given[0]
+		if path.IsAbs(e.Address) {
+			e.Address = "unix://" + e.Address
+		}
+		return e
+	}
+	if k := f.kubelet(); k != nil {
+		if set, ok := k.Endpoint(); ok {
+			return Endpoint{set.Text, set.From}
+		}
+	}
+	if d := f.davit(); d.running != nil {
+		return Endpoint{"unix://" + d.Socket, "the davitd that runs"}
+	}
+	for _, s := range usualSockets {
+		if err := f.Connect(f.ctx, s.path); err == nil || errors.Is(err, fs.ErrPermission) {
+			return Endpoint{"unix://" + s.path, s.runtime + "'s usual socket"}
+		}
+	}
+	return Endpoint{"unix://" + f.davit().Socket, "davit's usual socket"}
+}
+
+// revive is how to get a runtime to serve a socket.
+func (l *look) revive(socket string) string {
+	unit := "davitd"
+	for _, s := range usualSockets {
+		if sameSocket(s.path, socket) {
+			unit = s.unit
+		}
+	}
+	if unit == "davitd" && len(l.glob("/*/systemd/system/davitd.service"))+len(l.glob("/usr/lib/systemd/system/davitd.service")) == 0 {
+		return "davitd --socket " + socket + " &   # and see what it says"
+	}
+	return fmt.Sprintf("systemctl enable --now %s || journalctl -eu %s", unit, unit)
+}
+
+func checkSocket(l *look) {
+	e := l.endpoint()
+	socket := e.path()
+	if d := l.davit(); d.here() && d.running == nil && sameSocket(socket, d.Socket) {
+		l.skip("davitd does not run")
+		return
+	}
+	info, err := os.Stat(l.at(socket))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		l.fault("socket-missing", l.revive(socket), "%s (%s): there is no such file", e.Address, e.From)
+		return
+	case err != nil:
+		l.skip("%s: %v", socket, plain(err))
+		return
+	case info.Mode().Type() != fs.ModeSocket:
+		l.fault("socket-not-a-socket", fmt.Sprintf("mv %s %s.aside && %s", socket, socket, l.revive(socket)), "%s (%s) is not a socket", socket, e.From)
+		return
+	}
+	if info.Mode().Perm()&0o002 != 0 {
+		l.fault("socket-open-to-all", fmt.Sprintf("chmod 0660 %s", socket), "%s may be used by everybody (%v): who can run a container is root", socket, info.Mode().Perm())
+	}
+	err = l.Connect(l.ctx, socket)
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		l.unseen(socket, err)
+	case refused(err):
+		l.fault("socket-stale", l.revive(socket), "%s (%s): %s", e.Address, e.From, reason(err))
+	}
+	l.okay("%s (%s)", e.Address, e.From)
+}
+
+func checkCRI(l *look) {
+	a := l.answer()
+	e := l.endpoint()
+	switch {
+	case errors.Is(a.Err, context.DeadlineExceeded):
+		l.fault("cri-hangs", hangsFix(a.Name), "%s accepted and did not answer within %v", e.Address, askLimit)
+		return
+	case a.Err != nil:
+		l.skip("%s", a.silence())
+		return
+	case len(a.APIs) == 0:
+		name := path.Base(e.path())
+		fix := "# name the runtime's own socket, as unix:///run/davit/davit.sock"
+		if strings.Contains(name, "containerd") {
+			fix = "sed -i '/^disabled_plugins/d' /etc/containerd/config.toml && systemctl restart containerd"
+		}
+		if !notThere(a) {
+			l.fault("cri-broken", hangsFix(a.Name), "%s answers %s", e.Address, refusals(a))
+			return
+		}
+		l.fault("cri-off", fix, "%s serves no version of the CRI: %s", e.Address, refusals(a))
+		return
+	}
+	if !slices.Contains(a.APIs, "v1") && (!l.kubeletVersion().known() || l.kubeletVersion().atLeast(1, 26)) {
+		l.fault("cri-v1-missing", "apt-get install --only-upgrade containerd   # containerd 1.6, CRI-O 1.20 and davit serve v1; in davit's configuration: cri_versions",
+			"%s %s serves only %s", a.Name, a.Version, strings.Join(a.APIs, ", "))
+	}
+	if v := l.kubeletVersion(); v.known() && !v.atLeast(1, 23) && !slices.Contains(a.APIs, "v1alpha2") {
+		l.fault("cri-v1alpha2-missing", "sed -i '/^cri_versions/d' /etc/davit/config.toml && systemctl restart davitd   # other runtimes: containerd before 2.0, CRI-O before 1.26",
+			"kubelet 1.%d speaks v1alpha2, %s %s serves %s", v.minor, a.Name, a.Version, strings.Join(a.APIs, ", "))
+	}
+	elsewhere := false
+	if k := l.kubelet(); k != nil {
+		_, elsewhere = k.ImageEndpoint()
+	}
+	if a.ImageErr != nil && !elsewhere {
+		l.fault("cri-images-missing", l.setKubelet("imageServiceEndpoint", "unix:///path/of/its.sock")+"   # if images are served elsewhere; else restart the runtime",
+			"%s %s: images: %v", a.Name, a.Version, a.ImageErr)
+	}
+	l.okay("%s %s serves %s", a.Name, a.Version, strings.Join(a.APIs, " and "))
+}
+
+// silence says why nothing is known of the runtime.
+func (a Answer) silence() string {
+	if errors.Is(a.Err, fs.ErrPermission) {
+		return "the socket is for root"
+	}
+	return "the runtime does not answer"
+}
+
+// notThere reports whether all that the program said is that it has no such service.
+func notThere(a Answer) bool {
+	for _, answer := range a.Refused {
+		if !strings.Contains(answer, "Unimplemented") && !strings.Contains(answer, "unknown service") {
+			return false
+		}
+	}
+	return true
+}
+
+func refusals(a Answer) string {
+	var all []string
+	for version, answer := range a.Refused {
+		all = append(all, version+": "+answer)
+	}
+	slices.Sort(all)
+	return strings.Join(all, "; ")
+}
+
+// hangsFix is what to do about a runtime that runs and does not answer.
+func hangsFix(runtime string) string {
+	switch runtime {
+	case "containerd", "cri-o":
+		unit := strings.ReplaceAll(runtime, "-", "")
+		return "journalctl -eu " + unit + "; systemctl restart " + unit
+	}
+	return "kill -USR1 $(pidof davitd); journalctl -eu davitd   # its goroutines; then: systemctl restart davitd (containers run on)"
+}
+
+func checkOtherSockets(l *look) {
+	chosen := l.endpoint()
+	var serving []string
+	for _, s := range usualSockets {
+		if err := l.Connect(l.ctx, s.path); err == nil || errors.Is(err, fs.ErrPermission) {
+			serving = append(serving, s.path)
+		}
+	}
+	k := l.kubelet()
+	said := false
+	if k != nil {
+		_, said = k.Endpoint()
+	}
+	if len(serving) > 1 && !said {
+		l.fault("several-runtimes", fmt.Sprintf("# in the configuration given to kubeadm, below nodeRegistration (InitConfiguration or JoinConfiguration):\nnodeRegistration:\n  criSocket: %s", chosen.Address),
+			"%s are all served, and no kubelet is set to one of them", strings.Join(serving, ", "))
+	}
+	for line := range strings.Lines(l.text("/etc/crictl.yaml")) {
+		value, ok := strings.CutPrefix(strings.TrimSpace(line), "runtime-endpoint:")
+		socket := strings.TrimPrefix(strings.Trim(strings.TrimSpace(value), `"'`), "unix://")
+		if !ok || socket == "" {
+			continue
+		}
+		if err := l.Connect(l.ctx, socket); refused(err) {
+			l.fault("crictl-endpoint-dead", fmt.Sprintf("sed -i 's#^runtime-endpoint:.*#runtime-endpoint: %s#' /etc/crictl.yaml", chosen.Address), "/etc/crictl.yaml: %s: %s", socket, reason(err))
+		}
+	}
+	switch len(serving) {
+	case 0:
+		l.okay("no runtime at a usual socket")
+	default:
+		l.okay("served: %s", strings.Join(serving, ", "))
+	}
+}
+
+func checkStatus(l *look) {
+	a := l.answer()
+	if a.Err != nil || len(a.APIs) == 0 {
+		l.skip("%s", a.silence())
+		return
+	}
+	var ready []string
+	for _, c := range a.Conditions {
+		switch {
+		case c.True:
+			ready = append(ready, c.Type)
+		case c.Type == "RuntimeReady":
+			l.fault("runtime-not-ready", statusFix(a.Name), "%s: %s", a.Name, c.Message)
+		case c.Type == "NetworkReady":
+			l.fault("network-not-ready", networkFix, "%s: %s", a.Name, c.Message)
+		default:
+			l.fault("runtime-warns", "davit status -o json   # the whole of it; what to change is named there", "%s: %s: %s", a.Name, c.Type, c.Message)
+		}
+	}
+	l.okay("%s", strings.Join(ready, ", "))
+}
+
+func statusFix(runtime string) string {
+	if runtime == "davit" {
+		return "davit doctor; journalctl -eu davitd   # the other findings, and davitd's log, say why"
+	}
+	return hangsFix(runtime)
+}
+
+const networkFix = `ls -l /etc/cni/net.d; kubectl -n kube-system get pods -o wide --field-selector spec.nodeName=$(hostname)   # is the network add-on's pod running here?
+# without an add-on, davit has a network of its own, once no file is in /etc/cni/net.d`
