@@ -146,6 +146,8 @@ func (s *session) prepare() error {
 		w.group = "/" + w.own
 		if c, err := w.c.RuntimeConfig(ctx, &runtimeapi.RuntimeConfigRequest{}); err == nil && c.Linux.GetCgroupDriver() == runtimeapi.CgroupDriver_SYSTEMD {
 			w.group = strings.ReplaceAll(w.own, "-", "") + ".slice"
+		} else if err := w.makeGroups(); err != nil {
+			return err
 		}
 	}
 	if *namedImage != "" {
@@ -215,6 +217,23 @@ func (s *session) close() error {
 	}
 	*s = session{}
 	return errors.Join(errs...)
+}
+
+// makeGroups makes the pods' cgroup: with the driver cgroupfs a kubelet does.
+func (w *world) makeGroups() error {
+	hierarchies := []string{"/sys/fs/cgroup"}
+	if !onV2() {
+		hierarchies = nil
+		for _, procs := range glob("/sys/fs/cgroup/*/cgroup.procs") {
+			hierarchies = append(hierarchies, filepath.Dir(procs))
+		}
+	}
+	for _, dir := range hierarchies {
+		if err := os.Mkdir(dir+w.group, 0o755); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // removeGroups removes the cgroups that are named after the suite, as a kubelet
