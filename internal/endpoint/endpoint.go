@@ -79,16 +79,16 @@ func (e *NotFoundError) Error() string {
 // An AmbiguousError says that several runtimes serve their usual sockets, and
 // nobody said which is meant.
 type AmbiguousError struct {
-	Sockets []Setting // at least two
+	Sockets []Socket // at least two
 }
 
 func (e *AmbiguousError) Error() string {
 	var all []string
 	for _, s := range e.Sockets {
-		all = append(all, s.From+" "+s.Address)
+		all = append(all, s.Runtime+" at "+s.Setting().Address)
 	}
 	return fmt.Sprintf("several container runtimes answer: %s; choose one by %s or %s, or for good by a line in %s: runtime-endpoint: %s",
-		strings.Join(all, ", "), Flag, Env, crictlFile, e.Sockets[0].Address)
+		strings.Join(all, ", "), Flag, Env, crictlFile, e.Sockets[0].Setting().Address)
 }
 
 // Find returns the runtime that is meant. It returns an error that names its
