@@ -44,7 +44,8 @@ func TestDoctor(t *testing.T) {
 		}
 		var out, errOut bytes.Buffer
 		code := run(args, strings.NewReader(""), &out, &errOut)
-		bad := strings.Contains(out.String(), "\nerror ") || strict && (strings.Contains(out.String(), "\nwarning ") || strings.HasPrefix(out.String(), "warning "))
+		lines := "\n" + out.String()
+		bad := strings.Contains(lines, "\nerror ") || strict && strings.Contains(lines, "\nwarning ")
 		if want := map[bool]int{false: 0, true: 1}[bad]; code != want || errOut.Len() > 0 {
 			t.Errorf("strict %v: exit code %d, want %d\n%s%s", strict, code, want, out.String(), errOut.String())
 		}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -21,13 +22,7 @@ func (a *app) imagesCommand() *cobra.Command {
 		Long:  "List images, or only IMAGE. With -o json: the CRI's ListImagesResponse.",
 		Args:  cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			filter := &runtimeapi.ImageFilter{}
-			if len(args) == 1 {
-				filter.Image = &runtimeapi.ImageSpec{Image: args[0]}
-			}
-			ctx, cancel := a.call(cmd.Context(), 0)
-			defer cancel()
-			images, err := a.client.Images(ctx, filter)
+			images, err := a.listImages(cmd.Context(), args...)
 			if err != nil {
 				return fmt.Errorf("list images: %w", err)
 			}
@@ -37,6 +32,21 @@ func (a *app) imagesCommand() *cobra.Command {
 			return a.printTable("IMAGE ID SIZE", imageRows(images))
 		},
 	}
+}
+
+// listImages returns all images, or the one that is named, by its status: some
+// runtimes list all whatever is asked for.
+func (a *app) listImages(ctx context.Context, name ...string) ([]*runtimeapi.Image, error) {
+	ctx, cancel := a.call(ctx, 0)
+	defer cancel()
+	if len(name) == 0 {
+		return a.client.Images(ctx, nil)
+	}
+	r, err := a.client.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: name[0]}})
+	if r.GetImage() == nil {
+		return nil, err
+	}
+	return []*runtimeapi.Image{r.Image}, err
 }
 
 // imageRows has a row for each tag, and for an image without one its digest.
@@ -134,6 +144,8 @@ func (a *app) removeImage(cmd *cobra.Command, image string) error {
 	if r.Image == nil { // the CRI's RemoveImage would succeed
 		return &notFound{"image", image, "davit images"}
 	}
+	// By its ID: of a tag some runtimes remove that alone.
+	spec = &runtimeapi.ImageSpec{Image: r.Image.Id}
 	if _, err := a.client.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: spec}); err != nil {
 		return fmt.Errorf("remove image %s: %w", image, err)
 	}

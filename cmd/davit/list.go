@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"regexp"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -91,11 +92,15 @@ func (a *app) containerTable(ctx context.Context, found []*runtimeapi.Container)
 	for _, p := range pods {
 		podOf[p.Id] = podName(p.Metadata)
 	}
+	images := a.imageNames(ctx, found)
 	var rows [][]string
 	for _, c := range found {
 		image := c.Image.GetUserSpecifiedImage()
 		if image == "" {
 			image = c.Image.GetImage()
+		}
+		if name, isID := images[image]; isID {
+			image = name
 		}
 		state := strings.ToLower(strings.TrimPrefix(c.State.String(), "CONTAINER_"))
 		rows = append(rows, []string{
@@ -104,6 +109,30 @@ func (a *app) containerTable(ctx context.Context, found []*runtimeapi.Container)
 		})
 	}
 	return a.printTable("ID POD NAME STATE ATTEMPT AGE IMAGE", rows)
+}
+
+var imageID = regexp.MustCompile(`^(sha256:)?[0-9a-f]{64}$`)
+
+// imageNames has what to show for each image that is listed by its ID: a tag
+// of it or, without one, the ID's beginning. Runtimes list what the container
+// was made with, and that is often the ID.
+func (a *app) imageNames(ctx context.Context, containers []*runtimeapi.Container) map[string]string {
+	names := map[string]string{}
+	for _, c := range containers {
+		if id := c.Image.GetImage(); imageID.MatchString(id) {
+			names[id] = short(id)
+		}
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	images, _ := a.listImages(ctx) // without them the IDs are shown
+	for _, i := range images {
+		if _, wanted := names[i.Id]; wanted && len(i.RepoTags) > 0 {
+			names[i.Id] = i.RepoTags[0]
+		}
+	}
+	return names
 }
 
 func (a *app) listPods(ctx context.Context, filter *runtimeapi.PodSandboxFilter) ([]*runtimeapi.PodSandbox, error) {

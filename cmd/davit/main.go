@@ -105,7 +105,7 @@ func (a *app) root() *cobra.Command {
 	flags.DurationVar(&a.timeout, "timeout", defaultTimeout, "longest wait for one answer of the runtime; pulling an image is not limited")
 	flags.StringVarP(&a.output, "output", "o", "", "json prints the CRI's messages as JSON")
 	root.AddCommand(
-		a.playCommand(), a.podsCommand(), a.psCommand(), a.logsCommand(), a.execCommand(),
+		a.playCommand(), a.podsCommand(), a.psCommand(), a.logsCommand(), a.execCommand(), a.attachCommand(), a.forwardCommand(),
 		a.stopCommand(), a.rmCommand(), a.inspectCommand(),
 		a.imagesCommand(), a.pullCommand(), a.rmiCommand(),
 		a.statusCommand(), a.versionCommand(), a.doctorCommand(),

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/davit-runtime/davit/criclient"
 	"github.com/davit-runtime/davit/criclient/crifake"
 )
 
@@ -28,6 +29,9 @@ type shell struct {
 	dir    string // --play-dir and --log-dir are below it
 	out    string // of the last command
 	errOut string
+
+	program program // what is run in containers
+	port    string  // address of what listens on port 80 of pods
 }
 
 func newShell(t *testing.T) *shell {
@@ -40,6 +44,7 @@ func newShell(t *testing.T) *shell {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.socket.Close(); os.RemoveAll(dir) })
+	s.serveStreams()
 	return s
 }
 
@@ -274,6 +279,33 @@ func (s *shell) pulledAs(user, password string) {
 	}
 }
 
+// TestImagesListedByID: what a container was made with is often an ID.
+func TestImagesListedByID(t *testing.T) {
+	s := newShell(t)
+	c, err := criclient.Dial(t.Context(), criclient.Options{Runtime: s.socket.Path()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	pod, err := c.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: &runtimeapi.PodSandboxConfig{
+		Metadata: &runtimeapi.PodSandboxMetadata{Name: "p", Namespace: "n", Uid: "u"},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: pod.PodSandboxId, Config: &runtimeapi.ContainerConfig{
+		Metadata: &runtimeapi.ContainerMetadata{Name: "c"}, Image: &runtimeapi.ImageSpec{Image: s.cri.AddImage("", "reg/a:1")},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.davit(0, "", "ps", "-a")
+	s.has(s.out, ` reg/a:1\n$`)
+	s.davit(0, "", "rmi", "reg/a:1")
+	s.davit(0, "", "ps", "-a")
+	s.has(s.out, ` 110{10}\n$`)
+}
+
 func TestImages(t *testing.T) {
 	s := newShell(t)
 	s.davit(0, "", "pull", "--creds", "me:pass:word", "reg/a:1")
@@ -281,6 +313,11 @@ func TestImages(t *testing.T) {
 	s.pulledAs("me", "pass:word")
 	s.davit(0, "", "images")
 	s.has(s.out, `^IMAGE +ID +SIZE\nreg/a:1 +110{10} +1.27 MiB\n$`)
+	s.davit(0, "", "pull", "reg/c:1")
+	s.davit(0, "", "images", "reg/c:1")
+	s.has(s.out, `^IMAGE +ID +SIZE\nreg/c:1 +110{9}1 +1.27 MiB\n$`)
+	s.davit(0, "", "images", "reg/no:1")
+	s.has(s.out, `^IMAGE +ID +SIZE\n$`)
 	s.cri.AddImage(s.cri.Images()[0].Id, "other/b:2")
 	s.davit(0, "", "rmi", "reg/a:1")
 	s.has(s.out, `^image reg/a:1 removed, and with it other/b:2\n$`)
@@ -331,7 +368,7 @@ func TestErrors(t *testing.T) {
 	s.davit(1, "", "pods", "--endpoint", filepath.Join(s.dir, "none.sock"))
 	s.has(s.errOut, `^davit: endpoint unix://\S+none.sock: there is no such file; start the runtime, or name its socket; this endpoint is given by --endpoint\n$`)
 	s.davit(1, "", "exec", "web")
-	s.has(s.errOut, `^davit: wrong arguments; use: davit exec POD \[-c CONTAINER\] -- COMMAND \[ARGUMENT...\] \[flags\]\n$`)
+	s.has(s.errOut, `^davit: wrong arguments; use: davit exec POD \[-c CONTAINER\] \[-it\] -- COMMAND \[ARGUMENT...\] \[flags\]\n$`)
 	s.davit(1, "", "ps", "--bogus")
 	s.has(s.errOut, `^davit: unknown flag: --bogus; see davit ps --help\n$`)
 	s.cri.Fail("StreamPodSandboxes", nil)

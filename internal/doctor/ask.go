@@ -26,6 +26,8 @@ func ask(ctx context.Context, endpoint string) Answer {
 			a.Name, a.Version = answer.Runtime.GetRuntimeName(), strings.TrimPrefix(answer.Runtime.GetRuntimeVersion(), "v")
 		case errors.Is(answer.Err, criclient.ErrTimeout) || errors.Is(answer.Err, context.DeadlineExceeded):
 			a.Err = context.DeadlineExceeded
+		case errors.As(answer.Err, new(*criclient.EndpointError)): // it has just gone
+			a.Err = answer.Err
 		default:
 			a.Refused[string(answer.Version)] = answer.Err.Error()
 		}

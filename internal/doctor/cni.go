@@ -89,8 +89,8 @@ type cniPlugin struct {
 	Type   string `json:"type"`
 	Bridge string `json:"bridge"`
 	IPAM   struct {
-		Subnet string                            `json:"subnet"`
-		Ranges [][]struct{ Subnet netip.Prefix } `json:"ranges"`
+		Subnet string                      `json:"subnet"`
+		Ranges [][]struct{ Subnet string } `json:"ranges"`
 	} `json:"ipam"`
 }
 
@@ -103,11 +103,10 @@ func (f *facts) readCNIFile(path string) cniFile {
 		return c
 	}
 	var list struct {
-		Name       string          `json:"name"`
-		CNIVersion string          `json:"cniVersion"`
-		Plugins    []cniPlugin     `json:"plugins"`
-		Inline     *bool           `json:"loadOnlyInlinedPlugins"`
-		Disable    json.RawMessage `json:"disableCheck"`
+		Name       string      `json:"name"`
+		CNIVersion string      `json:"cniVersion"`
+		Plugins    []cniPlugin `json:"plugins"`
+		Inline     *bool       `json:"loadOnlyInlinedPlugins"`
 		cniPlugin
 	}
 	if err := json.Unmarshal(data, &list); err != nil {
@@ -124,7 +123,7 @@ func (f *facts) readCNIFile(path string) cniFile {
 		c.subnets = append(c.subnets, p.IPAM.Subnet)
 		for _, set := range p.IPAM.Ranges {
 			for _, r := range set {
-				c.subnets = append(c.subnets, r.Subnet.String())
+				c.subnets = append(c.subnets, r.Subnet)
 			}
 		}
 	}
@@ -137,6 +136,8 @@ func (f *facts) readCNIFile(path string) cniFile {
 		c.fault, c.problem = "cni-config-unusable", "it has no plugins"
 	case slices.Contains(c.types, ""):
 		c.fault, c.problem = "cni-config-unusable", "a plugin has no type"
+	case strings.Contains(strings.Join(c.types, ""), "/"):
+		c.fault, c.problem = "cni-config-unusable", "a plugin's type is a path"
 	case onlyLoopback(c.types):
 		c.fault, c.problem = "cni-config-unusable", "it has only the loopback plugin, which connects nothing"
 	case c.version != "" && !v.known(), v.major > newestCNI.major || v.major == newestCNI.major && v.minor > newestCNI.minor:
@@ -221,7 +222,7 @@ func (l *look) checkPlugins(c *cniFile) {
 			err = json.Unmarshal([]byte(out), &said)
 		}
 		switch {
-		case errors.Is(err, fs.ErrPermission):
+		case errors.Is(err, fs.ErrPermission), errors.Is(err, errSlow):
 			l.unseen(path, err)
 		case err != nil:
 			l.fault("cni-plugin-broken", fix, "%s does not tell its versions: %v", path, err)

@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -20,7 +21,7 @@ var davitChecks = []Check{
 		{"davit-monitor-not-running", Error, "davitd runs and its monitor or keeper does not"},
 	}},
 	{Name: "versions", What: "that davit, davitd and davit-monitor are of one version, on disk and running", run: checkVersions, Faults: []Fault{
-		{"version-mismatch", Warning, "davit and davitd are of different versions"},
+		{"version-mismatch", Warning, "davit, davitd and davit-monitor are of different versions, or another davitd runs than is installed"},
 		{"program-replaced", Warning, "a daemon still runs a program that was replaced or removed since"},
 	}},
 	{Name: "unit", What: "that a restart of davitd's systemd unit leaves containers alone", run: checkUnit, Faults: []Fault{
@@ -46,6 +47,9 @@ func checkConfig(l *look) {
 		l.unseen("davit's configuration", fs.ErrPermission)
 	case d.err != nil && strings.Contains(d.err.Error(), "not defined: -check"):
 		l.skip("%s is older than this davit, and cannot say", d.program)
+	case d.err != nil && !errors.As(d.err, new(*Exit)):
+		l.unseen(d.program+" --check", d.err)
+		l.skip("davitd does not tell its configuration")
 	case d.err != nil:
 		message := strings.TrimPrefix(strings.ReplaceAll(d.err.Error(), "\n", "; "), "davitd: ")
 		l.fault("davitd-config-invalid", "# correct that line, then: "+d.program+" --check && systemctl restart davitd", "%s", message)
@@ -251,8 +255,9 @@ func checkLimits(l *look) {
 			row, fault, setting string
 			least               int64
 		}{
-			{"Max open files", "open-files-low", "LimitNOFILE", 1 << 16},
-			{"Max processes", "processes-low", "LimitNPROC", 4096},
+			// The soft limit is what containers begin with: 1024, as programs expect.
+			{"Max open files", "open-files-low", "LimitNOFILE=1024:524288", 1 << 16},
+			{"Max processes", "processes-low", "LimitNPROC=infinity", 4096},
 		} {
 			values, ok := strings.CutPrefix(line, least.row)
 			f := strings.Fields(values)
@@ -260,7 +265,7 @@ func checkLimits(l *look) {
 				continue
 			}
 			if hard, err := strconv.ParseInt(f[1], 10, 64); err == nil && hard < least.least { // else: unlimited
-				l.fault(least.fault, fmt.Sprintf("mkdir -p /etc/systemd/system/davitd.service.d\nprintf '[Service]\\n%s=infinity\\n' >/etc/systemd/system/davitd.service.d/limits.conf\nsystemctl daemon-reload && systemctl restart davitd", least.setting),
+				l.fault(least.fault, fmt.Sprintf("mkdir -p /etc/systemd/system/davitd.service.d\nprintf '[Service]\\n%s\\n' >/etc/systemd/system/davitd.service.d/limits.conf\nsystemctl daemon-reload && systemctl restart davitd", least.setting),
 					"%s of davitd: %d; %d are enough", strings.ToLower(least.row), hard, least.least)
 			}
 		}

@@ -64,9 +64,7 @@ func checkDiskSpace(l *look) {
 		stores = append(stores, images(d.Root), store{d.State, "davit's state", 5, 5})
 	}
 	for _, dir := range l.answer().ImageDirs {
-		if !d.here() || !strings.HasPrefix(dir, d.Root) {
-			stores = append(stores, images(dir))
-		}
+		stores = append(stores, images(dir))
 	}
 	if len(stores) == 0 {
 		stores = append(stores, images("/var/lib"))
@@ -76,6 +74,11 @@ func checkDiskSpace(l *look) {
 		tell = l.warn
 	}
 	told := map[string]bool{}
+	first := func(what string, device uint64) bool { // each file system is told of once
+		key := fmt.Sprint(what, device)
+		defer func() { told[key] = true }()
+		return !told[key]
+	}
 	for _, s := range stores {
 		dir := l.nearest(s.dir)
 		have, err := l.Space(l.at(dir))
@@ -84,16 +87,16 @@ func checkDiskSpace(l *look) {
 			continue
 		}
 		free := percent(have.FreeBytes, have.Bytes)
-		if free < s.available && !told[fmt.Sprint("space", have.Device)] {
-			told[fmt.Sprint("space", have.Device)] = true
+		if free < s.available && first("bytes", have.Device) {
 			tell("disk-space-low", "davit images; crictl rmi --prune; journalctl --vacuum-size=200M; du -xh -d2 "+dir+" | sort -h | tail",
 				"%s (%s): %.0f%% free, %s; %.0f%% is the least", s.dir, s.what, free, size(have.FreeBytes), s.available)
 		}
-		if left := percent(have.FreeFiles, have.Files); have.Files > 0 && left < s.inodes && !told[fmt.Sprint("inodes", have.Device)] {
-			told[fmt.Sprint("inodes", have.Device)] = true
+		if left := percent(have.FreeFiles, have.Files); have.Files > 0 && left < s.inodes && first("inodes", have.Device) {
 			tell("inodes-low", "davit images; crictl rmi --prune; du --inodes -xd2 "+dir+" | sort -n | tail", "%s (%s): %.0f%% of inodes free; %.0f%% is the least", s.dir, s.what, left, s.inodes)
 		}
-		l.okay("%s: %s free", s.dir, size(have.FreeBytes))
+		if first("there", have.Device) {
+			l.okay("%s: %s free", s.dir, size(have.FreeBytes))
+		}
 	}
 }
 

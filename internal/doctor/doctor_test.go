@@ -278,6 +278,7 @@ var cniSeeds = []seed{
 	{"a file that is not JSON", "cni: cni-file-invalid (error)", func(w *world) { w.files[cni1] = "{" }},
 	{"one beside a good one", "cni: cni-file-invalid (warning)", func(w *world) { w.files["/etc/cni/net.d/00-bad.conflist"] = "{" }},
 	{"a network without a name", "cni: cni-config-unusable (error)", func(w *world) { w.edit(cni1, `"name": "pods", `, "") }},
+	{"a plugin by its path", "cni: cni-config-unusable (error)", func(w *world) { w.edit(cni1, `"portmap"`, `"../../../tmp/x"`) }},
 	{"a network without plugins", "cni: cni-config-unusable (error)", func(w *world) { w.files[cni1] = `{"cniVersion": "1.0.0", "name": "pods", "plugins": []}` }},
 	{"only loopback", "cni: cni-config-unusable (error)", func(w *world) { w.files[cni1] = loopback }},
 	{"CNI of the future", "cni: cni-version-unknown (error)", func(w *world) { w.edit(cni1, "1.0.0", "2.0.0") }},
@@ -314,7 +315,7 @@ var davitSeeds = []seed{
 	{"an unknown key", "davitd-config: davitd-config-invalid (error)", func(w *world) {
 		builtIn(w) // what is configured is not known
 		delete(w.files, "/etc/davit/tls.crt")
-		w.runs["/usr/bin/davitd --check"] = output{"", errors.New("davitd: /etc/davit/config.toml:3:1: rooot: unknown key")}
+		w.runs["/usr/bin/davitd --check"] = output{"", &Exit{"davitd: /etc/davit/config.toml:3:1: rooot: unknown key"}}
 	}},
 	{"davitd does not run", "davitd: davitd-not-running (error)", func(w *world) {
 		w.end(200)
@@ -429,8 +430,16 @@ func TestNoFaults(t *testing.T) {
 			w.files[config1] += "evictionHard: {memory.available: 100Mi}\n"
 			w.space.FreeBytes = 5 << 30
 		},
-		"cgroup v1, allowed":                       func(w *world) { v1(w, "", "cpu", "memory", "cpuset", "pids") },
-		"v1 and v2 beside":                         func(w *world) { v1(w, unified1, "cpu", "memory", "cpuset", "pids") },
+		"cgroup v1, allowed": func(w *world) { v1(w, "", "cpu", "memory", "cpuset", "pids") },
+		"v1 and v2 beside":   func(w *world) { v1(w, unified1, "cpu", "memory", "cpuset", "pids") },
+		"somebody who calls himself davitd": func(w *world) {
+			w.process(150, "/tmp/davitd", "--state=/tmp/x")
+			w.edit("/proc/150/status", "Uid:\t0\t0\t0\t0", "Uid:\t4711\t4711\t4711\t4711")
+		},
+		"programs that are slow": func(w *world) {
+			w.runs["/usr/bin/crun --version"] = output{"", errSlow}
+			w.runs["/opt/cni/bin/bridge"] = output{"", errSlow}
+		},
 		"a plain path":                             func(w *world) { w.given = []Endpoint{{"/run/davit/davit.sock", "test"}} },
 		"a certificate of none":                    func(w *world) { w.configure(config{"certFile": "", "keyFile": ""}) },
 		"two runtimes, and the kubelet set to one": func(w *world) { w.serving["/run/containerd/containerd.sock"] = nil },

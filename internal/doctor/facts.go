@@ -143,14 +143,15 @@ func (f *facts) readKubeletVersion() version {
 	if k := f.kubelet(); k != nil {
 		program = k.Program
 	}
-	if filepath.Base(program) != "kubelet" {
+	if name := filepath.Base(program); name != "kubelet" && name != "k3s" {
 		program, _ = f.find("kubelet", f.Path)
 	}
 	if program == "" {
 		return version{}
 	}
 	out, _ := f.Run(f.ctx, nil, program, "--version")
-	return parseVersion(strings.TrimPrefix(out, "Kubernetes "))
+	_, number, _ := strings.Cut(out, " v") // "Kubernetes v1.37.1", "k3s version v1.37.1+k3s1 (…)"
+	return parseVersion(number)
 }
 
 // A mount is a line of a mount table.
@@ -230,7 +231,7 @@ func (f *facts) readProcesses() []process {
 			continue
 		}
 		p := process{args: strings.Split(strings.TrimSuffix(string(data), "\x00"), "\x00")}
-		if p.name() != "davitd" && p.name() != "davit-monitor" {
+		if p.name() != "davitd" && p.name() != "davit-monitor" || !kubelet.Trusted(f.at(filepath.Join(filepath.Dir(path), "status"))) {
 			continue
 		}
 		p.pid, _ = strconv.Atoi(filepath.Base(filepath.Dir(path)))

@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,7 +30,8 @@ type Node struct {
 	Space        func(path string) (Space, error)
 	Connect      func(ctx context.Context, socket string) error // nil if somebody accepts
 	Ask          func(ctx context.Context, endpoint string) Answer
-	// Run returns what a program prints, for its version only. env is added.
+	// Run returns what a program prints, for its version only. env is added. An
+	// *Exit is the error of a program that ran.
 	Run func(ctx context.Context, env []string, program string, args ...string) (string, error)
 	Try func(feature string) error // of the kernel: "pidfd", "nftables"
 }
@@ -116,18 +118,26 @@ func runProgram(ctx context.Context, env []string, program string, args ...strin
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Env = append(os.Environ(), env...)
-	cmd.WaitDelay = 100 * time.Millisecond // a child of it may hold the pipe
+	cmd.WaitDelay = time.Second // a child of it may hold the pipe
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	err := cmd.Run()
 	if ctx.Err() != nil {
-		return out.String(), fmt.Errorf("no answer within %v", askLimit)
+		return out.String(), errSlow
 	}
-	if err != nil && errOut.Len() > 0 {
-		err = errors.New(strings.TrimSpace(errOut.String()))
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+		err = &Exit{cmp.Or(strings.TrimSpace(errOut.String()), err.Error())}
 	}
 	return out.String(), err
 }
+
+// errSlow is Run's error when a program takes too long; that may be the load.
+var errSlow = fmt.Errorf("no answer within %v", askLimit)
+
+// An Exit is a program's own error: it ran, and said this.
+type Exit struct{ Text string }
+
+func (e *Exit) Error() string { return e.Text }
 
 // try uses a feature without leaving a trace.
 func try(feature string) error {

@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"path/filepath"
@@ -76,7 +77,11 @@ func (l *look) checkRuntime(handler, program string, isDefault bool) (string, bo
 		return "", false
 	}
 	out, err := l.Run(l.ctx, nil, path, "--version")
-	if err != nil {
+	switch {
+	case errors.Is(err, errSlow):
+		l.unseen(path+" --version", err)
+		return "", false
+	case err != nil:
 		l.fault("oci-runtime-broken", installThe(filepath.Base(program))+"   # again", "handler %s: %s --version: %v", handler, path, err)
 		return "", false
 	}

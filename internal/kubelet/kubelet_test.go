@@ -60,6 +60,9 @@ func TestFind(t *testing.T) {
 				"proc/55/cmdline", command("kubelet", "--cgroup-driver=cgroupfs"), "proc/55/ns/mnt", "->mnt:[2]"),
 			want: map[string]want{"cgroupDriver": {"systemd", "the running kubelet's flag --cgroup-driver"}},
 		},
+		"somebody who calls himself kubelet": {
+			files: with(running(), "proc/77/status", "Name:\tkubelet\nUid:\t4711\t4711\t4711\t4711\nNSpid:\t77\n"),
+		},
 		"flags, in both forms": {
 			files: running("--container-runtime-endpoint", "unix:///run/a.sock", "--fail_swap_on=false", "-v=2", "--cgroup-driver=systemd"),
 			want: map[string]want{

@@ -40,12 +40,14 @@ func process(root string) (proc, bool) {
 		default:
 			continue
 		}
-		if nested(filepath.Join(dir, "status")) {
+		if status := filepath.Join(dir, "status"); nested(status) || !Trusted(status) {
 			continue
 		}
 		p.pid, _ = strconv.Atoi(filepath.Base(dir))
 		p.apart = apart(root, dir)
-		p.program, _ = os.Readlink(filepath.Join(dir, "exe")) // root's to see
+		if !p.apart { // else the path is one of that namespace
+			p.program, _ = os.Readlink(filepath.Join(dir, "exe")) // root's to see
+		}
 		found = append(found, p)
 	}
 	if len(found) == 0 {
@@ -58,6 +60,20 @@ func process(root string) (proc, bool) {
 		return a.pid - b.pid
 	})
 	return found[0], true
+}
+
+// Trusted reports, by its status file in /proc, whether a process is root's or
+// the caller's own: of the name that anybody may give to a process nothing
+// follows. kernel: proc_pid_status(5), Uid.
+func Trusted(status string) bool {
+	data, _ := os.ReadFile(status)
+	for line := range strings.Lines(string(data)) {
+		if ids, ok := strings.CutPrefix(line, "Uid:"); ok {
+			f := strings.Fields(ids)
+			return len(f) > 1 && (f[1] == "0" || f[1] == strconv.Itoa(os.Getuid()))
+		}
+	}
+	return true
 }
 
 // apart reports whether a process is in another mount namespace; false where

@@ -57,7 +57,7 @@ func (b *bridge) check() {
 		b.made = master{}
 		return
 	}
-	have, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	have, err := addressesOf(link)
 	if err != nil || len(b.missing(have)) > 0 {
 		b.made = master{}
 	}
@@ -105,7 +105,7 @@ func (b *bridge) make() error {
 	if err := b.settings(); err != nil {
 		return err
 	}
-	have, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	have, err := addressesOf(link)
 	if err != nil {
 		return err
 	}
@@ -143,7 +143,7 @@ func (b *bridge) free(index int) error { return inUse(b.subnets(), index) }
 
 // inUse returns Precondition if a link other than ours has addresses of subnets.
 func inUse(subnets []netip.Prefix, ours int) error {
-	have, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	have, err := addressesOf(nil)
 	if err != nil {
 		return err
 	}
@@ -271,7 +271,7 @@ func (b *bridge) strays(pods []*lease) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	links, err := netlink.LinkList()
+	links, err := uncut(netlink.LinkList)
 	if err != nil {
 		return nil, err
 	}
@@ -303,6 +303,23 @@ func defaultMTU() int {
 		}
 	}
 	return 1500
+}
+
+// addressesOf returns the addresses of a link, or of all.
+func addressesOf(link netlink.Link) ([]netlink.Addr, error) {
+	return uncut(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
+}
+
+// uncut lists again where others change what is listed meanwhile, some times.
+//
+// kernel: netlink/intro.rst, NLM_F_DUMP_INTR.
+func uncut[E any](list func() ([]E, error)) (all []E, err error) {
+	for range 20 {
+		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return all, err
+		}
+	}
+	return all, err
 }
 
 func linkName(index int) string {

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/davit-runtime/davit/internal/fault"
 )
 
@@ -163,5 +165,22 @@ func TestOpenRefuses(t *testing.T) {
 		if _, err := Open(tt.config); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), tt.reason) {
 			t.Errorf("got %v, want Invalid with %q", err, tt.reason)
 		}
+	}
+}
+
+// What is listed while others change it is listed again.
+func TestUncut(t *testing.T) {
+	tries := 0
+	got, err := uncut(func() ([]int, error) {
+		if tries++; tries < 3 {
+			return []int{1}, netlink.ErrDumpInterrupted
+		}
+		return []int{1, 2}, nil
+	})
+	if err != nil || len(got) != 2 || tries != 3 {
+		t.Errorf("%v, %v after %d tries", got, err, tries)
+	}
+	if _, err := uncut(func() ([]int, error) { return nil, netlink.ErrDumpInterrupted }); err == nil {
+		t.Error("what never stands still is no error")
 	}
 }

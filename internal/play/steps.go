@@ -214,6 +214,9 @@ func (l *launch) started(context.Context, string) (string, error) { return "star
 func (l *launch) awaitExit(ctx context.Context, id string) (string, error) {
 	for pause := pollFirst; ; pause = min(pause*2, pollMax) {
 		s, err := l.containerStatus(ctx, id)
+		if ctx.Err() != nil {
+			return "", context.Cause(ctx) // a call that was under way says it in words of its own
+		}
 		if err != nil {
 			return "", fmt.Errorf("has no status: %w", err)
 		}

@@ -200,7 +200,7 @@ func BusyboxFiles() ([]File, error) {
 		{Name: "etc/group", Data: []byte("root:x:0:\nweb:x:1000:\nextra:x:2000:web\n")},
 	}
 	for _, applet := range []string{"sh", "sleep"} {
-		files = append(files, File{Name: "bin/" + applet, Linkname: "bin/busybox", Hard: true})
+		files = append(files, File{Name: "bin/" + applet, Linkname: "bin/busybox", Hard: true, Mode: 0o755}) // some runtimes give the file a link's mode
 	}
 	for _, applet := range []string{
 		"cat", "chmod", "cp", "cut", "date", "dd", "df", "echo", "env", "expr", "false", "find", "grep", "head",

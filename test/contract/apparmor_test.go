@@ -27,6 +27,7 @@ profile PROFILE flags=(attach_disconnected,mediate_deleted) {
 // TestAppArmor: containers are confined as the new field or, without it, the
 // old string says.
 func TestAppArmor(t *testing.T) {
+	judged(t)
 	enabled, _ := os.ReadFile("/sys/module/apparmor/parameters/enabled")
 	if !strings.HasPrefix(string(enabled), "Y") {
 		t.Skip("the kernel does not enforce AppArmor")
@@ -93,7 +94,7 @@ func TestAppArmor(t *testing.T) {
 			w := w.within(t)
 			c := w.config("absent", "true")
 			change(c.Linux.SecurityContext)
-			id, err := w.c.RunContainer(w.ctx, podID, pod, c)
+			id, err := w.launch(podID, pod, c)
 			if want(t, err, codes.FailedPrecondition, "contract-no-such"); id != "" {
 				must(t, w.remove(id), codes.OK)
 			}

@@ -1,6 +1,7 @@
 package contract
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -8,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -29,18 +31,18 @@ type badContainer struct {
 }
 
 // files are what bad requests name on the host.
-type files struct{ dir, file, broken, dangling string }
+type files struct{ dir, file, broken, dangling, absent string }
 
 func newFiles(t *testing.T) files {
 	t.Helper()
 	dir := t.TempDir()
-	f := files{dir, filepath.Join(dir, "file"), filepath.Join(dir, "broken.json"), filepath.Join(dir, "dangling")}
+	f := files{dir, filepath.Join(dir, "file"), filepath.Join(dir, "broken.json"), filepath.Join(dir, "dangling"), filepath.Join(dir, "no/such")}
 	for name, text := range map[string]string{f.file: "text", f.broken: "{"} {
 		if err := os.WriteFile(name, []byte(text), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := os.Symlink("/nowhere", f.dangling); err != nil {
+	if err := os.Symlink(filepath.Join(dir, "nowhere"), f.dangling); err != nil {
 		t.Fatal(err)
 	}
 	return f
@@ -117,7 +119,7 @@ func badMounts(f files) []badContainer {
 		{ours, "host path empty", invalid, at + "host_path", mount(&runtimeapi.Mount{ContainerPath: "/m"})},
 		{ours, "host path relative", invalid, at + "host_path", mount(&runtimeapi.Mount{HostPath: "bin", ContainerPath: "/m"})},
 		{ours, "host path with a zero byte", invalid, at + "host_path", mount(&runtimeapi.Mount{HostPath: "/bin\x00", ContainerPath: "/m"})},
-		{ours, "host path missing", failed, "/no/such/path", mount(&runtimeapi.Mount{HostPath: "/no/such/path", ContainerPath: "/m"})},
+		{ours, "host path missing", failed, f.absent, mount(&runtimeapi.Mount{HostPath: f.absent, ContainerPath: "/m"})},
 		{ours, "host path dangles", failed, f.dangling, mount(&runtimeapi.Mount{HostPath: f.dangling, ContainerPath: "/m"})},
 		{ours, "file onto directory", invalid, "/tmp", mount(&runtimeapi.Mount{HostPath: f.file, ContainerPath: "/tmp"})},
 		{ours, "directory onto file", invalid, "etc/passwd", mount(&runtimeapi.Mount{HostPath: f.dir, ContainerPath: "/etc/passwd"})},
@@ -229,7 +231,7 @@ func badUsers() []badContainer {
 	const at = "config.linux.security_context."
 	id := func(n int64) *runtimeapi.Int64Value { return &runtimeapi.Int64Value{Value: n} }
 	return []badContainer{
-		{cri, "user and user name", invalid, at + "run_as_username", func(c *containerRequest) { c.s.RunAsUser, c.s.RunAsUsername = id(1), "root" }},
+		{ours, "user and user name", invalid, at + "run_as_username", func(c *containerRequest) { c.s.RunAsUser, c.s.RunAsUsername = id(1), "root" }},
 		{cri, "group without user", invalid, at + "run_as_group", func(c *containerRequest) { c.s.RunAsGroup = id(1) }},
 		{ours, "user negative", invalid, at + "run_as_user", func(c *containerRequest) { c.s.RunAsUser = id(-1) }},
 		{ours, "user too large", invalid, at + "run_as_user", func(c *containerRequest) { c.s.RunAsUser = id(math.MaxUint32) }},
@@ -290,6 +292,7 @@ func (w *world) badContainer(podID string, pod *runtimeapi.PodSandboxConfig, row
 	c := w.config("main", "true")
 	request := &containerRequest{&runtimeapi.CreateContainerRequest{PodSandboxId: podID, Config: c, SandboxConfig: pod}, c, c.Linux.SecurityContext}
 	row.change(request)
+	w.logDir(pod, c)
 	created, err := w.c.CreateContainer(w.ctx, request.CreateContainerRequest)
 	id := created.GetContainerId()
 	if err == nil {
@@ -299,12 +302,26 @@ func (w *world) badContainer(podID string, pod *runtimeapi.PodSandboxConfig, row
 	}
 	w.refused(err, row.by, row.code, row.text)
 	if id != "" {
-		if err := w.remove(id); err != nil {
-			w.t.Error(err)
-		}
+		w.discard(id)
 	}
 	if after := w.residue(); !slices.Equal(before, after) {
 		w.t.Errorf("left behind: %v; before: %v", after, before)
+	}
+}
+
+// discard removes a container that a runtime made of a bad request. Whether it
+// does so at once is another test's matter: TestRemovalForced.
+func (w *world) discard(id string) {
+	w.t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		err := errors.Join(w.stop(id, 0), w.remove(id))
+		if err == nil {
+			return
+		}
+		if !foreign || time.Now().After(deadline) {
+			w.t.Error(err)
+			return
+		}
 	}
 }
 
@@ -326,9 +343,13 @@ func TestLogRefused(t *testing.T) {
 	f := newFiles(t)
 	t.Run("log directory is a file", func(t *testing.T) {
 		w := w.within(t)
-		podID, pod := w.pod("filelog", func(c *runtimeapi.PodSandboxConfig) { c.LogDirectory = f.file })
-		_, err := w.create(podID, pod, w.config("c", "true"))
-		prefer(t, err, failed, f.file)
+		pod := w.podConfig("filelog")
+		pod.LogDirectory = f.file
+		podID, err := w.c.RunPod(w.ctx, pod)
+		if prefer(t, err, codes.OK); err == nil {
+			_, err = w.create(podID, pod, w.config("c", "true"))
+			prefer(t, err, failed, f.file)
+		}
 	})
 	t.Run("log path is a directory", func(t *testing.T) {
 		w := w.within(t)
@@ -345,8 +366,8 @@ func TestLogRefused(t *testing.T) {
 		podID, pod := w.pod("again")
 		for i := range 3 {
 			config := w.config("main", fmt.Sprintf("/no/such-%d", i))
-			id, err := w.c.RunContainer(w.ctx, podID, pod, config)
-			want(t, err, invalid)
+			id, err := w.launch(podID, pod, config)
+			want(t, err, invalid, "/no/such")
 			if id != "" {
 				if err := w.remove(id); err != nil {
 					t.Error(err)

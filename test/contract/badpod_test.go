@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"net"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -42,7 +43,13 @@ type badPod struct {
 	change func(p *podRequest)
 }
 
-var badPods = slices.Concat([]badPod{
+// badPods are wrong configurations; without user namespaces, those of them are
+// nothing to a runtime.
+func badPods(userNamespaces bool) []badPod {
+	return slices.Concat(badBasics, badPorts(), badSysctls(), badPodSecurity(), badUserNamespaces(demand(userNamespaces)), badPodResources())
+}
+
+var badBasics = []badPod{
 	{cri, "config missing", invalid, "config", func(p *podRequest) { p.Config = nil }},
 	{cri, "metadata missing", invalid, "config.metadata", func(p *podRequest) { p.c.Metadata = nil }},
 	{ours, "name empty", invalid, "config.metadata.name", func(p *podRequest) { p.c.Metadata.Name = "" }},
@@ -77,7 +84,7 @@ var badPods = slices.Concat([]badPod{
 	{ours, "DNS option empty", invalid, "config.dns_config.options[0]", func(p *podRequest) {
 		p.c.DnsConfig = &runtimeapi.DNSConfig{Options: []string{""}}
 	}},
-}, badPorts(), badSysctls(), badPodSecurity(), badUserNamespaces(), badPodResources())
+}
 
 func badPorts() []badPod {
 	ports := func(mappings ...*runtimeapi.PortMapping) func(*podRequest) {
@@ -102,36 +109,45 @@ func badSysctls() []badPod {
 		return func(p *podRequest) { p.l.Sysctls = map[string]string{name: value} }
 	}
 	return []badPod{
-		{cri, "sysctl of the host", invalid, "vm.swappiness", sysctl("vm.swappiness", "1")},
-		{cri, "sysctl of the host, with slashes", invalid, "kernel/panic", sysctl("kernel/panic", "1")},
+		{ours, "sysctl of the host", invalid, "vm.swappiness", sysctl("vm.swappiness", current("vm/swappiness"))},
+		{ours, "sysctl of the host, with slashes", invalid, "kernel/panic", sysctl("kernel/panic", current("kernel/panic"))},
 		{ours, "sysctl absent", invalid, "net/no/such", sysctl("net.no.such", "1")},
-		{ours, "sysctl climbs", invalid, "sysctls", sysctl("net/../kernel/panic", "1")},
-		{ours, "sysctl climbs with dots", invalid, "sysctls", sysctl("net.//.//.kernel.panic", "1")},
+		{ours, "sysctl climbs", invalid, "sysctls", sysctl("net/../kernel/panic", current("kernel/panic"))},
+		{ours, "sysctl climbs with dots", invalid, "sysctls", sysctl("net.//.//.kernel.panic", current("kernel/panic"))},
 		{ours, "sysctl with an empty part", invalid, "sysctls", sysctl("net..ipv4", "1")},
 		{ours, "sysctl empty", invalid, "sysctls", sysctl("", "1")},
 		{ours, "sysctl value refused by the kernel", invalid, "net/ipv4/ip_forward", sysctl("net.ipv4.ip_forward", "x")},
 		{ours, "sysctl value with a zero byte", invalid, "net.ipv4.ip_forward", sysctl("net.ipv4.ip_forward", "1\x00")},
 		{ours, "sysctl value with a line break", invalid, "net.ipv4.ip_forward", sysctl("net.ipv4.ip_forward", "1\n0")},
-		{ours, "sysctl that is the hostname", invalid, "kernel.hostname", sysctl("kernel.hostname", "x")},
-		{cri, "network sysctl on the host's network", invalid, "net.core.somaxconn", func(p *podRequest) {
+		{ours, "sysctl that is the hostname", invalid, "kernel.hostname", sysctl("kernel.hostname", current("kernel/hostname"))},
+		{ours, "network sysctl on the host's network", invalid, "net.core.somaxconn", func(p *podRequest) {
 			p.c.Hostname, p.ns.Network = "", runtimeapi.NamespaceMode_NODE
-			p.l.Sysctls = map[string]string{"net.core.somaxconn": "128"}
+			p.l.Sysctls = map[string]string{"net.core.somaxconn": current("net/core/somaxconn")}
 		}},
-		{cri, "IPC sysctl with the host's IPC", invalid, "kernel.shmmax", func(p *podRequest) {
+		{ours, "IPC sysctl with the host's IPC", invalid, "kernel.shmmax", func(p *podRequest) {
 			p.ns.Ipc = runtimeapi.NamespaceMode_NODE
-			p.l.Sysctls = map[string]string{"kernel.shmmax": "65536"}
+			p.l.Sysctls = map[string]string{"kernel.shmmax": current("kernel/shmmax")}
 		}},
 	}
+}
+
+// current is a setting as it is, so that a runtime that sets it on the host changes nothing.
+func current(name string) string {
+	value, err := os.ReadFile("/proc/sys/" + name)
+	if err != nil {
+		panic(err)
+	}
+	return strings.TrimSpace(string(value))
 }
 
 func badPodSecurity() []badPod {
 	const at = "config.linux.security_context."
 	id := func(n int64) *runtimeapi.Int64Value { return &runtimeapi.Int64Value{Value: n} }
 	return []badPod{
-		{ours, "cgroup parent climbs", invalid, "config.linux.cgroup_parent", func(p *podRequest) { p.l.CgroupParent = "/../x" }},
-		{ours, "cgroup parent relative", invalid, "config.linux.cgroup_parent", func(p *podRequest) { p.l.CgroupParent = "a/b" }},
-		{ours, "cgroup parent with a colon", invalid, "config.linux.cgroup_parent", func(p *podRequest) { p.l.CgroupParent = "/a:b" }},
-		{ours, "cgroup parent with a zero byte", invalid, "config.linux.cgroup_parent", func(p *podRequest) { p.l.CgroupParent = "/a\x00" }},
+		{ours, "cgroup parent climbs", invalid, "config.linux.cgroup_parent", func(p *podRequest) { p.l.CgroupParent = "/../" + p.c.Metadata.Namespace }},
+		{ours, "cgroup parent relative", invalid, "config.linux.cgroup_parent", func(p *podRequest) { p.l.CgroupParent = p.c.Metadata.Namespace + "/b" }},
+		{ours, "cgroup parent with a colon", invalid, "config.linux.cgroup_parent", func(p *podRequest) { p.l.CgroupParent = "/" + p.c.Metadata.Namespace + ":b" }},
+		{ours, "cgroup parent with a zero byte", invalid, "config.linux.cgroup_parent", func(p *podRequest) { p.l.CgroupParent = "/" + p.c.Metadata.Namespace + "\x00" }},
 		{ours, "network namespace of a container", invalid, at + "namespace_options.network", func(p *podRequest) { p.ns.Network = runtimeapi.NamespaceMode_CONTAINER }},
 		{ours, "network namespace of a target", invalid, at + "namespace_options.network", func(p *podRequest) { p.ns.Network = runtimeapi.NamespaceMode_TARGET }},
 		{ours, "network namespace unknown", invalid, at + "namespace_options.network", func(p *podRequest) { p.ns.Network = 99 }},
@@ -171,7 +187,7 @@ func badPodSecurity() []badPod {
 	}
 }
 
-func badUserNamespaces() []badPod {
+func badUserNamespaces(by demand) []badPod {
 	const at = "config.linux.security_context.namespace_options.userns_options."
 	type mapping = runtimeapi.IDMapping
 	set := func(mode runtimeapi.NamespaceMode, uids, gids []*mapping) func(*podRequest) {
@@ -183,17 +199,17 @@ func badUserNamespaces() []badPod {
 	two := []*mapping{{HostId: 100000, ContainerId: 0, Length: 10}, {HostId: 200000, ContainerId: 10, Length: 10}}
 	const pod = runtimeapi.NamespaceMode_POD
 	return []badPod{
-		{cri, "user namespace unknown", invalid, at + "mode", set(99, nil, nil)},
-		{cri, "user namespace of a container", invalid, at + "mode", set(runtimeapi.NamespaceMode_CONTAINER, good, good)},
-		{cri, "user namespace of a target", invalid, at + "mode", set(runtimeapi.NamespaceMode_TARGET, good, good)},
+		{by, "user namespace unknown", invalid, at + "mode", set(99, nil, nil)},
+		{by, "user namespace of a container", invalid, at + "mode", set(runtimeapi.NamespaceMode_CONTAINER, good, good)},
+		{by, "user namespace of a target", invalid, at + "mode", set(runtimeapi.NamespaceMode_TARGET, good, good)},
 		{ours, "mappings without a user namespace", invalid, at + "uids", set(runtimeapi.NamespaceMode_NODE, good, nil)},
 		{ours, "group mappings without a user namespace", invalid, at + "gids", set(runtimeapi.NamespaceMode_NODE, nil, good)},
-		{cri, "no mapping", invalid, at + "uids", set(pod, nil, nil)},
-		{cri, "no group mapping", invalid, at + "gids", set(pod, good, nil)},
-		{cri, "two mappings", invalid, at + "uids", set(pod, two, good)},
-		{cri, "two group mappings", invalid, at + "gids", set(pod, good, two)},
-		{cri, "root unmapped", invalid, at + "uids", set(pod, []*mapping{{HostId: 100000, ContainerId: 1, Length: 65536}}, good)},
-		{cri, "empty mapping", invalid, at + "uids", set(pod, []*mapping{{HostId: 100000}}, good)},
+		{by, "no mapping", invalid, at + "uids", set(pod, nil, nil)},
+		{by, "no group mapping", invalid, at + "gids", set(pod, good, nil)},
+		{by, "two mappings", invalid, at + "uids", set(pod, two, good)},
+		{by, "two group mappings", invalid, at + "gids", set(pod, good, two)},
+		{by, "root unmapped", invalid, at + "uids", set(pod, []*mapping{{HostId: 100000, ContainerId: 1, Length: 65536}}, good)},
+		{by, "empty mapping", invalid, at + "uids", set(pod, []*mapping{{HostId: 100000}}, good)},
 		{ours, "mapping beyond 32 bits", invalid, at + "gids", set(pod, good, []*mapping{{HostId: math.MaxUint32 - 5, Length: 65536}})},
 	}
 }
@@ -240,7 +256,7 @@ func TestPodsRefused(t *testing.T) {
 	w := shared(t)
 	before := w.residue()
 	names := map[string]bool{}
-	for i, row := range badPods {
+	for i, row := range badPods(w.features().GetUserNamespaces()) {
 		if names[row.name] {
 			t.Errorf("two rows %q", row.name)
 		}
@@ -253,7 +269,7 @@ func TestPodsRefused(t *testing.T) {
 			r, err := w.c.RunPodSandbox(w.ctx, p.RunPodSandboxRequest)
 			w.refused(err, row.by, row.code, row.text)
 			if err == nil {
-				if err := w.c.RemovePod(w.ctx, r.PodSandboxId); err != nil {
+				if err := w.removePod(w.ctx, r.PodSandboxId); err != nil {
 					t.Error(err)
 				}
 			}

@@ -2,9 +2,12 @@ package contract
 
 import (
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"google.golang.org/grpc/codes"
@@ -36,14 +39,68 @@ func differs(t *testing.T, format string, args ...any) {
 	differences.lines = append(differences.lines, t.Name()+": "+text)
 }
 
-// report prints the differences after everything else, and returns the code to
-// end with.
-func report(code int) int {
-	if len(differences.lines) > 0 {
-		fmt.Fprintf(os.Stderr, "\n%d answers differ from davit's where the CRI leaves the choice:\n", len(differences.lines))
-		for _, line := range differences.lines {
-			fmt.Fprintln(os.Stderr, "   ", line)
+// rows are the contract's: tests and subtests, by name, and what became of them.
+var rows struct {
+	sync.Mutex
+	outcome map[string]outcome
+}
+
+type outcome string
+
+const (
+	held   outcome = "held"
+	broken outcome = "broken"
+	left   outcome = "left out" // not served, or not possible here
+)
+
+// alone counts the tests that need a davitd of their own.
+var alone atomic.Int32
+
+// judged makes a test a row of the contract.
+func judged(t *testing.T) {
+	t.Cleanup(func() {
+		is := held
+		switch {
+		case t.Failed():
+			is = broken
+		case t.Skipped():
+			is = left
 		}
+		rows.Lock()
+		defer rows.Unlock()
+		if rows.outcome == nil {
+			rows.outcome = map[string]outcome{}
+		}
+		rows.outcome[t.Name()] = is
+	})
+}
+
+// report prints, after everything else and for a runtime that was named, what
+// became of the rows, and then the differences. It returns the code to end with.
+func report(code int) int {
+	if *endpoint == "" || len(rows.outcome) == 0 {
+		return code
+	}
+	named := map[outcome][]string{}
+	for _, name := range slices.Sorted(maps.Keys(rows.outcome)) {
+		// A test that only has subtests is not a row, unless it is what is broken.
+		part, whole := false, rows.outcome[name]
+		for other, is := range rows.outcome {
+			part = part || strings.HasPrefix(other, name+"/") && (whole != broken || is == broken)
+		}
+		if !part {
+			named[whole] = append(named[whole], name)
+		}
+	}
+	fmt.Fprintf(os.Stderr, "\nthe contract: %d rows held, %d broken, %d left out\n", len(named[held]), len(named[broken]), len(named[left]))
+	for _, is := range []outcome{broken, left} {
+		for _, name := range named[is] {
+			fmt.Fprintf(os.Stderr, "    %s: %s\n", is, name)
+		}
+	}
+	fmt.Fprintf(os.Stderr, "davit's own: %d answers differ where the CRI leaves the choice; %d tests need a davitd of their own\n", len(differences.lines), alone.Load())
+	for _, line := range differences.lines {
+		fmt.Fprintln(os.Stderr, "   ", line)
 	}
 	return code
 }

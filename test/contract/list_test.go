@@ -46,7 +46,7 @@ func (w *world) crowd() crowd {
 			}
 		}
 	}
-	if _, err := w.c.StopPodSandbox(w.ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: c.pods[0]}); err != nil {
+	if err := w.stopPod(w.ctx, c.pods[0]); err != nil {
 		w.t.Fatal(err)
 	}
 	return c
@@ -203,27 +203,36 @@ func TestStreamLists(t *testing.T) {
 	c := w.crowd()
 	label := func(extra string) map[string]string { return map[string]string{"suite": w.own + extra} }
 	for _, extra := range []string{"", "-none"} {
-		pods := &runtimeapi.PodSandboxFilter{LabelSelector: label(extra)}
-		r1, unary := w.c.ListPodSandbox(w.ctx, &runtimeapi.ListPodSandboxRequest{Filter: pods})
-		s1, err := w.c.StreamPodSandboxes(w.ctx, &runtimeapi.StreamPodSandboxesRequest{Filter: pods})
-		streamed, err := all(s1, err, (*runtimeapi.StreamPodSandboxesResponse).GetPodSandboxes)
-		equal(t, (*runtimeapi.PodSandbox).GetId, r1.GetItems(), unary, streamed, err)
-		if want := len(c.pods); extra == "" && len(streamed) != want || extra != "" && len(streamed) > 0 {
-			t.Errorf("%d pods streamed, want %d or none", len(streamed), want)
-		}
-		containers := &runtimeapi.ContainerFilter{LabelSelector: label(extra)}
-		r2, unary := w.c.ListContainers(w.ctx, &runtimeapi.ListContainersRequest{Filter: containers})
-		s2, err := w.c.StreamContainers(w.ctx, &runtimeapi.StreamContainersRequest{Filter: containers})
-		streamed2, err := all(s2, err, (*runtimeapi.StreamContainersResponse).GetContainers)
-		equal(t, (*runtimeapi.Container).GetId, r2.GetContainers(), unary, streamed2, err)
-		image := &runtimeapi.ImageFilter{Image: &runtimeapi.ImageSpec{Image: w.image + extra}}
-		r3, unary := w.c.ListImages(w.ctx, &runtimeapi.ListImagesRequest{Filter: image})
-		s3, err := w.c.StreamImages(w.ctx, &runtimeapi.StreamImagesRequest{Filter: image})
-		streamed3, err := all(s3, err, (*runtimeapi.StreamImagesResponse).GetImages)
-		equal(t, (*runtimeapi.Image).GetId, r3.GetImages(), unary, streamed3, err)
-		if n := len(streamed3); extra == "" && n != 1 || extra != "" && n > 0 {
-			t.Errorf("%d images streamed", n)
-		}
+		t.Run("pods"+extra, func(t *testing.T) {
+			w := w.within(t)
+			filter := &runtimeapi.PodSandboxFilter{LabelSelector: label(extra)}
+			r, unary := w.c.ListPodSandbox(w.ctx, &runtimeapi.ListPodSandboxRequest{Filter: filter})
+			s, err := w.c.StreamPodSandboxes(w.ctx, &runtimeapi.StreamPodSandboxesRequest{Filter: filter})
+			streamed, err := all(s, err, (*runtimeapi.StreamPodSandboxesResponse).GetPodSandboxes)
+			equal(t, (*runtimeapi.PodSandbox).GetId, r.GetItems(), unary, streamed, err)
+			if want := len(c.pods); extra == "" && len(streamed) != want || extra != "" && len(streamed) > 0 {
+				t.Errorf("%d pods streamed, want %d or none", len(streamed), want)
+			}
+		})
+		t.Run("containers"+extra, func(t *testing.T) {
+			w := w.within(t)
+			filter := &runtimeapi.ContainerFilter{LabelSelector: label(extra)}
+			r, unary := w.c.ListContainers(w.ctx, &runtimeapi.ListContainersRequest{Filter: filter})
+			s, err := w.c.StreamContainers(w.ctx, &runtimeapi.StreamContainersRequest{Filter: filter})
+			streamed, err := all(s, err, (*runtimeapi.StreamContainersResponse).GetContainers)
+			equal(t, (*runtimeapi.Container).GetId, r.GetContainers(), unary, streamed, err)
+		})
+		t.Run("images"+extra, func(t *testing.T) {
+			w := w.within(t)
+			filter := &runtimeapi.ImageFilter{Image: &runtimeapi.ImageSpec{Image: w.image + extra}}
+			r, unary := w.c.ListImages(w.ctx, &runtimeapi.ListImagesRequest{Filter: filter})
+			s, err := w.c.StreamImages(w.ctx, &runtimeapi.StreamImagesRequest{Filter: filter})
+			streamed, err := all(s, err, (*runtimeapi.StreamImagesResponse).GetImages)
+			equal(t, (*runtimeapi.Image).GetId, r.GetImages(), unary, streamed, err)
+			if n := len(streamed); extra == "" && n != 1 || extra != "" && n > 0 {
+				t.Errorf("%d images streamed", n)
+			}
+		})
 	}
 }
 
@@ -303,8 +312,10 @@ func TestBigMessages(t *testing.T) {
 	want(t, err, codes.ResourceExhausted)
 	config := w.podConfig("toobig")
 	config.Annotations = map[string]string{"big": strings.Repeat("x", 17<<20)}
-	_, err = w.c.RunPod(w.ctx, config)
-	want(t, err, codes.ResourceExhausted)
+	id, err := w.c.RunPod(w.ctx, config)
+	if prefer(t, err, codes.ResourceExhausted); err == nil {
+		must(t, w.removePod(w.ctx, id), codes.OK)
+	}
 	r, err := w.c.ListPodSandbox(w.ctx, &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{LabelSelector: map[string]string{"none": w.own}}})
 	if err != nil || len(r.Items) != 0 {
 		t.Errorf("%v, %v", r, err)

@@ -2,6 +2,7 @@ package contract
 
 import (
 	"encoding/json"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -11,10 +12,38 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// odd are texts that must come back as they went, byte for byte.
-var odd = map[string]string{
-	"n": "1", "odd ü": "\u2028 \t ", "": "", "json": `{"a": "<&>"}`, "line\nbreak": "\r\n", "nul\x00": "a\x00b",
-	strings.Repeat("k", 300): strings.Repeat("v", 100_000), "pod.kubernetes.io/x": "1",
+// texts are labels and annotations that must come back as they went, byte for
+// byte: what Kubernetes lets through from every runtime, anything from davit.
+func texts() (labels, annotations map[string]string) {
+	labels = map[string]string{
+		"n": "1", "empty": "", "pod.kubernetes.io/x": "A_b-c.d", strings.Repeat("d", 253) + "/" + strings.Repeat("k", 63): strings.Repeat("v", 63),
+	}
+	annotations = map[string]string{
+		"n": "1", "empty": "", "pod.kubernetes.io/x": "1", "json": `{"a": "<&>"}`, "odd": "ü\u2028 \t \r\n", "long": strings.Repeat("v", 100_000),
+	}
+	if foreign {
+		return labels, annotations
+	}
+	odd := map[string]string{"odd ü": "\u2028 \t ", "": "", "line\nbreak": "\r\n", "nul\x00": "a\x00b", strings.Repeat("k", 300): strings.Repeat("v", 100_000)}
+	maps.Copy(labels, odd)
+	maps.Copy(annotations, odd)
+	return labels, annotations
+}
+
+// kept requires the labels that were asked for, and exactly the annotations.
+func kept(t *testing.T, labels, askedLabels, annotations, askedAnnotations map[string]string) {
+	t.Helper()
+	if !maps.Equal(annotations, askedAnnotations) {
+		t.Errorf("annotations %q, want %q", annotations, askedAnnotations)
+	}
+	for key, value := range askedLabels {
+		if got, there := labels[key]; !there || got != value {
+			t.Errorf("label %q: %q, want %q", key, got, value)
+		}
+	}
+	if len(labels) != len(askedLabels) {
+		differs(t, "labels %q, want %q", labels, askedLabels)
+	}
 }
 
 // TestPodRoundTrip: what a pod was asked for with is what its status and its
@@ -23,7 +52,7 @@ func TestPodRoundTrip(t *testing.T) {
 	w := shared(t)
 	id, pod := w.pod("roundtrip", func(c *runtimeapi.PodSandboxConfig) {
 		c.Metadata.Attempt = 7
-		c.Labels, c.Annotations = odd, odd
+		c.Labels, c.Annotations = texts()
 		c.Linux.SecurityContext.NamespaceOptions = &runtimeapi.NamespaceOption{
 			Pid: runtimeapi.NamespaceMode_POD, Ipc: runtimeapi.NamespaceMode_NODE,
 		}
@@ -34,15 +63,16 @@ func TestPodRoundTrip(t *testing.T) {
 	}
 	s := r.Status
 	asked := &runtimeapi.PodSandboxStatus{
-		Id: id, Metadata: pod.Metadata, Labels: pod.Labels, Annotations: pod.Annotations,
+		Id: id, Metadata: pod.Metadata,
 		Linux: &runtimeapi.LinuxPodSandboxStatus{Namespaces: &runtimeapi.Namespace{Options: pod.Linux.SecurityContext.NamespaceOptions}},
 	}
-	got := &runtimeapi.PodSandboxStatus{Id: s.Id, Metadata: s.Metadata, Labels: s.Labels, Annotations: s.Annotations, Linux: s.Linux}
+	got := &runtimeapi.PodSandboxStatus{Id: s.Id, Metadata: s.Metadata, Linux: s.Linux}
 	if !proto.Equal(asked, got) {
 		t.Errorf("%v\nwant %v", got, asked)
 	}
-	if s.CreatedAt == 0 || s.State != runtimeapi.PodSandboxState_SANDBOX_READY || s.Network.GetIp() == "" || len(r.Info) > 0 {
-		t.Errorf("%v, info %v", s, r.Info)
+	kept(t, s.Labels, pod.Labels, s.Annotations, pod.Annotations)
+	if s.CreatedAt == 0 || s.State != runtimeapi.PodSandboxState_SANDBOX_READY || s.Network.GetIp() == "" {
+		t.Errorf("%v", s)
 	}
 	if r.Timestamp == 0 {
 		differs(t, "no timestamp in the status")
@@ -52,7 +82,7 @@ func TestPodRoundTrip(t *testing.T) {
 		t.Fatal(pods, err)
 	}
 	listed := &runtimeapi.PodSandbox{
-		Id: id, Metadata: pod.Metadata, State: s.State, CreatedAt: s.CreatedAt, Labels: pod.Labels, Annotations: pod.Annotations,
+		Id: id, Metadata: pod.Metadata, State: s.State, CreatedAt: s.CreatedAt, Labels: s.Labels, Annotations: s.Annotations,
 		RuntimeHandler: pods[0].RuntimeHandler,
 	}
 	if !proto.Equal(pods[0], listed) {
@@ -77,7 +107,7 @@ func TestContainerRoundTrip(t *testing.T) {
 	dir := t.TempDir()
 	c := w.config("main", "sleep", "1000")
 	c.Metadata.Attempt = 3
-	c.Labels, c.Annotations = odd, odd
+	c.Labels, c.Annotations = texts()
 	c.Image.UserSpecifiedImage = "named.example/by-the-user:1"
 	c.Mounts = []*runtimeapi.Mount{
 		{HostPath: dir, ContainerPath: "/a", Readonly: true}, {HostPath: "/bin", ContainerPath: "/b", Propagation: runtimeapi.MountPropagation_PROPAGATION_PRIVATE},
@@ -98,11 +128,10 @@ func TestContainerRoundTrip(t *testing.T) {
 		t.Fatal(err)
 	}
 	s = w.status(id)
-	asked := &runtimeapi.ContainerStatus{Id: id, Metadata: c.Metadata, Labels: c.Labels, Annotations: c.Annotations, State: runtimeapi.ContainerState_CONTAINER_RUNNING}
-	got := &runtimeapi.ContainerStatus{Id: s.Id, Metadata: s.Metadata, Labels: s.Labels, Annotations: s.Annotations, State: s.State}
-	if !proto.Equal(asked, got) {
-		t.Errorf("%v\nwant %v", got, asked)
+	if s.Id != id || !proto.Equal(s.Metadata, c.Metadata) || s.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("%v", s)
 	}
+	kept(t, s.Labels, c.Labels, s.Annotations, c.Annotations)
 	if s.StartedAt < s.CreatedAt || s.FinishedAt != 0 || s.LogPath != pod.LogDirectory+"/"+c.LogPath {
 		t.Errorf("times %d, %d, %d, log %s", s.CreatedAt, s.StartedAt, s.FinishedAt, s.LogPath)
 	}
@@ -113,14 +142,7 @@ func TestContainerRoundTrip(t *testing.T) {
 	if s.StopSignal != c.StopSignal || s.ImageRef != image {
 		differs(t, "stop signal %s, image ref %s", s.StopSignal, s.ImageRef)
 	}
-	for i, m := range c.Mounts {
-		found := slices.ContainsFunc(s.Mounts, func(g *runtimeapi.Mount) bool {
-			return g.HostPath == m.HostPath && g.ContainerPath == m.ContainerPath && g.Readonly == m.Readonly && g.Propagation == m.Propagation
-		})
-		if !found {
-			t.Errorf("mount %d: %v is not in %v", i, m, s.Mounts)
-		}
-	}
+	told(t, s.Mounts, c.Mounts)
 	user := &runtimeapi.ContainerUser{Linux: &runtimeapi.LinuxContainerUser{Uid: 7, Gid: 8, SupplementalGroups: []int64{8, 9, 10}}}
 	if slices.Sort(s.User.GetLinux().GetSupplementalGroups()); !proto.Equal(s.User, user) {
 		differs(t, "user %v, want %v", s.User, user)
@@ -200,10 +222,14 @@ func TestVerbose(t *testing.T) {
 	if err != nil || len(plain.Info) > 0 {
 		t.Errorf("info that nobody asked for: %v, %v", plain.GetInfo(), err)
 	}
+	plainPod, err := w.c.PodSandboxStatus(w.ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: podID})
+	if err != nil || len(plainPod.Info) > 0 {
+		t.Errorf("info that nobody asked for: %v, %v", plainPod.GetInfo(), err)
+	}
 }
 
-// TestStatus: the kubelet's conditions and handlers are there, in the same
-// order each time, and features are told.
+// TestStatus: the kubelet's conditions and handlers are there, davit's in the
+// same order each time, and features are told.
 func TestStatus(t *testing.T) {
 	w := shared(t)
 	var first *runtimeapi.StatusResponse
@@ -215,7 +241,11 @@ func TestStatus(t *testing.T) {
 		if first == nil {
 			first = r
 		}
-		if !proto.Equal(first, r) {
+		if proto.Equal(first, r) {
+			continue
+		}
+		differs(t, "%v\nthen %v", first, r)
+		if len(first.RuntimeHandlers) != len(r.RuntimeHandlers) || !proto.Equal(first.Status, r.Status) || !proto.Equal(first.Features, r.Features) {
 			t.Errorf("%v\nthen %v", first, r)
 		}
 	}
@@ -229,7 +259,7 @@ func TestStatus(t *testing.T) {
 	var names []string
 	for _, h := range first.RuntimeHandlers {
 		if names = append(names, h.Name); h.Features == nil {
-			t.Errorf("handler %q tells no features", h.Name)
+			differs(t, "handler %q tells no features", h.Name)
 		}
 	}
 	if !slices.IsSorted(names) || !slices.Contains(names, "") || len(slices.Compact(slices.Clone(names))) != len(names) {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -55,6 +56,7 @@ type session struct {
 // shared returns the world that tests share. It is empty again after the test.
 func shared(t *testing.T) *world {
 	t.Helper()
+	judged(t)
 	if *endpoint == "" {
 		testkit.Root(t)
 	}
@@ -64,12 +66,14 @@ func shared(t *testing.T) *world {
 		}
 	}
 	w := *common.world
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), testLimit)
 	t.Cleanup(cancel)
 	w.t, w.ctx = t, ctx
 	logged := len(w.log())
 	t.Cleanup(func() {
-		if err := w.clear(context.Background()); err != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+		defer cancel()
+		if err := w.clear(ctx); err != nil {
 			t.Error(err)
 		}
 		if left := w.residue(); len(left) > 0 {
@@ -138,6 +142,14 @@ func (s *session) prepare() error {
 		return fmt.Errorf("version of %s: %w", *endpoint, err)
 	}
 	foreign = v.RuntimeName != "davit"
+	if w.d == nil {
+		w.group = "/" + w.own
+		if c, err := w.c.RuntimeConfig(ctx, &runtimeapi.RuntimeConfigRequest{}); err == nil && c.Linux.GetCgroupDriver() == runtimeapi.CgroupDriver_SYSTEMD {
+			w.group = strings.ReplaceAll(w.own, "-", "") + ".slice"
+		} else if err := w.makeGroups(); err != nil {
+			return err
+		}
+	}
 	if *namedImage != "" {
 		w.image = *namedImage
 	} else {
@@ -191,6 +203,9 @@ func (s *session) close() error {
 	if s.images != nil {
 		s.images.Close()
 	}
+	if s.world != nil && s.world.group != "" {
+		errs = append(errs, s.world.removeGroups())
+	}
 	if s.world != nil && s.world.d != nil {
 		errs = append(errs, s.world.d.Close())
 		for _, l := range s.baseline.Left() {
@@ -202,6 +217,54 @@ func (s *session) close() error {
 	}
 	*s = session{}
 	return errors.Join(errs...)
+}
+
+// makeGroups makes the pods' cgroup: with the driver cgroupfs a kubelet does.
+func (w *world) makeGroups() error {
+	hierarchies := []string{"/sys/fs/cgroup"}
+	if !onV2() {
+		hierarchies = nil
+		for _, procs := range glob("/sys/fs/cgroup/*/cgroup.procs") {
+			hierarchies = append(hierarchies, filepath.Dir(procs))
+		}
+	}
+	for _, dir := range hierarchies {
+		if err := os.Mkdir(dir+w.group, 0o755); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// removeGroups removes the cgroups that are named after the suite, as a kubelet
+// does with those that it gives to pods.
+func (w *world) removeGroups() error {
+	var dirs []string
+	for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
+		for _, top := range glob(pattern + strings.TrimSuffix(strings.TrimPrefix(w.group, "/"), ".slice") + "*") {
+			err := filepath.WalkDir(top, func(path string, entry os.DirEntry, err error) error {
+				if err == nil && entry.IsDir() {
+					dirs = append(dirs, path)
+				}
+				return err
+			})
+			if err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err
+			}
+		}
+	}
+	var errs []error
+	for _, dir := range slices.Backward(dirs) {
+		if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func glob(pattern string) []string {
+	found, _ := filepath.Glob(pattern)
+	return found
 }
 
 // pods lists the pods that the suite made, and no others.
@@ -218,16 +281,18 @@ func (w *world) clear(ctx context.Context) error {
 	pods, err := w.pods(ctx)
 	errs := []error{err}
 	for _, p := range pods {
-		errs = append(errs, w.c.RemovePod(ctx, p.Id))
+		errs = append(errs, w.removePod(ctx, p.Id))
 	}
 	return errors.Join(errs...)
 }
 
-// residue lists what the suite has on the runtime: pods, their containers, and
+// residue lists, sorted, what the suite has on the runtime: pods, their containers, and
 // with a davitd of its own whatever davitd's directories have for either.
 func (w *world) residue() []string {
 	w.t.Helper()
-	pods, err := w.pods(context.Background())
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	pods, err := w.pods(ctx)
 	if err != nil {
 		w.t.Errorf("ListPodSandbox: %v", err)
 	}
@@ -237,7 +302,7 @@ func (w *world) residue() []string {
 		ours[p.Id] = true
 		have = append(have, fmt.Sprintf("pod %s (%s, %s)", p.Id, p.Metadata.Name, p.State))
 	}
-	list, err := w.c.ListContainers(context.Background(), &runtimeapi.ListContainersRequest{})
+	list, err := w.c.ListContainers(ctx, &runtimeapi.ListContainersRequest{})
 	if err != nil {
 		w.t.Errorf("ListContainers: %v", err)
 	}
@@ -249,12 +314,12 @@ func (w *world) residue() []string {
 	if w.d != nil {
 		for _, pattern := range []string{"pods/*", "containers/*", "exits/*", "images/rootfs/*"} {
 			for _, dir := range []string{w.d.Root, w.d.State} {
-				found, _ := filepath.Glob(filepath.Join(dir, pattern))
-				have = append(have, slices.DeleteFunc(found, func(path string) bool {
+				have = append(have, slices.DeleteFunc(glob(filepath.Join(dir, pattern)), func(path string) bool {
 					return len(filepath.Base(path)) != 64 // davit's own throwaways have other names
 				})...)
 			}
 		}
 	}
+	slices.Sort(have)
 	return have
 }

@@ -119,6 +119,27 @@ func TestStandby(t *testing.T) {
 	must(t, monitor.Ensure(n.ctx(), n.binary, n.state))
 }
 
+// The keeper is killed while a log is opened anew, which waits for it: the
+// monitor ends all the same, and the next one goes on with the new log.
+func TestKeeperIsKilledDuringReopen(t *testing.T) {
+	n := newNode(t)
+	c := n.container("crun", "sh", "-c", "trap 'echo told' USR1; echo ready; while :; do sleep 0.05; done")
+	pid := n.run(c)
+	await(t, "ready", func() bool { return len(lines(t, c.LogPath)["stdout"]) == 1 })
+	must(t, os.Rename(c.LogPath, c.LogPath+".1"))
+	keeper := n.process("keep")
+	must(t, unix.Kill(keeper, unix.SIGSTOP))
+	reopened := make(chan error, 1)
+	go func() { reopened <- n.ReopenLog(n.ctx(), c.ID) }()
+	await(t, "the new log", func() bool { _, err := os.Stat(c.LogPath); return err == nil })
+	must(t, unix.Kill(keeper, unix.SIGKILL))
+	await(t, "end of the monitor", func() bool { return n.process("serve") == 0 })
+	must(t, monitor.Ensure(n.ctx(), n.binary, n.state))
+	must(t, <-reopened)
+	must(t, unix.Kill(pid, unix.SIGUSR1))
+	await(t, "a line in the new log", func() bool { return len(lines(t, c.LogPath)["stdout"]) == 1 })
+}
+
 // A second Ensure changes nothing, many at once start one keeper.
 func TestEnsure(t *testing.T) {
 	n := newNode(t)

@@ -191,6 +191,9 @@ func TestReplaceRefused(t *testing.T) {
 	if n.process("keep") != keeper {
 		t.Error("another keeper runs")
 	}
+	must(t, os.Remove(monitor.KeeperPath(n.state))) // one of a version that had none
+	_, err = monitor.Replace(n.ctx(), vanishing, n.state)
+	wantKind(t, err, fault.Precondition)
 	if replaced, err := monitor.Replace(n.ctx(), n.binary, filepath.Join(n.dir, "nothing")); replaced || err != nil {
 		t.Errorf("where no keeper is: %v, %v", replaced, err)
 	}

@@ -182,16 +182,28 @@ func awaitLock(state string) (*os.File, error) {
 	}
 }
 
+// quiesceWait bounds quiesce: a log may be on a disk that hangs, or be waiting
+// for the keeper that was killed, while the next monitor waits for this one.
+const quiesceWait = 3 * time.Second
+
 // quiesce takes what the pipes hold to the logs and lets no further round
 // begin: nobody holds the pipes of a container that has ended any more, nor
 // any staging pipe.
 func (s *server) quiesce() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	var freezing sync.WaitGroup
 	for _, c := range s.containers {
 		if o := c.output(); o != nil {
-			o.Freeze()
+			freezing.Go(o.Freeze)
 		}
+	}
+	frozen := make(chan struct{})
+	go func() { freezing.Wait(); close(frozen) }()
+	select {
+	case <-frozen:
+	case <-time.After(quiesceWait):
+		s.log.Warn("what some pipes hold does not get into the logs", "within", quiesceWait)
 	}
 }
 
