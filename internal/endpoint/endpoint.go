@@ -13,9 +13,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -180,8 +177,7 @@ func (f Found) parsed() (Found, error) {
 }
 
 // kubelet returns what the node's kubelet is set to; empty where it is not,
-// and place says why. A kubelet with mounts of its own may mean a socket that
-// is not here.
+// and place says why.
 func (s Search) kubelet() (runtime, images Setting, place Place) {
 	place.Where = "the kubelet"
 	k := kubelet.Find(s.Root)
@@ -196,19 +192,10 @@ func (s Search) kubelet() (runtime, images Setting, place Place) {
 		images = Setting{v.Text, v.From}
 	}
 	switch {
-	case runtime.Address != "" && k.Apart && !s.there(runtime.Address):
-		place.What = fmt.Sprintf("process %d has mounts of its own, and its %s is not here", k.Pid, runtime.Address)
-		return Setting{}, Setting{}, place
 	case len(k.Faults) > 0:
 		place.What = strings.ReplaceAll(errors.Join(k.Faults...).Error(), "\n", "; ")
 	default:
 		place.What = "is set to no endpoint: " + cmp.Or(strings.Join(k.Files, ", "), "flags only")
 	}
 	return runtime, images, place
-}
-
-// there reports whether there is any file at an endpoint.
-func (s Search) there(address string) bool {
-	_, err := os.Stat(filepath.Join(s.Root, strings.TrimPrefix(address, "unix://")))
-	return !errors.Is(err, fs.ErrNotExist)
 }

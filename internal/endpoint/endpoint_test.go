@@ -142,7 +142,6 @@ func TestFind(t *testing.T) {
 		{name: "a kubelet without an endpoint", node: node{files: with(without(crictl), process, kubelet("--v=2"))}, want: "unix://" + davit + " (davit's usual socket)"},
 		{name: "a kubelet whose file is broken", node: node{files: with(without(crictl), process, kubelet("--config=/k.yaml"), "/k.yaml", "\t")}, want: "unix://" + davit + " (davit's usual socket)"},
 		{name: "a kubelet with mounts of its own", node: node{files: with(without(crictl), "/proc/self/ns/mnt", "->mnt:[1]", "/proc/77/ns/mnt", "->mnt:[2]")}, want: "unix://" + davit + " (davit's usual socket)"},
-		{name: "such a kubelet with our socket", node: node{files: with(without(crictl), "/proc/self/ns/mnt", "->mnt:[1]", "/proc/77/ns/mnt", "->mnt:[2]", "/kubelet.sock", v1)}, want: "unix:///kubelet.sock (the running kubelet's flag --container-runtime-endpoint)"},
 		{name: "a stale socket", node: node{files: map[string]string{davit: stale, containerd: v1}}, want: "unix://" + containerd + " (containerd's usual socket)"},
 		{name: "a file", node: node{files: map[string]string{davit: "no socket", containerd: v1}}, want: "unix://" + containerd + " (containerd's usual socket)"},
 
