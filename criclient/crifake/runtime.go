@@ -193,8 +193,8 @@ func (n *noted) RecvMsg(m any) error {
 	return n.runtime.before(n.Context(), n.path, m)
 }
 
-// SetCondition sets what Status says of one condition: runtimeapi.NetworkReady
-// for example.
+// SetCondition sets what Status says of one condition, runtimeapi.NetworkReady
+// for example, or one of a runtime's own.
 func (r *Runtime) SetCondition(kind string, ok bool, reason, message string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -260,6 +260,7 @@ var socketSeeds = []seed{
 		w.withoutKubelet()
 	}},
 	{"crictl points to nothing", "other-sockets: crictl-endpoint-dead (warning)", func(w *world) { w.files["/etc/crictl.yaml"] = "runtime-endpoint: \"unix:///run/gone.sock\"\n" }},
+	{"crictl's configuration is broken", "other-sockets: crictl-config-invalid (warning)", func(w *world) { w.files["/etc/crictl.yaml"] = "runtime-endpoint: unix:///a\n\ttimeout: 2\n" }},
 	{"the runtime is not ready", "runtime-status: runtime-not-ready (error)", func(w *world) { w.answer.Conditions[0] = Condition{"RuntimeReady", false, "keeper is gone"} }},
 	{"no network", "runtime-status: network-not-ready (error)", func(w *world) {
 		w.answer.Conditions[1] = Condition{"NetworkReady", false, "cni plugin not initialized"}

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/davit-runtime/davit/internal/endpoint"
 	"github.com/davit-runtime/davit/internal/kubelet"
 )
 
@@ -28,6 +29,7 @@ type facts struct {
 	processes      func() []process
 	davit          func() davit
 	endpoint       func() Endpoint
+	crictl         func() (endpoint.Crictl, error)
 	answer         func() Answer
 	kernelConfig   func() map[string]string // by option; nil: unknown
 	modules        func() *moduleFolder
@@ -43,6 +45,7 @@ func (n *Node) facts(ctx context.Context) *facts {
 	f.processes = sync.OnceValue(f.readProcesses)
 	f.davit = sync.OnceValue(f.readDavit)
 	f.endpoint = sync.OnceValue(f.chooseEndpoint)
+	f.crictl = sync.OnceValues(func() (endpoint.Crictl, error) { return endpoint.ReadCrictl(n.Root, "") })
 	f.answer = sync.OnceValue(func() Answer {
 		ctx, cancel := context.WithTimeout(ctx, askLimit)
 		defer cancel()

@@ -102,7 +102,7 @@ func (d *Daemon) Start() error {
 	}
 	d.ended = make(chan error, 1)
 	go func(cmd *exec.Cmd, ended chan<- error) { ended <- cmd.Wait() }(d.cmd, d.ended)
-	if err := d.await(30 * time.Second); err != nil {
+	if err := d.await(time.Minute); err != nil {
 		return fmt.Errorf("%w; its log ends\n%s", err, tail(d.Log(), 20))
 	}
 	return nil

@@ -247,7 +247,7 @@ func TestRuntimeHangs(t *testing.T) {
 	script(t, filepath.Join(dir, "odd"), `
 for a; do
 	case $a in create|start|exec|delete|kill|state)
-		while [ -e `+dir+`/hang-$a ]; do sleep 0.02; done
+		while [ -e `+dir+`/hang-$a ]; do echo >`+dir+`/hung-$a; sleep 0.02; done
 		if [ -e `+dir+`/fail-$a ]; then echo "odd: no $a today" >&2; exit 1; fi
 		break;;
 	esac
@@ -261,6 +261,11 @@ exec crun "$@"
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = os.Remove(path) })
+	}
+	hung := func(t *testing.T, command string) {
+		t.Helper()
+		mark := filepath.Join(dir, "hung-"+command)
+		w.within(t).await(command+" hangs", func() bool { return os.Remove(mark) == nil })
 	}
 	config := testkit.PodConfig("odd", w.d.Logs)
 	r, err := w.c.RunPodSandbox(w.ctx, &runtimeapi.RunPodSandboxRequest{Config: config, RuntimeHandler: "odd"})
@@ -315,10 +320,11 @@ exec crun "$@"
 		if err != nil {
 			t.Fatal(err)
 		}
+		_ = os.Remove(filepath.Join(dir, "hung-start"))
 		touch(t, hang("start"))
 		started := make(chan error, 1)
 		go func() { started <- w.start(id) }()
-		time.Sleep(200 * time.Millisecond)
+		hung(t, "start")
 		begun := time.Now()
 		if err := w.stop(id, 1); err != nil {
 			t.Error(err)
@@ -344,10 +350,11 @@ exec crun "$@"
 		if err != nil {
 			t.Fatal(err)
 		}
+		_ = os.Remove(filepath.Join(dir, "hung-create"))
 		touch(t, hang("create"))
 		created := make(chan error, 1)
 		go func() { _, err := w.create(r.PodSandboxId, config, w.config("c", "true")); created <- err }()
-		time.Sleep(200 * time.Millisecond)
+		hung(t, "create")
 		// The monitor does not cut an OCI runtime's command short.
 		w.stuck("at step release process", func(ctx context.Context) error {
 			_, err := w.c.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: r.PodSandboxId})
