@@ -30,6 +30,7 @@ const (
 type Config struct {
 	Pid     int      // of the running kubelet, or of k3s; 0 if none runs
 	Program string   // path of its program; empty if none runs, or it is not ours to see
+	Apart   bool     // it runs in a mount namespace of its own: its paths may mean something else here
 	Dir     string   // where it keeps its own state: --root-dir
 	Files   []string // configuration files that were read, in order; later ones win
 	Faults  []error  // files that should be there and cannot be read, or are not what they should be
@@ -53,10 +54,10 @@ func Find(root string) *Config {
 	p, running := process(root)
 	switch {
 	case running && p.k3s:
-		c.Pid, c.Program = p.pid, p.program
+		c.Pid, c.Program, c.Apart = p.pid, p.program, p.apart
 		c.takeK3s(root)
 	case running:
-		c.Pid, c.Program = p.pid, p.program
+		c.Pid, c.Program, c.Apart = p.pid, p.program, p.apart
 		c.takeFlags(p.args, "the running kubelet's flag")
 	case !c.takeEnvironment(root):
 		return nil
