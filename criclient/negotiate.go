@@ -184,7 +184,7 @@ func (l *link) ask(ctx context.Context, v Version) Answer {
 	a.Took, a.connection = time.Since(start), number(&from)
 	if err != nil {
 		a.Err = l.typed(ctx, l.service.probe(), err)
-		if ctx.Err() != nil || brokeOff(err) {
+		if over(ctx) || brokeOff(err) {
 			a.connection = 0
 		}
 		return a
