@@ -34,8 +34,7 @@ var drivers = []string{
 var imports = map[string][]string{
 	"cmd/davitd":        {"*"}, // it joins the parts
 	"cmd/davit-monitor": {"internal/monitor", "internal/monitor/server", "internal/keeper", "internal/holder"},
-	"cmd/davit":         {"criclient", "criclient/cristream", "internal/play", "internal/crilog", "internal/terminal", "internal/doctor", "internal/kubelet"},
-	"cmd/davit":         {"criclient", "internal/play", "internal/crilog", "internal/doctor", "internal/kubelet", "internal/endpoint"},
+	"cmd/davit":         {"criclient", "criclient/cristream", "internal/play", "internal/crilog", "internal/terminal", "internal/doctor", "internal/kubelet", "internal/endpoint"},
 
 	"criclient":           {},
 	"criclient/crifake":   {"criclient"},
@@ -43,7 +42,6 @@ var imports = map[string][]string{
 	"internal/play":       {"internal/store", "internal/fault"},
 	"internal/crilog":     {},
 	"internal/terminal":   {"criclient/cristream"},
-	"internal/doctor":     {"criclient", "internal/kubelet"},
 	"internal/doctor":     {"criclient", "internal/kubelet", "internal/endpoint"},
 	"internal/endpoint":   {"criclient", "internal/kubelet"},
 	"internal/kubelet":    {},

@@ -192,20 +192,22 @@ func (a *app) join(ctx context.Context, s *session, run func(context.Context, *c
 	if err != nil {
 		return err
 	}
-	// These would end davit at once, and leave the terminal raw.
-	ctx, stop := signal.NotifyContext(ctx, syscall.SIGHUP, syscall.SIGQUIT)
-	defer stop()
 	streams := cristream.Streams{Stdout: a.out, TTY: s.tty}
 	if !s.tty {
 		streams.Stderr = a.err
 	}
-	switch {
-	case s.stdin:
+	if s.stdin {
 		streams.Stdin = a.in
-	case s.tty:
-		streams.Stdin = mute{ctx}
+	} else if s.tty {
+		quiet, end := context.WithCancel(ctx)
+		defer end()
+		streams.Stdin = mute{quiet}
 	}
 	if screen := terminal.Of(a.in); screen != nil && s.tty && s.stdin {
+		// These would end davit at once, and leave the terminal raw.
+		var stop context.CancelFunc
+		ctx, stop = signal.NotifyContext(ctx, syscall.SIGHUP, syscall.SIGQUIT)
+		defer stop()
 		restore, err := terminal.Raw(screen)
 		if err != nil {
 			return err

@@ -17,11 +17,10 @@ type proc struct {
 	program string
 	args    []string
 	k3s     bool
-	apart   bool // in a mount namespace of its own
 }
 
-// process finds the kubelet that runs on the node. One in a PID namespace of
-// its own belongs to another node, as those of kind do.
+// process finds the kubelet that runs on the node. One in a PID or mount
+// namespace of its own belongs to another node, as those of kind do.
 func process(root string) (proc, bool) {
 	dirs, _ := filepath.Glob(filepath.Join(root, "proc/[0-9]*"))
 	var found []proc
@@ -40,25 +39,17 @@ func process(root string) (proc, bool) {
 		default:
 			continue
 		}
-		if status := filepath.Join(dir, "status"); nested(status) || !Trusted(status) {
+		if status := filepath.Join(dir, "status"); nested(status) || !Trusted(status) || apart(root, dir) {
 			continue
 		}
 		p.pid, _ = strconv.Atoi(filepath.Base(dir))
-		p.apart = apart(root, dir)
-		if !p.apart { // else the path is one of that namespace
-			p.program, _ = os.Readlink(filepath.Join(dir, "exe")) // root's to see
-		}
+		p.program, _ = os.Readlink(filepath.Join(dir, "exe")) // root's to see
 		found = append(found, p)
 	}
 	if len(found) == 0 {
 		return proc{}, false
 	}
-	slices.SortFunc(found, func(a, b proc) int {
-		if a.apart != b.apart {
-			return map[bool]int{false: -1, true: 1}[a.apart] // what it mounts and reads is perhaps not what is seen here
-		}
-		return a.pid - b.pid
-	})
+	slices.SortFunc(found, func(a, b proc) int { return a.pid - b.pid })
 	return found[0], true
 }
 

@@ -24,8 +24,8 @@ import (
 	"github.com/davit-runtime/davit/internal/testkit"
 )
 
-// restless are pods that are restarted whatever davitd does.
-var restless = []string{"crash", "liveness", "sharedpid", "unready"}
+// restless are pods that are restarted, or tried again, whatever davitd does.
+var restless = []string{"crash", "liveness", "nonroot", "sharedpid", "unready"}
 
 // lives returns what must stay as it is of all pods that run and of all that
 // are over: identities, counts of restarts, codes, addresses.
