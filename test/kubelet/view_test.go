@@ -126,6 +126,9 @@ func (n *node) pod(name string) *corev1.Pod {
 // of how it ended or why it waits "NAME.exit", "NAME.reason", "NAME.message",
 // and the same of how it ended before, after "NAME.last.".
 func facts(p *corev1.Pod) map[string]string {
+	if p == nil {
+		return map[string]string{"phase": "unknown to the kubelet"}
+	}
 	f := map[string]string{"phase": string(p.Status.Phase), "reason": p.Status.Reason, "address": p.Status.PodIP, "ready": "False"}
 	for _, c := range p.Status.Conditions {
 		if c.Type == corev1.PodReady {
