@@ -266,7 +266,7 @@ func (e *NegotiationError) Advice() string {
 	case code == codes.Canceled:
 		return "the caller gave up"
 	case !last.came():
-		return "the program at this socket does not speak gRPC, or ended: name the runtime's socket, or look at its log"
+		return "the program at this socket does not speak gRPC, hangs, or ended: name the runtime's socket, or look at its log and restart it"
 	}
 	return "look at the runtime's log; it has to answer before anything can be used"
 }

@@ -89,7 +89,7 @@ func TestProbeOther(t *testing.T) {
 	if err != nil || len(r.Answers) != 4 {
 		t.Fatalf("Probe = %v, %v", r, err)
 	}
-	if _, err := r.Chooses(criclient.RuntimeService); !errors.Is(err, criclient.ErrUnavailable) || !matches("does not speak gRPC, or ended", err) {
+	if _, err := r.Chooses(criclient.RuntimeService); !errors.Is(err, criclient.ErrUnavailable) || !matches("does not speak gRPC, hangs, or ended", err) {
 		t.Errorf("Chooses = %v", err)
 	}
 }
