@@ -34,7 +34,7 @@ var drivers = []string{
 var imports = map[string][]string{
 	"cmd/davitd":        {"*"}, // it joins the parts
 	"cmd/davit-monitor": {"internal/monitor", "internal/monitor/server", "internal/keeper", "internal/holder"},
-	"cmd/davit":         {"criclient", "criclient/cristream", "internal/play", "internal/crilog", "internal/terminal", "internal/doctor", "internal/kubelet", "internal/endpoint"},
+	"cmd/davit":         {"criclient", "criclient/cristream", "internal/play", "internal/crilog", "internal/terminal", "internal/doctor", "internal/endpoint"},
 
 	"criclient":           {},
 	"criclient/crifake":   {"criclient"},
