@@ -42,9 +42,10 @@ var imports = map[string][]string{
 	"internal/play":       {"internal/store", "internal/fault"},
 	"internal/crilog":     {},
 	"internal/terminal":   {"criclient/cristream"},
-	"internal/doctor":     {"criclient", "internal/kubelet", "internal/endpoint"},
+	"internal/doctor":     {"criclient", "internal/kubelet", "internal/endpoint", "internal/proc"},
 	"internal/endpoint":   {"criclient", "internal/kubelet"},
-	"internal/kubelet":    {},
+	"internal/kubelet":    {"internal/proc"},
+	"internal/proc":       {},
 	// Of cgroup and monitor, cri uses value types that pod hands through.
 	"internal/cri":          slices.Concat(base, []string{"internal/pod", "internal/image", "internal/stream", "internal/cgroup", "internal/monitor", "internal/network", "internal/namespace", "internal/stats", "internal/cri/metrics", "internal/cri/validate"}),
 	"internal/cri/validate": base,
