@@ -54,7 +54,12 @@ func (a Answer) words() string {
 	if e := endpointError(a.Err); e != nil {
 		return e.Problem
 	}
-	return status.Convert(a.Err).Message()
+	text := status.Convert(a.Err).Message()
+	if strings.Contains(text, "error reading server preface") && strings.Contains(text, "use of closed network connection") {
+		// gRPC closed it: the kernel accepts for programs that are stopped, too.
+		return fmt.Sprintf("it was connected to, and said nothing within %v", minConnectTimeout)
+	}
+	return text
 }
 
 // A Choice is a version settled for one service.
