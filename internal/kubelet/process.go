@@ -29,18 +29,6 @@ func isK3s(p proc.Process) bool {
 	return (p.Name() == "k3s" || strings.HasPrefix(p.Name(), "k3s ")) && len(all) > 1 && (all[1] == "server" || all[1] == "agent")
 }
 
-// nested reports whether a process has a PID in more than one namespace.
-// kernel: proc_pid_status(5), NSpid.
-func nested(status string) bool {
-	data, _ := os.ReadFile(status)
-	for line := range strings.Lines(string(data)) {
-		if pids, ok := strings.CutPrefix(line, "NSpid:"); ok {
-			return len(strings.Fields(pids)) > 1
-		}
-	}
-	return false
-}
-
 // What k3s uses unless told otherwise, and where it is told.
 const (
 	k3sSocket  = "unix:///run/k3s/containerd/containerd.sock"
