@@ -12,6 +12,8 @@ ENDPOINT    ?=
 IMAGE       ?=
 CRITEST     ?=
 CONFORMFLAGS ?=
+KUBELETFLAGS ?=
+PREVIOUS    ?= $(shell git describe --tags --abbrev=0 2>/dev/null)
 
 PREFIX  ?= /usr/local
 DESTDIR ?=
@@ -24,10 +26,10 @@ CORE     := $(wildcard internal/pod internal/monitor internal/monitor/server int
 GOTEST   := go run ./test/gotest -skips test/skips.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help build install install-files deb check lint test test-root test-crash test-race fuzz bench demo conform deps tools clean
+.PHONY: help build install install-files deb check lint test test-root test-crash test-race fuzz bench demo conform e2e-kubelet deps tools clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## build bin/davitd, bin/davit-monitor and bin/davit: static, no cgo
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ $(addprefix ./cmd/,$(BINARIES))
@@ -98,6 +100,12 @@ ifneq ($(CRITEST),)
 	go build -o bin/davit-conform ./test/conform
 	DAVIT_BIN=$(CURDIR)/bin bin/davit-conform -critest $(CRITEST)
 endif
+
+e2e-kubelet: build ## (as root) real kubelets, 1.37 and 1.22, built from source: pods of all kinds, kill -9, upgrades from PREVIOUS, times (ENDPOINT= for another runtime)
+	@test/install.sh kubelet
+	test/kubelet/build.sh bin/kubelet $(PREVIOUS)
+	DAVIT_BIN=$(CURDIR)/bin $(GOTEST) -- -timeout 60m -count 1 ./test/kubelet -args -kubelets $(CURDIR)/bin/kubelet \
+		-previous $(CURDIR)/bin/kubelet/previous $(if $(ENDPOINT),-endpoint $(ENDPOINT)) $(KUBELETFLAGS)
 
 deps: ## write down what the programs depend on, in docs/deps; a change there is a decision
 	@mkdir -p docs/deps

@@ -46,6 +46,36 @@ func shown(endpoint string) string {
 	return endpoint
 }
 
+// ParseEndpoint returns what endpoint means as a URL, unix:///path, which means
+// the same again. It returns an *EndpointError for what cannot be a socket's
+// name. It does not look there.
+func ParseEndpoint(endpoint string) (string, error) {
+	path, err := socketPath(endpoint)
+	if err != nil {
+		return "", err
+	}
+	return (&url.URL{Scheme: "unix", Path: path}).String(), nil
+}
+
+// Reach connects to the socket at endpoint and hangs up at once. It returns an
+// *EndpointError that says what is wrong there, or ctx's error, and nil if
+// somebody accepts. It blocks until then.
+func Reach(ctx context.Context, endpoint string) error {
+	path, err := socketPath(endpoint)
+	if err != nil {
+		return err
+	}
+	var plain net.Dialer
+	conn, err := plain.DialContext(ctx, "unix", path)
+	if err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return explainDial(path, err)
+	}
+	return conn.Close()
+}
+
 // socketPath returns the path that endpoint names: unix:///path, or an
 // absolute path, which kubelets call deprecated but take.
 func socketPath(endpoint string) (string, error) {

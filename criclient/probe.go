@@ -3,7 +3,6 @@ package criclient
 import (
 	"context"
 	"fmt"
-	"net"
 	"sync"
 )
 
@@ -51,19 +50,13 @@ func (r Report) Chooses(s Service) (Version, error) {
 // connected to; whatever the program behind it answers is in the Report. It
 // blocks until all have answered or ctx is over.
 func Probe(ctx context.Context, endpoint string) (Report, error) {
+	if err := Reach(ctx, endpoint); err != nil {
+		return Report{}, err
+	}
 	path, err := socketPath(endpoint)
 	if err != nil {
 		return Report{}, err
 	}
-	var plain net.Dialer
-	conn, err := plain.DialContext(ctx, "unix", path)
-	if err != nil {
-		if ctx.Err() != nil {
-			return Report{}, ctx.Err()
-		}
-		return Report{}, explainDial(path, err)
-	}
-	_ = conn.Close()
 	report := Report{Endpoint: "unix://" + path, Answers: make([]Answer, 0, 2*len(Versions()))} // never moved
 	var all sync.WaitGroup
 	for _, s := range []Service{RuntimeService, ImageService} {

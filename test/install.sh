@@ -1,5 +1,5 @@
 #!/bin/bash
-# install.sh demo|test: install from Debian what is missing for the demonstration or for all tests.
+# install.sh demo|test|kubelet: install from Debian what is missing for the demonstration, for all tests, or for those with kubelets.
 set -euo pipefail
 
 missing=()
@@ -23,7 +23,7 @@ case ${1:-} in
 demo)
 	need crun crun runc
 	;;
-test)
+test | kubelet)
 	need crun crun
 	need runc runc
 	need nftables nft
@@ -32,9 +32,10 @@ test)
 	need containernetworking-plugins /usr/lib/cni/bridge /opt/cni/bin/bridge
 	need gcc gcc # the race detector
 	need libc6-dev /usr/include/stdlib.h
+	[[ $1 == test ]] || need containerd containerd # times are compared with its
 	;;
 *)
-	echo "usage: install.sh demo|test" >&2
+	echo "usage: install.sh demo|test|kubelet" >&2
 	exit 2
 	;;
 esac

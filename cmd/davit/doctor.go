@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
 
@@ -27,7 +26,9 @@ seen; it says which. Exit code 1: there are errors, or with --strict warnings. W
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			n := doctor.ThisNode()
 			n.Version = version
-			n.Given = a.given(cmd)
+			if at := a.search().Given(); at.Address != "" {
+				n.Given = []doctor.Endpoint{{Address: at.Address, From: at.From}}
+			}
 			r := doctor.Run(cmd.Context(), n)
 			if err := a.printReport(r); err != nil {
 				return err
@@ -40,17 +41,6 @@ seen; it says which. Exit code 1: there are errors, or with --strict warnings. W
 	}
 	c.Flags().BoolVar(&strict, "strict", false, "exit with 1 on warnings, too")
 	return c
-}
-
-// given is the endpoint that the user named, if one was.
-func (a *app) given(cmd *cobra.Command) []doctor.Endpoint {
-	if f := cmd.Flag("endpoint"); f != nil && f.Changed {
-		return []doctor.Endpoint{{Address: a.endpoint, From: "--endpoint"}}
-	}
-	if address := os.Getenv(endpointEnv); address != "" {
-		return []doctor.Endpoint{{Address: address, From: endpointEnv}}
-	}
-	return nil
 }
 
 func (a *app) printReport(r *doctor.Report) error {

@@ -20,11 +20,10 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/davit-runtime/davit/criclient"
+	"github.com/davit-runtime/davit/internal/endpoint"
 )
 
 const (
-	defaultEndpoint = "unix:///run/davit/davit.sock"
-	endpointEnv     = "CONTAINER_RUNTIME_ENDPOINT"
 	defaultTimeout  = 2 * time.Minute // the kubelet's runtimeRequestTimeout
 	exitInterrupted = 130             // 128 + SIGINT, as shells have it
 )
@@ -33,16 +32,20 @@ func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
 
 // run is the whole program; it returns the exit code.
 func run(args []string, in io.Reader, out, errOut io.Writer) int {
+	a := &app{in: in, out: out, err: errOut, node: "/", env: os.Getenv}
+	return a.run(args)
+}
+
+func (a *app) run(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	defer context.AfterFunc(ctx, stop)() // a second signal ends the program at once
-	a := &app{in: in, out: out, err: errOut}
 	defer a.close()
 	root := a.root()
 	root.SetArgs(args)
-	root.SetIn(in)
-	root.SetOut(out)
-	root.SetErr(errOut)
+	root.SetIn(a.in)
+	root.SetOut(a.out)
+	root.SetErr(a.err)
 	err := root.ExecuteContext(ctx)
 	var code exitCode
 	switch {
@@ -51,8 +54,8 @@ func run(args []string, in io.Reader, out, errOut io.Writer) int {
 	case errors.As(err, &code):
 		return int(code)
 	}
-	for _, e := range apart(err) {
-		fmt.Fprintln(errOut, a.explain(e))
+	for _, line := range a.explained(err) {
+		fmt.Fprintln(a.err, line)
 	}
 	if interrupted(err) {
 		return exitInterrupted
@@ -65,12 +68,16 @@ type app struct {
 	in       io.Reader
 	out, err io.Writer
 
-	endpoint string
-	timeout  time.Duration
-	output   string // "" or "json"
+	node string              // where its files are: "/"
+	env  func(string) string // os.Getenv
+
+	endpoint, imageEndpoint string // as given by flags
+	timeout                 time.Duration
+	output                  string // "" or "json"
 
 	credsGiven bool // for the registry
 
+	found  endpoint.Found
 	client *criclient.Client
 }
 
@@ -85,29 +92,23 @@ func (a *app) root() *cobra.Command {
 		Short:         "Run Kubernetes pods on a container runtime",
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		PersistentPreRunE: func(*cobra.Command, []string) error {
-			if err := a.checkOutput(); err != nil {
-				return err
-			}
-			return a.dial()
-		},
-	}
-	endpoint := os.Getenv(endpointEnv)
-	if endpoint == "" {
-		endpoint = defaultEndpoint
 	}
 	flags := root.PersistentFlags()
-	flags.StringVar(&a.endpoint, "endpoint", endpoint, "socket of the container runtime (environment: "+endpointEnv+")")
+	flags.StringVar(&a.endpoint, "endpoint", "", "socket of the container runtime; else $"+endpoint.Env+", /etc/crictl.yaml, the kubelet's, or the one that answers at a usual place")
+	flags.StringVar(&a.imageEndpoint, "image-endpoint", "", "socket for images, if it is another; else $"+endpoint.ImageEnv)
 	flags.DurationVar(&a.timeout, "timeout", defaultTimeout, "longest wait for one answer of the runtime; pulling an image is not limited")
 	flags.StringVarP(&a.output, "output", "o", "", "json prints the CRI's messages as JSON")
 	root.AddCommand(
-		a.playCommand(), a.podsCommand(), a.psCommand(), a.logsCommand(), a.execCommand(),
+		a.playCommand(), a.podsCommand(), a.psCommand(), a.logsCommand(), a.execCommand(), a.attachCommand(), a.forwardCommand(),
 		a.stopCommand(), a.rmCommand(), a.inspectCommand(),
 		a.imagesCommand(), a.pullCommand(), a.rmiCommand(),
 		a.statusCommand(), a.versionCommand(), a.doctorCommand(),
 	)
-	for _, c := range root.Commands() {
+	for _, c := range root.Commands() { // not help and completion, which work without a runtime
 		c.Args = explainUsage(c.Args)
+		if c.PersistentPreRunE == nil {
+			c.PersistentPreRunE = a.begin
+		}
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())
@@ -125,6 +126,14 @@ func explainUsage(check cobra.PositionalArgs) cobra.PositionalArgs {
 	}
 }
 
+// begin is what a command that needs a runtime begins with.
+func (a *app) begin(cmd *cobra.Command, _ []string) error {
+	if err := a.checkOutput(); err != nil {
+		return err
+	}
+	return a.dial(cmd)
+}
+
 func (a *app) checkOutput() error {
 	if a.output != "" && a.output != "json" {
 		return fmt.Errorf("-o %s: only json is known; leave it out for a table", a.output)
@@ -132,8 +141,20 @@ func (a *app) checkOutput() error {
 	return nil
 }
 
-func (a *app) dial() (err error) {
-	a.client, err = criclient.New(criclient.Options{Runtime: a.endpoint})
+func (a *app) search() endpoint.Search {
+	return endpoint.Search{Root: a.node, Named: a.endpoint, ImageName: a.imageEndpoint, Env: a.env}
+}
+
+// dial finds the runtime. Nothing is connected yet.
+func (a *app) dial(cmd *cobra.Command) (err error) {
+	if a.found, err = a.search().Find(cmd.Context()); err != nil {
+		return err
+	}
+	connecting := a.timeout
+	if a.found.Timeout > 0 && !cmd.Flags().Changed("timeout") {
+		connecting = a.found.Timeout
+	}
+	a.client, err = criclient.New(criclient.Options{Runtime: a.found.Runtime.Address, Image: a.found.Image.Address, Timeout: connecting})
 	return err
 }
 

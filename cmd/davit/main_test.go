@@ -29,6 +29,9 @@ type shell struct {
 	dir    string // --play-dir and --log-dir are below it
 	out    string // of the last command
 	errOut string
+
+	program program // what is run in containers
+	port    string  // address of what listens on port 80 of pods
 }
 
 func newShell(t *testing.T) *shell {
@@ -41,6 +44,7 @@ func newShell(t *testing.T) *shell {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.socket.Close(); os.RemoveAll(dir) })
+	s.serveStreams()
 	return s
 }
 
@@ -329,7 +333,7 @@ func TestImages(t *testing.T) {
 	s.has(s.errOut, `davit: pull reg/a:1: no\n$`)
 }
 
-func TestStatusAndVersion(t *testing.T) {
+func TestStatus(t *testing.T) {
 	s := newShell(t)
 	s.davit(0, "", "status")
 	s.has(s.out, `(?s)^fake 1.2.3 at unix:///.*Runtime +ready +-\nNetwork +ready +-\n.*\(default\) +yes +no\nrunc +no +no\n$`)
@@ -337,10 +341,10 @@ func TestStatusAndVersion(t *testing.T) {
 	s.davit(1, "", "status")
 	s.has(s.out, `Network +not ready +NetworkPluginNotReady: no CNI\n`)
 	s.has(s.errOut, `^davit: not ready: Network: NetworkPluginNotReady: no CNI\n$`)
-	s.davit(0, "", "version")
-	s.has(s.out, `runtime   fake 1.2.3\nCRI       v1\n`)
-	s.davit(0, "", "version", "-o", "json")
-	s.has(s.out, `"runtimeName": "fake"`)
+	s.cri.SetCondition("HasNoNotices", false, "Notices", `{"b":"two","a":"one"}`)
+	s.davit(1, "", "status")
+	s.has(s.out, `(?m)^HasNoNotices +false +Notices: a: one; b: two$`)
+	s.has(s.errOut, `^davit: not ready: Network: NetworkPluginNotReady: no CNI\n$`)
 }
 
 func TestErrors(t *testing.T) {
@@ -362,9 +366,9 @@ func TestErrors(t *testing.T) {
 	s.davit(1, "", "pods", "-o", "yaml")
 	s.has(s.errOut, `only json is known`)
 	s.davit(1, "", "pods", "--endpoint", filepath.Join(s.dir, "none.sock"))
-	s.has(s.errOut, `^davit: endpoint unix://\S+none.sock: there is no such file; start the runtime, or name its socket; --endpoint or CONTAINER_RUNTIME_ENDPOINT names another\n$`)
+	s.has(s.errOut, `^davit: endpoint unix://\S+none.sock: there is no such file; start the runtime, or name its socket; this endpoint is given by --endpoint\n$`)
 	s.davit(1, "", "exec", "web")
-	s.has(s.errOut, `^davit: wrong arguments; use: davit exec POD \[-c CONTAINER\] -- COMMAND \[ARGUMENT...\] \[flags\]\n$`)
+	s.has(s.errOut, `^davit: wrong arguments; use: davit exec POD \[-c CONTAINER\] \[-it\] -- COMMAND \[ARGUMENT...\] \[flags\]\n$`)
 	s.davit(1, "", "ps", "--bogus")
 	s.has(s.errOut, `^davit: unknown flag: --bogus; see davit ps --help\n$`)
 	s.cri.Fail("StreamPodSandboxes", nil)
@@ -390,7 +394,15 @@ func TestOtherRuntimes(t *testing.T) {
 	s.davit(0, "", "ps")
 	s.has(s.out, `shop/web +server +running`)
 	s.davit(0, "", "version")
-	s.has(s.out, `CRI       v1alpha2\n`)
+	s.has(s.out, `CRI     v1alpha2: v1 answered Unimplemented \(.*\); v1alpha2 answered Version\n`)
+	s.davit(0, "", "status")
+	s.has(s.out, `\nThe runtime says nothing of what its handlers can do.\n$`)
+	for _, args := range [][]string{
+		{"pods"}, {"images"}, {"logs", "web"}, {"inspect", "web"}, {"inspect", "web", "-c", "server"}, {"exec", "--timeout", "5s", "web", "-c", "server", "--", "ls"},
+		{"pull", "reg/c:1"}, {"rmi", "reg/c:1"}, {"stop", "web"},
+	} {
+		s.davit(0, "", args...)
+	}
 	s.davit(0, "", "rm", "-f", "web")
 	s.clean()
 	s.socket.Vanish()
@@ -399,5 +411,5 @@ func TestOtherRuntimes(t *testing.T) {
 	}
 	s.davit(1, "", "pods")
 	s.has(s.errOut, `^davit: list pods: runtime service at unix://\S+: no version of the CRI can be used: v1 answered Unimplemented \(.*\); v1alpha2 answered Unimplemented \(.*\); `+
-		`name the socket of a runtime that serves the CRI, or switch the CRI on in this one's configuration\n$`)
+		`name the socket of a runtime that serves the CRI, or switch the CRI on in this one's configuration; this endpoint is given by --endpoint\n$`)
 }

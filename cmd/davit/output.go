@@ -5,12 +5,18 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"text/tabwriter"
 	"time"
 
+	"github.com/vbauerster/mpb/v8"
+	"github.com/vbauerster/mpb/v8/decor"
+	"golang.org/x/term"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/davit-runtime/davit/internal/play"
 )
 
 // toJSON writes zero values too: a ready pod's state is one.
@@ -86,4 +92,52 @@ func age(nanos int64) string {
 // short is the part of an ID or digest that people read.
 func short(id string) string {
 	return fmt.Sprintf("%.12s", strings.TrimPrefix(id, "sha256:"))
+}
+
+// steps shows what is done, a line for each step when it has ended, with the
+// time it took. On a terminal a pull shows that it is under way; the CRI tells
+// nothing of how far it is.
+type steps struct {
+	out      io.Writer
+	terminal bool
+}
+
+func newSteps(out io.Writer) *steps {
+	f, ok := out.(*os.File)
+	return &steps{out: out, terminal: ok && term.IsTerminal(int(f.Fd()))}
+}
+
+// step begins a step; end prints its line.
+func (s *steps) step(what, name string) (end func(outcome string)) {
+	began := time.Now()
+	stop := func() {}
+	if s.terminal && what == play.StepImage {
+		stop = s.spin(what, name)
+	}
+	return func(outcome string) {
+		stop()
+		if name != "" {
+			outcome = name + "  " + outcome
+		}
+		fmt.Fprintf(s.out, "  %-10s %-60s %9s\n", what, outcome, took(began))
+	}
+}
+
+func (s *steps) spin(what, name string) (stop func()) {
+	progress := mpb.New(mpb.WithOutput(s.out))
+	bar := progress.New(0, mpb.SpinnerStyle(), mpb.BarWidth(1),
+		mpb.PrependDecorators(decor.Name(fmt.Sprintf("  %-10s %s ", what, name))),
+		mpb.AppendDecorators(decor.Elapsed(decor.ET_STYLE_GO)))
+	return func() {
+		bar.Abort(true)
+		progress.Wait()
+	}
+}
+
+func took(began time.Time) string {
+	d := time.Since(began)
+	if d < time.Second {
+		return fmt.Sprintf("%.1f ms", float64(d.Microseconds())/1000)
+	}
+	return fmt.Sprintf("%.2f s", d.Seconds())
 }

@@ -2,16 +2,15 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
-	"runtime/debug"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
-
-// version is set when a release is built: -ldflags "-X main.version=…".
-var version string
 
 func (a *app) statusCommand() *cobra.Command {
 	return &cobra.Command{
@@ -45,20 +44,16 @@ func (a *app) printStatus(ctx context.Context, r *runtimeapi.StatusResponse) err
 	fmt.Fprintf(a.out, "%s %s at %s\n\n", v.RuntimeName, v.RuntimeVersion, a.client.Endpoint())
 	var rows [][]string
 	for _, c := range r.GetStatus().GetConditions() {
-		kind, isReady := strings.CutSuffix(c.Type, "Ready")
-		state := yes(c.Status)
-		if isReady {
-			state = "ready"
-			if !c.Status {
-				state = "not ready"
-			}
-		}
-		rows = append(rows, []string{kind, state, dash(joinNonEmpty(": ", c.Reason, c.Message))})
+		rows = append(rows, conditionRow(c))
 	}
 	if err := a.printTable("CONDITION STATE REASON", rows); err != nil {
 		return err
 	}
 	fmt.Fprintln(a.out)
+	if len(r.GetRuntimeHandlers()) == 0 {
+		_, err := fmt.Fprintln(a.out, "The runtime says nothing of what its handlers can do.")
+		return err
+	}
 	rows = nil
 	for _, h := range r.GetRuntimeHandlers() {
 		name := h.Name
@@ -68,6 +63,34 @@ func (a *app) printStatus(ctx context.Context, r *runtimeapi.StatusResponse) err
 		rows = append(rows, []string{name, yes(h.Features.GetRecursiveReadOnlyMounts()), yes(h.Features.GetUserNamespaces())})
 	}
 	return a.printTable("HANDLER RECURSIVE-READ-ONLY USER-NAMESPACES", rows)
+}
+
+// conditionRow tells a condition. The two that the CRI defines decide whether
+// a node is ready; any other is a runtime's own, and is shown as it stands.
+//
+// CRI: api.proto, RuntimeCondition.
+func conditionRow(c *runtimeapi.RuntimeCondition) []string {
+	kind, state := c.Type, fmt.Sprint(c.Status)
+	if c.Type == runtimeapi.RuntimeReady || c.Type == runtimeapi.NetworkReady {
+		kind, state = strings.TrimSuffix(c.Type, "Ready"), "ready"
+		if !c.Status {
+			state = "not ready"
+		}
+	}
+	return []string{kind, state, dash(joinNonEmpty(": ", c.Reason, plainMessage(c.Message)))}
+}
+
+// plainMessage is a condition's message; containerd's are JSON objects.
+func plainMessage(message string) string {
+	var parts map[string]string
+	if json.Unmarshal([]byte(message), &parts) != nil {
+		return oneLine(message)
+	}
+	var all []string
+	for _, key := range slices.Sorted(maps.Keys(parts)) {
+		all = append(all, key+": "+parts[key])
+	}
+	return strings.Join(all, "; ")
 }
 
 // ready is an error that names what is not, with the runtime's reason.
@@ -82,42 +105,6 @@ func ready(conditions []*runtimeapi.RuntimeCondition) error {
 		return fmt.Errorf("not ready: %s", strings.Join(not, "; "))
 	}
 	return nil
-}
-
-func (a *app) versionCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "version",
-		Short: "Show the versions of davit and of the runtime",
-		Long:  "Show the versions of davit and of the runtime. With -o json: the CRI's VersionResponse.",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx, cancel := a.call(cmd.Context(), 0)
-			defer cancel()
-			if a.output != "json" {
-				fmt.Fprintf(a.out, "davit     %s\n", ownVersion())
-			}
-			v, err := a.client.CheckVersion(ctx)
-			if err != nil {
-				return fmt.Errorf("version: %w", err)
-			}
-			if a.output == "json" {
-				return a.printJSON(v)
-			}
-			_, err = fmt.Fprintf(a.out, "runtime   %s %s\nCRI       %s\nendpoint  %s\n",
-				v.RuntimeName, v.RuntimeVersion, v.RuntimeApiVersion, a.client.Endpoint())
-			return err
-		},
-	}
-}
-
-func ownVersion() string {
-	if version != "" {
-		return version
-	}
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		return info.Main.Version
-	}
-	return "unknown"
 }
 
 func joinNonEmpty(sep string, parts ...string) string {

@@ -81,6 +81,7 @@ func run(ctx context.Context, c *config, log *slog.Logger) error {
 	work("pods", p.pods.Serve)
 	work("keeper", p.keeper.run)
 	work("damage", p.damage.watch)
+	work("memory", newHeap().watch)
 	if p.plugins != nil {
 		work("nri", func(ctx context.Context) error { return p.plugins.Run(ctx, p.pods) })
 	}

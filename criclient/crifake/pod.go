@@ -3,6 +3,7 @@ package crifake
 import (
 	"context"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -59,23 +60,36 @@ func (r *Runtime) pod(id string) *pod {
 func noPod(id string) error { return status.Errorf(codes.NotFound, "no pod %q", id) }
 
 func (r runtimeService) Version(ctx context.Context, _ *runtimeapi.VersionRequest) (*runtimeapi.VersionResponse, error) {
-	v := criclient.V1
-	if path, _ := grpc.Method(ctx); strings.HasPrefix(path, "/runtime.v1alpha2.") {
-		v = criclient.V1alpha2
-	}
-	return &runtimeapi.VersionResponse{Version: "0.1.0", RuntimeName: "fake", RuntimeVersion: "1.2.3", RuntimeApiVersion: string(v)}, nil
+	return &runtimeapi.VersionResponse{Version: "0.1.0", RuntimeName: "fake", RuntimeVersion: "1.2.3", RuntimeApiVersion: string(spoken(ctx))}, nil
 }
 
-func (r runtimeService) Status(context.Context, *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
+// spoken is the version in which a call came.
+func spoken(ctx context.Context) criclient.Version {
+	if path, _ := grpc.Method(ctx); strings.HasPrefix(path, "/runtime.v1alpha2.") {
+		return criclient.V1alpha2
+	}
+	return criclient.V1
+}
+
+func (r runtimeService) Status(ctx context.Context, _ *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	out := &runtimeapi.RuntimeStatus{}
-	for _, kind := range []string{runtimeapi.RuntimeReady, runtimeapi.NetworkReady} {
-		out.Conditions = append(out.Conditions, r.conditions[kind])
+	out := &runtimeapi.StatusResponse{Status: &runtimeapi.RuntimeStatus{}}
+	kinds := []string{runtimeapi.RuntimeReady, runtimeapi.NetworkReady}
+	for _, kind := range slices.Sorted(maps.Keys(r.conditions)) {
+		if !slices.Contains(kinds, kind) {
+			kinds = append(kinds, kind)
+		}
 	}
-	return &runtimeapi.StatusResponse{Status: proto.CloneOf(out), RuntimeHandlers: []*runtimeapi.RuntimeHandler{
-		{Name: "", Features: &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: true}}, {Name: "runc"},
-	}}, nil
+	for _, kind := range kinds {
+		out.Status.Conditions = append(out.Status.Conditions, proto.CloneOf(r.conditions[kind]))
+	}
+	if spoken(ctx) == criclient.V1 {
+		out.RuntimeHandlers = []*runtimeapi.RuntimeHandler{
+			{Name: "", Features: &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: true}}, {Name: "runc"},
+		}
+	}
+	return out, nil
 }
 
 func (r runtimeService) RuntimeConfig(context.Context, *runtimeapi.RuntimeConfigRequest) (*runtimeapi.RuntimeConfigResponse, error) {

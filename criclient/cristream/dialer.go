@@ -98,7 +98,8 @@ func (d *Dialer) connect(ctx context.Context, open Opener, webSocket []string, s
 		return l, err
 	}
 	l, second := d.attempt(ctx, open, func(ctx context.Context, u *url.URL) (*link, error) { return d.overSPDY(ctx, u, spdy) })
-	if second != nil && errors.As(second, new(*UpgradeError)) {
+	var again *UpgradeError
+	if errors.As(second, &again) && (again.Status != refused.Status || again.Message != refused.Message) {
 		return nil, fmt.Errorf("%w; %w", second, err)
 	}
 	return l, second

@@ -275,8 +275,13 @@ func exchange(ctx context.Context, local net.Conn, pod *portConn) error {
 	_ = pod.Close()
 	_ = local.SetReadDeadline(time.Now()) // else the client would be waited for
 	<-sent
-	if !errors.As(err, new(*RemoteError)) && !errors.As(err, new(*LostError)) {
-		return nil // the client has gone
+	var remote *RemoteError
+	var lost *LostError
+	switch { // the copying adds words that say nothing
+	case errors.As(err, &remote):
+		return remote
+	case errors.As(err, &lost):
+		return lost
 	}
-	return err
+	return nil // the client has gone
 }

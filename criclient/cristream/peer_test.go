@@ -121,8 +121,12 @@ func TestOlderRuntime(t *testing.T) {
 	})
 	t.Run("refused", func(t *testing.T) { // what was tried is told
 		o := newOlder(t, true, "")
+		err := (&cristream.Dialer{Protocol: cristream.WebSocket}).Exec(t.Context(), o.open, cristream.Streams{Stdin: strings.NewReader(""), Stdout: io.Discard})
+		if refused := as[*cristream.UpgradeError](t, err); refused.Status != 403 {
+			t.Error(err)
+		}
 		url, _ := o.open(t.Context())
-		err := new(cristream.Dialer).Exec(t.Context(), cristream.At(url), cristream.Streams{Stdin: strings.NewReader(""), Stdout: io.Discard})
+		err = new(cristream.Dialer).Exec(t.Context(), cristream.At(url), cristream.Streams{Stdin: strings.NewReader(""), Stdout: io.Discard})
 		as[*cristream.UpgradeError](t, err)
 		if !strings.Contains(err.Error(), "by spdy: the server answered 404") || !strings.Contains(err.Error(), "by websocket: the server answered 403") {
 			t.Error(err)

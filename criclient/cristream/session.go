@@ -11,9 +11,8 @@ import (
 // Streams are a session's, on the caller's side. Those that are nil are not
 // joined: they must be the ones that the request to the runtime asked for.
 type Streams struct {
-	// Stdin is read to its end, which the command learns of, unless the peer
-	// agreed to the WebSocket protocol v4.channel.k8s.io only: that is asked for
-	// with a chosen WebSocket, and with Auto where there is no Stdin.
+	// Stdin is read to its end, which the command learns of. (With Stdin, a peer
+	// that cannot be told by WebSocket counts as one that refuses it.)
 	//
 	// A Read under way when the session ends is not waited for, and what it
 	// then returns is lost; no other follows.
@@ -34,8 +33,8 @@ type Size struct{ Width, Height uint16 }
 // The protocols of exec and attach.
 // Kubernetes: k8s.io/cri-streaming/pkg/streaming/remotecommand, k8s.io/apimachinery/pkg/util/remotecommand.
 const (
-	sessionV5 = "v5.channel.k8s.io" // WebSocket only: the end of a stream can be told
-	sessionV4 = "v4.channel.k8s.io" // by SPDY, as good
+	sessionV5 = "v5.channel.k8s.io" // WebSocket only: the end of standard input can be told
+	sessionV4 = "v4.channel.k8s.io" // by SPDY it can, too
 )
 
 // Exec runs the command whose URL open returns, and waits for its end, for
@@ -66,7 +65,7 @@ func (d *Dialer) join(ctx context.Context, open Opener, s Streams) error {
 		return errors.New("a session with a terminal has no standard error of its own")
 	}
 	webSocket := []string{sessionV5}
-	if s.Stdin == nil || d.Protocol == WebSocket {
+	if s.Stdin == nil {
 		webSocket = append(webSocket, sessionV4)
 	}
 	l, err := d.connect(ctx, open, webSocket, sessionV4)

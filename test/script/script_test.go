@@ -12,7 +12,7 @@
 //	                     push an image, busybox or as described, as $REGISTRY/NAME
 //	await SECONDS 'PATTERN' davit ARGS...
 //	                     repeat the command until its output matches
-//	fetch URL            print a page
+//	fetch URL            print a page; waits until somebody listens
 //	empty DIR...         require that directories have no entries, or are not there
 //
 // $IMAGE is busybox, served but not pulled.
@@ -304,6 +304,9 @@ func fetch(ts *testscript.TestScript, neg bool, args []string) {
 	client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	var body []byte
 	resp, err := client.Get(args[0])
+	for deadline := time.Now().Add(10 * time.Second); !neg && errors.Is(err, unix.ECONNREFUSED) && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		resp, err = client.Get(args[0])
+	}
 	if err == nil {
 		defer resp.Body.Close()
 		body, err = io.ReadAll(resp.Body)

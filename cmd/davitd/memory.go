@@ -1,0 +1,70 @@
+package main
+
+import (
+	"context"
+	"runtime/debug"
+	"runtime/metrics"
+	"time"
+)
+
+// How davitd gives back what long lists took: Go itself would, over minutes.
+const (
+	memoryTick  = 5 * time.Second
+	quietBytes  = 8 << 20  // allocated in a tick at most, if nothing much goes on
+	excessBytes = 32 << 20 // held beyond what was needed before, at least
+)
+
+// A heap watches davitd's own.
+type heap struct {
+	sample    []metrics.Sample // ever allocated, then all that is held
+	allocated uint64           // at the last look
+	needed    uint64           // held when it was given back last, or less
+}
+
+func newHeap() *heap {
+	h := &heap{}
+	// Go: runtime/metrics.
+	for _, name := range []string{
+		"/gc/heap/allocs:bytes", "/memory/classes/heap/objects:bytes", "/memory/classes/heap/free:bytes", "/memory/classes/heap/unused:bytes",
+	} {
+		h.sample = append(h.sample, metrics.Sample{Name: name})
+	}
+	h.allocated, h.needed = h.read()
+	return h
+}
+
+func (h *heap) read() (allocated, held uint64) {
+	metrics.Read(h.sample)
+	for _, s := range h.sample[1:] {
+		held += s.Value.Uint64()
+	}
+	return h.sample[0].Value.Uint64(), held
+}
+
+// tidy gives memory back if much is held, and nothing much has gone on since
+// the last call. It reports whether it did.
+func (h *heap) tidy() bool {
+	allocated, held := h.read()
+	quiet := allocated-h.allocated < quietBytes
+	h.allocated, h.needed = allocated, min(h.needed, held)
+	if !quiet || held < h.needed+excessBytes {
+		return false
+	}
+	debug.FreeOSMemory()
+	h.allocated, h.needed = h.read()
+	return true
+}
+
+// watch gives memory back where there is much, until ctx ends.
+func (h *heap) watch(ctx context.Context) error {
+	tick := time.NewTicker(memoryTick)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			h.tidy()
+		}
+	}
+}
