@@ -34,7 +34,7 @@ var drivers = []string{
 var imports = map[string][]string{
 	"cmd/davitd":        {"*"}, // it joins the parts
 	"cmd/davit-monitor": {"internal/monitor", "internal/monitor/server", "internal/keeper", "internal/holder"},
-	"cmd/davit":         {"criclient", "criclient/cristream", "internal/play", "internal/crilog", "internal/terminal", "internal/doctor", "internal/kubelet", "internal/endpoint"},
+	"cmd/davit":         {"criclient", "criclient/cristream", "internal/play", "internal/crilog", "internal/terminal", "internal/doctor", "internal/endpoint"},
 
 	"criclient":           {},
 	"criclient/crifake":   {"criclient"},
@@ -42,9 +42,10 @@ var imports = map[string][]string{
 	"internal/play":       {"internal/store", "internal/fault"},
 	"internal/crilog":     {},
 	"internal/terminal":   {"criclient/cristream"},
-	"internal/doctor":     {"criclient", "internal/kubelet", "internal/endpoint"},
+	"internal/doctor":     {"criclient", "internal/kubelet", "internal/endpoint", "internal/proc"},
 	"internal/endpoint":   {"criclient", "internal/kubelet"},
-	"internal/kubelet":    {},
+	"internal/kubelet":    {"internal/proc"},
+	"internal/proc":       {},
 	// Of cgroup and monitor, cri uses value types that pod hands through.
 	"internal/cri":          slices.Concat(base, []string{"internal/pod", "internal/image", "internal/stream", "internal/cgroup", "internal/monitor", "internal/network", "internal/namespace", "internal/stats", "internal/cri/metrics", "internal/cri/validate"}),
 	"internal/cri/validate": base,

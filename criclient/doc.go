@@ -30,7 +30,7 @@
 // while the runtime is down, and connections heal by themselves, 100 ms to 3 s
 // apart. Nothing is retried but what the runtime certainly did not carry out.
 //
-// Errors are of type *Error, *NegotiationError or *VersionLostError; all
-// work with status.FromError and with errors.Is and the sentinels of this
-// package.
+// Errors of calls are of type *Error, *NegotiationError or *VersionLostError;
+// all work with status.FromError and with errors.Is and the sentinels of this
+// package. An *EndpointError is of an endpoint's name, or of what is there.
 package criclient

@@ -46,14 +46,15 @@ func shown(endpoint string) string {
 	return endpoint
 }
 
-// ParseEndpoint returns what endpoint means as unix:///path. It returns an
-// *EndpointError for what cannot be a socket's name. It does not look there.
+// ParseEndpoint returns what endpoint means as a URL, unix:///path, which means
+// the same again. It returns an *EndpointError for what cannot be a socket's
+// name. It does not look there.
 func ParseEndpoint(endpoint string) (string, error) {
 	path, err := socketPath(endpoint)
 	if err != nil {
 		return "", err
 	}
-	return "unix://" + path, nil
+	return (&url.URL{Scheme: "unix", Path: path}).String(), nil
 }
 
 // Reach connects to the socket at endpoint and hangs up at once. It returns an

@@ -40,6 +40,7 @@ func TestEndpoints(t *testing.T) {
 		{endpoint: "unix:///run/a.sock", is: "unix:///run/a.sock"},
 		{endpoint: "unix:///run//x/../a.sock", is: "unix:///run/a.sock"},
 		{endpoint: "unix:///run/my%20dir/a.sock", is: "unix:///run/my dir/a.sock"}, // kubelets decode
+		{endpoint: "/run/50%.sock", is: "unix:///run/50%.sock"},
 		{endpoint: long, is: "unix://" + long},
 		{endpoint: "", says: `^endpoint "": it is empty; want unix:///absolute/path.sock$`},
 		{endpoint: "run/a.sock", says: `^endpoint run/a.sock: the path is relative; want unix:///absolute/path.sock$`},
@@ -68,6 +69,11 @@ func TestEndpoints(t *testing.T) {
 			t.Errorf("%q: %v", c.endpoint, err)
 		case c.says == "" && client.Endpoint() != c.is:
 			t.Errorf("%q is %q, want %q", c.endpoint, client.Endpoint(), c.is)
+		}
+		parsed, err := criclient.ParseEndpoint(c.endpoint)
+		again, _ := criclient.ParseEndpoint(parsed)
+		if (err == nil) != (c.says == "") || err == nil && (again != parsed || strings.ReplaceAll(parsed, "%20", " ") != strings.ReplaceAll(c.is, "%", "%25")) {
+			t.Errorf("%q is parsed to %q, then %q: %v", c.endpoint, parsed, again, err)
 		}
 		if client != nil {
 			client.Close()

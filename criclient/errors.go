@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -112,7 +113,7 @@ func newError(ctx context.Context, s Service, method string, err error, cause *E
 		}
 	}
 	switch {
-	case method == "ExecSync" && st.Code() == codes.DeadlineExceeded && ctx.Err() == nil:
+	case method == "ExecSync" && st.Code() == codes.DeadlineExceeded && !over(ctx):
 		e.kinds = append(e.kinds, ErrCommandTimedOut)
 	case st.Code() == codes.ResourceExhausted && strings.Contains(st.Message(), "message larger than max"):
 		e.kinds = append(e.kinds, ErrMessageTooLarge) // source: gRPC, both ends use these words
@@ -123,4 +124,11 @@ func newError(ctx context.Context, s Service, method string, err error, cause *E
 		e.cause = cause
 	}
 	return e
+}
+
+// over reports whether the caller has given up, or its time is over: a runtime
+// is told of the deadline, and may notice before ctx does.
+func over(ctx context.Context) bool {
+	deadline, limited := ctx.Deadline()
+	return ctx.Err() != nil || limited && !time.Now().Before(deadline)
 }

@@ -131,4 +131,14 @@ func TestCallersDeadline(t *testing.T) {
 	if errors.Is(err, criclient.ErrCommandTimedOut) || !errors.Is(err, criclient.ErrTimeout) || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("ExecSync = %v", err)
 	}
+	// The runtime may be the first to notice.
+	_, err = c.ExecSync(late{t.Context()}, &runtimeapi.ExecSyncRequest{})
+	if errors.Is(err, criclient.ErrCommandTimedOut) || !errors.Is(err, criclient.ErrTimeout) {
+		t.Errorf("ExecSync = %v", err)
+	}
 }
+
+// late is a context that has not noticed that its deadline is over.
+type late struct{ context.Context }
+
+func (late) Deadline() (time.Time, bool) { return time.Now().Add(-time.Second), true }

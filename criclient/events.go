@@ -48,6 +48,9 @@ func (c *Client) Events(ctx context.Context) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
 		var gap Gap
 		wait := backoffBase
+		over := func() error {
+			return c.runtime.typed(ctx, "GetContainerEvents", status.FromContextError(ctx.Err()).Err())
+		}
 		for {
 			began := time.Now()
 			s := subscription{gap: gap, yield: yield}
@@ -55,7 +58,10 @@ func (c *Client) Events(ctx context.Context) iter.Seq2[Event, error] {
 			switch {
 			case s.left:
 				return
-			case ctx.Err() != nil || c.runtime.closed() || c.final(err):
+			case ctx.Err() != nil: // whatever else ended it
+				yield(Event{}, over())
+				return
+			case c.runtime.closed() || c.final(err):
 				yield(Event{}, err)
 				return
 			case s.open:
@@ -67,7 +73,7 @@ func (c *Client) Events(ctx context.Context) iter.Seq2[Event, error] {
 			select {
 			case <-time.After(wait*4/5 + rand.N(wait*2/5)):
 			case <-ctx.Done():
-				yield(Event{}, c.runtime.typed(ctx, "GetContainerEvents", status.FromContextError(ctx.Err()).Err()))
+				yield(Event{}, over())
 				return
 			}
 			wait = min(wait*8/5, backoffMax)

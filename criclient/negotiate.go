@@ -54,7 +54,12 @@ func (a Answer) words() string {
 	if e := endpointError(a.Err); e != nil {
 		return e.Problem
 	}
-	return status.Convert(a.Err).Message()
+	text := status.Convert(a.Err).Message()
+	if strings.Contains(text, "error reading server preface") && strings.Contains(text, "use of closed network connection") {
+		// gRPC closed it: the kernel accepts for programs that are stopped, too.
+		return fmt.Sprintf("it was connected to, and said nothing within %v", minConnectTimeout)
+	}
+	return text
 }
 
 // A Choice is a version settled for one service.
@@ -184,7 +189,7 @@ func (l *link) ask(ctx context.Context, v Version) Answer {
 	a.Took, a.connection = time.Since(start), number(&from)
 	if err != nil {
 		a.Err = l.typed(ctx, l.service.probe(), err)
-		if ctx.Err() != nil || brokeOff(err) {
+		if over(ctx) || brokeOff(err) {
 			a.connection = 0
 		}
 		return a
@@ -266,7 +271,7 @@ func (e *NegotiationError) Advice() string {
 	case code == codes.Canceled:
 		return "the caller gave up"
 	case !last.came():
-		return "the program at this socket does not speak gRPC, or ended: name the runtime's socket, or look at its log"
+		return "the program at this socket does not speak gRPC, hangs, or ended: name the runtime's socket, or look at its log and restart it"
 	}
 	return "look at the runtime's log; it has to answer before anything can be used"
 }

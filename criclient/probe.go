@@ -53,11 +53,11 @@ func Probe(ctx context.Context, endpoint string) (Report, error) {
 	if err := Reach(ctx, endpoint); err != nil {
 		return Report{}, err
 	}
-	name, err := ParseEndpoint(endpoint)
+	path, err := socketPath(endpoint)
 	if err != nil {
 		return Report{}, err
 	}
-	report := Report{Endpoint: name, Answers: make([]Answer, 0, 2*len(Versions()))} // never moved
+	report := Report{Endpoint: "unix://" + path, Answers: make([]Answer, 0, 2*len(Versions()))} // never moved
 	var all sync.WaitGroup
 	for _, s := range []Service{RuntimeService, ImageService} {
 		l, err := newLink(s, endpoint, Options{})

@@ -89,7 +89,16 @@ func TestProbeOther(t *testing.T) {
 	if err != nil || len(r.Answers) != 4 {
 		t.Fatalf("Probe = %v, %v", r, err)
 	}
-	if _, err := r.Chooses(criclient.RuntimeService); !errors.Is(err, criclient.ErrUnavailable) || !matches("does not speak gRPC, or ended", err) {
+	if _, err := r.Chooses(criclient.RuntimeService); !errors.Is(err, criclient.ErrUnavailable) || !matches("does not speak gRPC, hangs, or ended", err) {
 		t.Errorf("Chooses = %v", err)
+	}
+}
+
+// TestAnswerOfStopped: a program that was stopped is connected to all the same.
+func TestAnswerOfStopped(t *testing.T) {
+	a := criclient.Answer{Version: criclient.V1, Err: status.Error(codes.Unavailable,
+		`connection error: desc = "error reading server preface: read unix @->/run/c.sock: use of closed network connection"`)}
+	if got := a.String(); got != "v1 got no answer (it was connected to, and said nothing within 5s)" {
+		t.Error(got)
 	}
 }

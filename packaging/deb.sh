@@ -16,6 +16,7 @@ make --no-print-directory -C "$here/.." install-files DESTDIR="$stage" PREFIX=/u
 doc=$stage/usr/share/doc/davit
 install -d "$doc" "$stage/DEBIAN"
 install -m 644 "$here/debian/copyright" "$doc/copyright"
+install -D -m 644 "$here/debian/lintian-overrides" "$stage/usr/share/lintian/overrides/davit"
 printf 'davit (%s) stable; urgency=medium\n\n  * See https://github.com/davit-runtime/davit.\n\n -- The davit authors <davit@users.noreply.github.com>  %s\n' \
 	"$version" "$(LC_ALL=C date -u -R -d "@$SOURCE_DATE_EPOCH")" | gzip -9n >"$doc/changelog.gz"
 (cd "$stage" && find usr -type f | LC_ALL=C sort | xargs md5sum) >"$stage/DEBIAN/md5sums"

@@ -120,7 +120,7 @@ func (a *app) advice(err error) string {
 // another says who named the endpoint at address, and how to name another.
 func (a *app) another(address string) string {
 	at, flag := a.found.Runtime, endpoint.Flag
-	if at.Address != address {
+	if at.Address != address && a.found.Image.Address == address {
 		at, flag = a.found.Image, endpoint.ImageFlag
 	}
 	if at.From == flag {

@@ -92,12 +92,6 @@ func (a *app) root() *cobra.Command {
 		Short:         "Run Kubernetes pods on a container runtime",
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
-			if err := a.checkOutput(); err != nil {
-				return err
-			}
-			return a.dial(cmd)
-		},
 	}
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.endpoint, "endpoint", "", "socket of the container runtime; else $"+endpoint.Env+", /etc/crictl.yaml, the kubelet's, or the one that answers at a usual place")
@@ -110,8 +104,11 @@ func (a *app) root() *cobra.Command {
 		a.imagesCommand(), a.pullCommand(), a.rmiCommand(),
 		a.statusCommand(), a.versionCommand(), a.doctorCommand(),
 	)
-	for _, c := range root.Commands() {
+	for _, c := range root.Commands() { // not help and completion, which work without a runtime
 		c.Args = explainUsage(c.Args)
+		if c.PersistentPreRunE == nil {
+			c.PersistentPreRunE = a.begin
+		}
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())
@@ -127,6 +124,14 @@ func explainUsage(check cobra.PositionalArgs) cobra.PositionalArgs {
 		}
 		return nil
 	}
+}
+
+// begin is what a command that needs a runtime begins with.
+func (a *app) begin(cmd *cobra.Command, _ []string) error {
+	if err := a.checkOutput(); err != nil {
+		return err
+	}
+	return a.dial(cmd)
 }
 
 func (a *app) checkOutput() error {

@@ -397,6 +397,12 @@ func TestOtherRuntimes(t *testing.T) {
 	s.has(s.out, `CRI     v1alpha2: v1 answered Unimplemented \(.*\); v1alpha2 answered Version\n`)
 	s.davit(0, "", "status")
 	s.has(s.out, `\nThe runtime says nothing of what its handlers can do.\n$`)
+	for _, args := range [][]string{
+		{"pods"}, {"images"}, {"logs", "web"}, {"inspect", "web"}, {"inspect", "web", "-c", "server"}, {"exec", "--timeout", "5s", "web", "-c", "server", "--", "ls"},
+		{"pull", "reg/c:1"}, {"rmi", "reg/c:1"}, {"stop", "web"},
+	} {
+		s.davit(0, "", args...)
+	}
 	s.davit(0, "", "rm", "-f", "web")
 	s.clean()
 	s.socket.Vanish()

@@ -20,6 +20,7 @@ package crifake
 
 import (
 	"context"
+	"maps"
 	"strings"
 	"sync"
 	"time"
@@ -205,7 +206,7 @@ func (r *Runtime) SetCondition(kind string, ok bool, reason, message string) {
 func (r *Runtime) SetInfo(info map[string]string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.info = info
+	r.info = maps.Clone(info)
 }
 
 // SetStreamURL sets where exec, attach and port-forward are: Exec answers with

@@ -40,7 +40,8 @@ type Socket struct {
 	done   chan error
 }
 
-// Listen answers at path, which must be free; a stale socket is replaced.
+// Listen answers at path, which must be free; a socket that is there is
+// replaced, as by runtimes that come back.
 func (r *Runtime) Listen(path string, what Serves) (*Socket, error) {
 	s := &Socket{runtime: r, path: path}
 	return s, s.Return(what)

@@ -77,17 +77,17 @@ func checkDaemons(l *look) {
 	}
 	for _, m := range []struct{ mode, what string }{{"keep", "keeper"}, {"serve", "monitor"}} {
 		if _, found := l.monitor(m.mode, d.State); !found {
-			l.fault("davit-monitor-not-running", "journalctl -eu davitd; systemctl restart davitd   # it starts them again", "davitd runs (process %d), and its %s does not", d.running.pid, m.what)
+			l.fault("davit-monitor-not-running", "journalctl -eu davitd; systemctl restart davitd   # it starts them again", "davitd runs (process %d), and its %s does not", d.running.Pid, m.what)
 		}
 	}
-	l.okay("davitd runs (process %d), with monitor and keeper", d.running.pid)
+	l.okay("davitd runs (process %d), with monitor and keeper", d.running.Pid)
 }
 
 // monitor returns the davit-monitor in a mode that belongs to a state directory.
 // Of several keepers it is the monitor's parent: others stand by.
 func (l *look) monitor(mode, state string) (best process, found bool) {
 	for _, p := range l.processes() {
-		if p.name() != "davit-monitor" || len(p.args) < 2 || p.args[1] != mode ||
+		if p.Name() != "davit-monitor" || len(p.Args) < 2 || p.Args[1] != mode ||
 			filepath.Clean(cmp.Or(p.value("state"), "/run/davit")) != filepath.Clean(state) {
 			continue
 		}
@@ -101,7 +101,7 @@ func (l *look) monitor(mode, state string) (best process, found bool) {
 // isParent reports whether p is the parent of the monitor.
 func (l *look) isParent(p process, state string) bool {
 	child, found := l.monitor("serve", state)
-	return found && strings.Contains(l.text(child.proc("status")), fmt.Sprintf("\nPPid:\t%d\n", p.pid))
+	return found && strings.Contains(l.text(child.Path("status")), fmt.Sprintf("\nPPid:\t%d\n", p.Pid))
 }
 
 // daemons are davitd, its keeper and its monitor, those that run.
@@ -137,14 +137,14 @@ func checkVersions(l *look) {
 		l.fault("version-mismatch", "systemctl restart davitd   # containers run on", "%s is %s, the davitd that runs is %s", d.program, own, a.Version)
 	}
 	for _, p := range l.daemons() {
-		exe, err := os.Readlink(l.at(p.proc("exe")))
+		exe, err := os.Readlink(l.at(p.Path("exe")))
 		if err != nil {
 			l.unseen("which programs davit's daemons run", err)
 			break
 		}
 		if strings.HasSuffix(exe, " (deleted)") {
-			name := strings.Join(p.args[:min(2, len(p.args))], " ")
-			l.fault("program-replaced", "systemctl restart davitd   # containers run on", "%s (process %d) runs %s", filepath.Base(name), p.pid, exe)
+			name := strings.Join(p.Args[:min(2, len(p.Args))], " ")
+			l.fault("program-replaced", "systemctl restart davitd   # containers run on", "%s (process %d) runs %s", filepath.Base(name), p.Pid, exe)
 		}
 	}
 	l.okay("%s", strings.TrimSpace("davitd "+own))
@@ -176,7 +176,7 @@ func checkUnit(l *look) {
 	if found && unit != "" && of == unit {
 		if mode := l.unitSetting(unit, "KillMode", "control-group"); mode != "process" && mode != "none" {
 			l.fault("unit-kills-containers", fmt.Sprintf("mkdir -p /etc/systemd/system/%[1]s.d\nprintf '[Service]\\nKillMode=process\\n' >/etc/systemd/system/%[1]s.d/kill.conf\nsystemctl daemon-reload", unit),
-				"davit-keeper (process %d) is in %s, whose KillMode is %s", keeper.pid, unit, mode)
+				"davit-keeper (process %d) is in %s, whose KillMode is %s", keeper.Pid, unit, mode)
 		}
 	}
 	if most, known := l.number(folder + "/pids.max"); known && most < 1024 {
@@ -200,7 +200,7 @@ func orUnit(unit string) string {
 // folder among pids. Either may be empty.
 func (l *look) unitOf(p process) (unit, folder string) {
 	c := l.cgroups()
-	for line := range strings.Lines(l.text(p.proc("cgroup"))) {
+	for line := range strings.Lines(l.text(p.Path("cgroup"))) {
 		parts := strings.SplitN(strings.TrimSpace(line), ":", 3)
 		if len(parts) != 3 {
 			continue
@@ -250,7 +250,7 @@ func checkLimits(l *look) {
 		l.skip("davitd does not run")
 		return
 	}
-	for line := range strings.Lines(l.text(d.running.proc("limits"))) {
+	for line := range strings.Lines(l.text(d.running.Path("limits"))) {
 		for _, least := range []struct {
 			row, fault, setting string
 			least               int64
@@ -271,9 +271,9 @@ func checkLimits(l *look) {
 		}
 	}
 	keeper, found := l.monitor("keep", d.State)
-	if score, known := l.number(keeper.proc("oom_score_adj")); found && known && score > -900 && l.mayLower(keeper) {
+	if score, known := l.number(keeper.Path("oom_score_adj")); found && known && score > -900 && l.mayLower(keeper) {
 		l.fault("oom-score-high", "choom -n -999 -p $(pidof davitd davit-monitor | tr ' ' ,)   # for good: OOMScoreAdjust=-999 in davitd's unit",
-			"oom_score_adj of davit-keeper (process %d) is %d; pods have -997 to 1000", keeper.pid, score)
+			"oom_score_adj of davit-keeper (process %d) is %d; pods have -997 to 1000", keeper.Pid, score)
 	}
 	l.okay("open files, processes, and what is killed first when memory is short")
 }
@@ -281,7 +281,7 @@ func checkLimits(l *look) {
 // mayLower reports whether a process may lower its oom_score_adj.
 // kernel: capability.h, CAP_SYS_RESOURCE is 24.
 func (l *look) mayLower(p process) bool {
-	for line := range strings.Lines(l.text(p.proc("status"))) {
+	for line := range strings.Lines(l.text(p.Path("status"))) {
 		if value, ok := strings.CutPrefix(line, "CapEff:"); ok {
 			caps, err := strconv.ParseUint(strings.TrimSpace(value), 16, 64)
 			return err == nil && caps&(1<<24) != 0

@@ -191,7 +191,7 @@ func checkPropagation(l *look) {
 	table, whose := l.mounts(), "here"
 	if d := l.davit(); d.running != nil {
 		// What counts is what the runtime sees.
-		if of := l.readMounts(d.running.proc("mountinfo")); len(of) > 0 {
+		if of := l.readMounts(d.running.Path("mountinfo")); len(of) > 0 {
 			table, whose = of, "for davitd"
 		}
 	}

@@ -350,6 +350,7 @@ var davitSeeds = []seed{
 		w.files["/proc/201/oom_score_adj"] = "0"
 	}},
 	{"the keeper goes first", "limits: oom-score-high (warning)", func(w *world) { w.files["/proc/201/oom_score_adj"] = "0" }},
+	{"a damaged file of the network", "records: records-set-aside (warning)", func(w *world) { w.files["/var/lib/davit/damaged/pod-cidr"] = "{" }},
 	{"a damaged record", "records: records-set-aside (warning)", func(w *world) { w.files["/var/lib/davit/damaged/pods-x.json"] = "{" }},
 	{"a pod without a record", "records: leftover-state (warning)", func(w *world) { w.files["/run/davit/pods/ccc"] = dirMark }},
 	{"a truncated image database", "image-store: image-store-damaged (error)", func(w *world) { w.files["/var/lib/davit/images/images.db"] = boltHeader()[:40] }},
@@ -358,7 +359,8 @@ var davitSeeds = []seed{
 		page[30] ^= 1
 		w.files["/var/lib/davit/images/images.db"] = string(page)
 	}},
-	{"a damaged one was replaced", "image-store: image-store-set-aside (warning)", func(w *world) { w.files["/var/lib/davit/images/images.db.damaged-123"] = "" }},
+	{"a damaged one was replaced", "image-store: image-store-set-aside (warning)", func(w *world) { w.files["/var/lib/davit/damaged/images.db"] = "" }},
+	{"a lost one was replaced", "image-store: image-store-set-aside (warning)", func(w *world) { w.files["/var/lib/davit/damaged/images.db.gone"] = "" }},
 	{"a certificate of last year", "streaming-certificate: streaming-certificate-expired (error)", func(w *world) { w.certificate(testNow.AddDate(-2, 0, 0), testNow.AddDate(-1, 0, 0)) }},
 	{"a certificate of next year", "streaming-certificate: streaming-certificate-expired (error)", func(w *world) { w.certificate(testNow.AddDate(1, 0, 0), testNow.AddDate(2, 0, 0)) }},
 	{"a certificate for three days more", "streaming-certificate: streaming-certificate-expires (warning)", func(w *world) { w.certificate(testNow.AddDate(-1, 0, 0), testNow.AddDate(0, 0, 3)) }},

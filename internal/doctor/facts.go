@@ -16,6 +16,7 @@ import (
 
 	"github.com/davit-runtime/davit/internal/endpoint"
 	"github.com/davit-runtime/davit/internal/kubelet"
+	"github.com/davit-runtime/davit/internal/proc"
 )
 
 // facts are what several checks need, each read once, by who needs it first.
@@ -196,52 +197,29 @@ func mountOf(table []mount, path string) (best mount, ok bool) {
 }
 
 // A process is one of davit's.
-type process struct {
-	pid  int
-	args []string
-}
-
-func (p process) name() string { return filepath.Base(p.args[0]) }
-
-// proc returns the path of one of the process's files.
-func (p process) proc(file string) string { return filepath.Join("/proc", strconv.Itoa(p.pid), file) }
+type process struct{ proc.Process }
 
 // value returns the value of a flag, in any form that package flag takes.
 func (p process) value(flag string) string {
-	for i, a := range p.args {
+	for i, a := range p.Args {
 		name, value, has := strings.Cut(strings.TrimPrefix(strings.TrimPrefix(a, "-"), "-"), "=")
 		switch {
 		case name != flag || a == flag:
 		case has:
 			return value
-		case i+1 < len(p.args):
-			return p.args[i+1]
+		case i+1 < len(p.Args):
+			return p.Args[i+1]
 		}
 	}
 	return ""
 }
 
-// readProcesses returns davit's daemons. One in another mount namespace is
-// another node's, or a test's.
+// readProcesses returns davit's daemons.
 func (f *facts) readProcesses() []process {
 	var all []process
-	for _, path := range f.glob("/proc/[0-9]*/cmdline") {
-		data, err := f.read(path)
-		if err != nil || len(data) == 0 {
-			continue
-		}
-		p := process{args: strings.Split(strings.TrimSuffix(string(data), "\x00"), "\x00")}
-		if p.name() != "davitd" && p.name() != "davit-monitor" || !kubelet.Trusted(f.at(filepath.Join(filepath.Dir(path), "status"))) {
-			continue
-		}
-		p.pid, _ = strconv.Atoi(filepath.Base(filepath.Dir(path)))
-		ours, err := os.Readlink(f.at("/proc/self/ns/mnt"))
-		its, itsErr := os.Readlink(f.at(p.proc("ns/mnt"))) // root's to see
-		if err != nil || itsErr != nil || ours == its {
-			all = append(all, p)
-		}
+	for _, p := range proc.Find(f.Root, func(p proc.Process) bool { return p.Name() == "davitd" || p.Name() == "davit-monitor" }) {
+		all = append(all, process{p})
 	}
-	slices.SortFunc(all, func(a, b process) int { return a.pid - b.pid })
 	return all
 }
 
@@ -342,12 +320,12 @@ func (f *facts) chooseDavitd() *process {
 	var best *process
 	rank := 0
 	for _, p := range f.processes() {
-		if p.name() != "davitd" {
+		if p.Name() != "davitd" {
 			continue
 		}
 		socket := cmp.Or(p.value("socket"), filepath.Join(cmp.Or(p.value("state"), "/run/davit"), "davit.sock"))
 		r := 1
-		if sameSocket(socket, "/run/davit/davit.sock") {
+		if sameSocket(socket, endpoint.Davit) {
 			r = 2
 		}
 		if sameSocket(socket, named) {
@@ -365,10 +343,10 @@ func (f *facts) readDavit() davit {
 	d := davit{running: f.chooseDavitd()}
 	var args []string
 	if d.running != nil {
-		args = d.running.args[1:]
+		args = d.running.Args[1:]
 	}
 	if d.running != nil {
-		exe, _ := os.Readlink(f.at(d.running.proc("exe"))) // root's to see
+		exe, _ := os.Readlink(f.at(d.running.Path("exe"))) // root's to see
 		d.program = strings.TrimSuffix(exe, " (deleted)")
 	}
 	if d.program == "" || !f.exists(d.program) {

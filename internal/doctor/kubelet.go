@@ -8,6 +8,8 @@ import (
 	"path"
 	"strings"
 	"syscall"
+
+	"github.com/davit-runtime/davit/internal/endpoint"
 )
 
 var kubeletChecks = []Check{
@@ -114,7 +116,7 @@ func checkKubeletEndpoint(l *look) {
 // setEndpoint is how to set the kubelet's runtime, where kubeadm wrote it too.
 func (l *look) setEndpoint(socket string) string {
 	if socket == "" {
-		socket = "/run/davit/davit.sock"
+		socket = endpoint.Davit
 	}
 	const flags = "/var/lib/kubelet/kubeadm-flags.env"
 	fix := l.setKubelet("containerRuntimeEndpoint", "unix://"+socket)

@@ -114,7 +114,7 @@ func connect(ctx context.Context, socket string) error {
 }
 
 func runProgram(ctx context.Context, env []string, program string, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, askLimit)
+	ctx, cancel := context.WithTimeout(ctx, runLimit)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Env = append(os.Environ(), env...)
@@ -132,7 +132,7 @@ func runProgram(ctx context.Context, env []string, program string, args ...strin
 }
 
 // errSlow is Run's error when a program takes too long; that may be the load.
-var errSlow = fmt.Errorf("no answer within %v", askLimit)
+var errSlow = fmt.Errorf("no answer within %v", runLimit)
 
 // An Exit is a program's own error: it ran, and said this.
 type Exit struct{ Text string }

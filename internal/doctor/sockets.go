@@ -21,7 +21,7 @@ var socketChecks = []Check{
 		{"socket-open-to-all", Error, "every user may connect to the socket, and so become root"},
 	}},
 	{Name: "cri", What: "what the runtime answers, and in which versions of the CRI", run: checkCRI, Faults: []Fault{
-		{"cri-hangs", Error, "the runtime accepts, and then does not answer within two seconds"},
+		{"cri-hangs", Error, "the runtime accepts, and then does not answer within three seconds"},
 		{"cri-off", Error, "the program at the socket serves no CRI, as containerd with disabled_plugins = [\"cri\"]"},
 		{"cri-v1-missing", Error, "the runtime serves v1alpha2 only, and kubelets since 1.26 speak v1"},
 		{"cri-v1alpha2-missing", Error, "the runtime serves v1 only, and kubelets before 1.23 speak v1alpha2"},

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -19,12 +20,12 @@ import (
 
 var storeChecks = []Check{
 	{Name: "records", What: "davit's records, and what is left of pods without one", run: checkRecords, Faults: []Fault{
-		{"records-set-aside", Warning, "davitd found records damaged, and moved them aside"},
+		{"records-set-aside", Warning, "davitd found records or other files of its own damaged, and moved them aside"},
 		{"leftover-state", Warning, "the state directory has a pod or container that no record names"},
 	}},
 	{Name: "image-store", What: "davit's image database", run: checkImageStore, Faults: []Fault{
 		{"image-store-damaged", Error, "the image database is no database: davitd will set it aside and pull all images again"},
-		{"image-store-set-aside", Warning, "davitd found the image database damaged, and began with an empty one"},
+		{"image-store-set-aside", Warning, "davitd found the image database damaged or gone, and began with an empty one"},
 	}},
 	{Name: "streaming-certificate", What: "the certificate of exec, attach and port-forward", run: checkCertificate, Faults: []Fault{
 		{"streaming-certificate-unusable", Error, "certificate or key of streaming.tls_cert_file cannot be read or do not belong together"},
@@ -52,9 +53,9 @@ func checkRecords(l *look) {
 		l.skip("%s: %v", d.Root, plain(err))
 		return
 	}
-	if aside := l.glob(d.Root + "/damaged/*.json"); len(aside) > 0 {
-		l.fault("records-set-aside", fmt.Sprintf("ls -l %[1]s/damaged; rm -r %[1]s/damaged   # once you have looked; what the pods held is released already", d.Root),
-			"%d records were damaged, as %s", len(aside), aside[0])
+	if aside := slices.DeleteFunc(l.glob(d.Root+"/damaged/*"), ofImages); len(aside) > 0 {
+		l.fault("records-set-aside", fmt.Sprintf("ls -l %[1]s/damaged; rm -r %[1]s/damaged   # once you have looked; what runs goes on by copies, what the rest held is released", d.Root),
+			"%d files of davitd's were damaged, as %s", len(aside), aside[0])
 	}
 	var left []string
 	for _, kind := range []string{"pods", "containers"} {
@@ -66,15 +67,23 @@ func checkRecords(l *look) {
 		}
 	}
 	if left != nil {
-		l.fault("leftover-state", "systemctl restart davitd   # it releases what no record names; containers run on", "%d have no record, as %s", len(left), left[0])
+		l.fault("leftover-state", "systemctl restart davitd   # what runs gets its record back, the rest is released; containers run on", "%d have no record, as %s", len(left), left[0])
 	}
 	l.okay("%d pods, %d containers", len(l.glob(d.Root+"/pods/*/record.json")), len(l.glob(d.Root+"/containers/*/record.json")))
 }
 
+// imageDatabase is the name of the image database, in images below the root, and
+// of one that was set aside; with .gone behind it, of the note that it was lost.
+const imageDatabase = "images.db"
+
+// ofImages reports whether a file that was set aside is the image store's.
+func ofImages(aside string) bool { return strings.HasPrefix(filepath.Base(aside), imageDatabase) }
+
 func checkImageStore(l *look) {
-	path := l.davit().Root + "/images/images.db"
-	if aside := l.glob(path + ".damaged-*"); len(aside) > 0 {
-		l.fault("image-store-set-aside", "rm "+path+".damaged-*   # images are pulled again when pods need them", "the database was damaged: %s", aside[0])
+	root := l.davit().Root
+	path := filepath.Join(root, "images", imageDatabase)
+	if aside := l.glob(filepath.Join(root, "damaged", imageDatabase+"*")); len(aside) > 0 {
+		l.fault("image-store-set-aside", "rm "+strings.Join(aside, " ")+"   # images are pulled again when pods need them", "the database was damaged or lost: %s", aside[0])
 	}
 	file, err := os.Open(l.at(path))
 	switch {

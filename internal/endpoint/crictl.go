@@ -1,6 +1,7 @@
 package endpoint
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -57,18 +58,14 @@ func ReadCrictl(root, named string) (Crictl, error) {
 	return c, c.parse(data)
 }
 
-// yamlPlace is how the YAML library begins its errors.
-var yamlPlace = regexp.MustCompile(`^yaml: (?:line (\d+): )?`)
+// yamlPlace is how the YAML library begins its errors. Its lines are often
+// wrong by one.
+var yamlPlace = regexp.MustCompile(`^yaml: (?:line \d+: )?`)
 
 func (c *Crictl) parse(data []byte) error {
 	var doc yaml.Node
 	if err := yaml.Unmarshal(data, &doc); err != nil {
-		at := yamlPlace.FindStringSubmatch(err.Error())
-		line := "1"
-		if len(at) > 1 && at[1] != "" {
-			line = at[1]
-		}
-		return fmt.Errorf("%s:%s: not YAML: %s", c.File, line, yamlPlace.ReplaceAllString(err.Error(), ""))
+		return fmt.Errorf("%s:%d: not YAML: %s", c.File, badLine(data), yamlPlace.ReplaceAllString(err.Error(), ""))
 	}
 	if len(doc.Content) == 0 {
 		return nil // empty
@@ -104,6 +101,18 @@ func (c *Crictl) parse(data []byte) error {
 		}
 	}
 	return nil
+}
+
+// badLine returns the first line with which data is no YAML any more.
+func badLine(data []byte) int {
+	end, number := 0, 0
+	for line := range bytes.Lines(data) {
+		end, number = end+len(line), number+1
+		if yaml.Unmarshal(data[:end], new(yaml.Node)) != nil {
+			break
+		}
+	}
+	return number
 }
 
 // place is told where c does not name the runtime.

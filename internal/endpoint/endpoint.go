@@ -79,16 +79,16 @@ func (e *NotFoundError) Error() string {
 // An AmbiguousError says that several runtimes serve their usual sockets, and
 // nobody said which is meant.
 type AmbiguousError struct {
-	Sockets []Setting // at least two
+	Sockets []Socket // at least two
 }
 
 func (e *AmbiguousError) Error() string {
 	var all []string
 	for _, s := range e.Sockets {
-		all = append(all, s.From+" "+s.Address)
+		all = append(all, s.Runtime+" at "+s.Setting().Address)
 	}
 	return fmt.Sprintf("several container runtimes answer: %s; choose one by %s or %s, or for good by a line in %s: runtime-endpoint: %s",
-		strings.Join(all, ", "), Flag, Env, crictlFile, e.Sockets[0].Address)
+		strings.Join(all, ", "), Flag, Env, crictlFile, e.Sockets[0].Setting().Address)
 }
 
 // Find returns the runtime that is meant. It returns an error that names its
@@ -124,9 +124,9 @@ func (s Search) Find(ctx context.Context) (Found, error) {
 		places = append(places, c.place())
 	}
 	if found.Runtime.Address == "" {
-		k := kubelet.Find(s.Root)
-		take(ofKubelet(k))
-		places = append(places, kubeletPlace(k))
+		runtime, images, place := s.kubelet()
+		take(runtime, images)
+		places = append(places, place)
 	}
 	if found.Runtime.Address == "" {
 		at, err := s.usual(ctx, places)
@@ -176,29 +176,26 @@ func (f Found) parsed() (Found, error) {
 	return f, nil
 }
 
-// ofKubelet returns what k is set to; empty where it is not. k may be nil.
-func ofKubelet(k *kubelet.Config) (runtime, image Setting) {
+// kubelet returns what the node's kubelet is set to; empty where it is not,
+// and place says why.
+func (s Search) kubelet() (runtime, images Setting, place Place) {
+	place.Where = "the kubelet"
+	k := kubelet.Find(s.Root)
 	if k == nil {
-		return Setting{}, Setting{}
+		place.What = "none is set up here"
+		return runtime, images, place
 	}
 	if v, ok := k.Endpoint(); ok {
 		runtime = Setting{v.Text, v.From}
 	}
 	if v, ok := k.ImageEndpoint(); ok {
-		image = Setting{v.Text, v.From}
+		images = Setting{v.Text, v.From}
 	}
-	return runtime, image
-}
-
-func kubeletPlace(k *kubelet.Config) Place {
-	p := Place{Where: "the kubelet"}
 	switch {
-	case k == nil:
-		p.What = "none is set up here"
 	case len(k.Faults) > 0:
-		p.What = strings.ReplaceAll(errors.Join(k.Faults...).Error(), "\n", "; ")
+		place.What = strings.ReplaceAll(errors.Join(k.Faults...).Error(), "\n", "; ")
 	default:
-		p.What = "is set to no endpoint: " + cmp.Or(strings.Join(k.Files, ", "), "flags only")
+		place.What = "is set to no endpoint: " + cmp.Or(strings.Join(k.Files, ", "), "flags only")
 	}
-	return p
+	return runtime, images, place
 }

@@ -3,10 +3,12 @@ package endpoint_test
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -139,6 +141,7 @@ func TestFind(t *testing.T) {
 		{name: "an empty endpoint", node: node{files: with(without(process), crictl, "runtime-endpoint: \"\"\ntimeout:\n")}, want: "unix://" + davit + " (davit's usual socket)"},
 		{name: "a kubelet without an endpoint", node: node{files: with(without(crictl), process, kubelet("--v=2"))}, want: "unix://" + davit + " (davit's usual socket)"},
 		{name: "a kubelet whose file is broken", node: node{files: with(without(crictl), process, kubelet("--config=/k.yaml"), "/k.yaml", "\t")}, want: "unix://" + davit + " (davit's usual socket)"},
+		{name: "a kubelet with mounts of its own", node: node{files: with(without(crictl), "/proc/self/ns/mnt", "->mnt:[1]", "/proc/77/ns/mnt", "->mnt:[2]")}, want: "unix://" + davit + " (davit's usual socket)"},
 		{name: "a stale socket", node: node{files: map[string]string{davit: stale, containerd: v1}}, want: "unix://" + containerd + " (containerd's usual socket)"},
 		{name: "a file", node: node{files: map[string]string{davit: "no socket", containerd: v1}}, want: "unix://" + containerd + " (containerd's usual socket)"},
 
@@ -151,7 +154,7 @@ func TestFind(t *testing.T) {
 		{name: "the kubelet's images", node: node{files: with(without(crictl), process, kubelet("--container-runtime-endpoint /k.sock --image-service-endpoint /i.sock"))}, want: "unix:///k.sock (the running kubelet's flag --container-runtime-endpoint)", images: "unix:///i.sock (the running kubelet's flag --image-service-endpoint)"},
 
 		// Several.
-		{name: "two", node: node{files: map[string]string{containerd: v1, crio: v1}}, want: `^several container runtimes answer: containerd's usual socket unix://` + containerd + `, CRI-O's usual socket unix://` + crio +
+		{name: "two", node: node{files: map[string]string{containerd: v1, crio: v1}}, want: `^several container runtimes answer: containerd at unix://` + containerd + `, CRI-O at unix://` + crio +
 			`; choose one by --endpoint or CONTAINER_RUNTIME_ENDPOINT, or for good by a line in /etc/crictl.yaml: runtime-endpoint: unix://` + containerd + `$`},
 		{name: "Docker's containerd", node: node{files: map[string]string{davit: v1, containerd: noCRI}}, want: "unix://" + davit + " (davit's usual socket)"},
 		{name: "nobody has the CRI", node: node{files: map[string]string{davit: noCRI, containerd: noCRI}}, want: `(?s)no container runtime was found.*` + containerd + ` +the program there serves no CRI\n`},
@@ -164,6 +167,7 @@ func TestFind(t *testing.T) {
 		{name: "a relative path of images", node: node{files: all, image: "a.sock"}, want: `^--image-endpoint: endpoint a.sock: the path is relative`},
 		{name: "a relative path in crictl's", node: node{files: with(without(), crictl, "debug: false\nruntime-endpoint: unix://run/a.sock\n")}, want: `^/etc/crictl.yaml:2: endpoint unix://run/a.sock: the path is relative`},
 		{name: "no YAML", node: node{files: with(without(), crictl, "runtime-endpoint: unix:///a\n\ttimeout: 2\n")}, want: `^/etc/crictl.yaml:2: not YAML: `},
+		{name: "no YAML, as the library counts", node: node{files: with(without(), crictl, "debug: false\nruntime-endpoint: [a\n")}, want: `^/etc/crictl.yaml:2: not YAML: did not find expected ',' or ']'$`},
 		{name: "a text", node: node{files: with(without(), crictl, "unix:///run/a.sock\n")}, want: `^/etc/crictl.yaml:1: not a list of settings such as runtime-endpoint: `},
 		{name: "a list", node: node{files: with(without(), crictl, "runtime-endpoint:\n- unix:///a\n")}, want: `^/etc/crictl.yaml:1: runtime-endpoint is not one text`},
 		{name: "a timeout with a unit", node: node{files: with(without(), crictl, "runtime-endpoint: /a\ntimeout: 2s\n")}, want: `^/etc/crictl.yaml:2: timeout is "2s"; it is a number of seconds$`},
@@ -236,5 +240,44 @@ start one, or name its socket by --endpoint`
 	}
 	if _, err := n.find(t, root); err == nil || !strings.Contains(err.Error(), "is set to no endpoint: flags only") {
 		t.Errorf("found %v", err)
+	}
+}
+
+// What this user may not see is told as such, and is not passed over where it
+// may say which runtime is meant.
+func TestForbidden(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+	n := node{files: map[string]string{crictl: "timeout: 2\n", davit: v1, process: kubelet("--config=/k.yaml"), "/k.yaml": kind}}
+	root := n.lay(t)
+	for name, mode := range map[string]os.FileMode{"": 0o755, crictl: 0o600, "/k.yaml": 0o600, davit: 0o600} {
+		if err := os.Chmod(filepath.Join(root, name), mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	asNobody := func() (err error) {
+		done := make(chan bool)
+		go func() {
+			defer close(done)
+			runtime.LockOSThread() // and never unlocked: the thread ends with its user
+			if err = unix.Setfsuid(65534); err == nil {
+				_, err = n.find(t, root)
+			}
+		}()
+		<-done
+		return err
+	}
+	if err := asNobody(); !errors.Is(err, fs.ErrPermission) || err.Error() != "/etc/crictl.yaml: permission denied" {
+		t.Errorf("found %v", err)
+	}
+	if err := os.Remove(filepath.Join(root, crictl)); err != nil {
+		t.Fatal(err)
+	}
+	err := asNobody()
+	for _, says := range []string{`the kubelet +/k.yaml: permission denied\n`, davit + ` +permission denied\n`, `by --endpoint; as root more can be seen$`} {
+		if err == nil || !regexp.MustCompile(says).MatchString(err.Error()) {
+			t.Errorf("found %v, want %q", err, says)
+		}
 	}
 }

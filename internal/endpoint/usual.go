@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -57,34 +58,50 @@ func (s Search) usual(ctx context.Context, places []Place) (Setting, error) {
 			continue
 		}
 		if info, err := os.Stat(path); err == nil {
-			if sameAsOne(files, info) {
-				continue // by another name
+			if slices.ContainsFunc(files, func(f os.FileInfo) bool { return os.SameFile(f, info) }) {
+				continue // the same by another name
 			}
 			files = append(files, info)
 		}
 		answering = append(answering, socket)
 	}
 	if len(answering) > 1 {
-		for i, serves := range s.serve(ctx, answering) {
-			if !serves {
-				none.Places = append(none.Places, Place{answering[i].Path, "the program there serves no CRI"})
-				answering[i].Path = ""
-			}
-		}
+		answering = s.ofRuntimes(ctx, answering, none)
 	}
-	var all []Setting
-	for _, socket := range answering {
-		if socket.Path != "" {
-			all = append(all, socket.Setting())
-		}
-	}
-	switch len(all) {
+	switch len(answering) {
 	case 0:
 		return Setting{}, none
 	case 1:
-		return all[0], nil
+		return answering[0].Setting(), nil
 	}
-	return Setting{}, &AmbiguousError{all}
+	return Setting{}, &AmbiguousError{answering}
+}
+
+// ofRuntimes returns those of sockets whose programs may serve the CRI: all but
+// those that say they do not, as Docker's containerd. none is told of these.
+func (s Search) ofRuntimes(ctx context.Context, sockets []Socket, none *NotFoundError) []Socket {
+	ctx, cancel := context.WithTimeout(ctx, probeLimit)
+	defer cancel()
+	without := make([]bool, len(sockets))
+	var all sync.WaitGroup
+	for i, socket := range sockets {
+		all.Go(func() {
+			r, err := criclient.Probe(ctx, filepath.Join(s.Root, socket.Path))
+			without[i] = err == nil && !slices.ContainsFunc(r.Answers, func(a criclient.Answer) bool {
+				return a.Service == criclient.RuntimeService && !a.Unimplemented()
+			})
+		})
+	}
+	all.Wait()
+	var may []Socket
+	for i, socket := range sockets {
+		if without[i] {
+			none.Places = append(none.Places, Place{socket.Path, "the program there serves no CRI"})
+		} else {
+			may = append(may, socket)
+		}
+	}
+	return may
 }
 
 func problem(err error) string {
@@ -93,35 +110,4 @@ func problem(err error) string {
 		return at.Problem
 	}
 	return err.Error()
-}
-
-func sameAsOne(files []os.FileInfo, info os.FileInfo) bool {
-	for _, f := range files {
-		if os.SameFile(f, info) {
-			return true
-		}
-	}
-	return false
-}
-
-// serve reports which sockets' programs may serve the CRI: all but those that
-// say they do not, as Docker's containerd.
-func (s Search) serve(ctx context.Context, sockets []Socket) []bool {
-	ctx, cancel := context.WithTimeout(ctx, probeLimit)
-	defer cancel()
-	may := make([]bool, len(sockets))
-	var all sync.WaitGroup
-	for i, socket := range sockets {
-		all.Go(func() {
-			r, err := criclient.Probe(ctx, filepath.Join(s.Root, socket.Path))
-			for _, a := range r.Answers {
-				if a.Service == criclient.RuntimeService && !a.Unimplemented() {
-					may[i] = true
-				}
-			}
-			may[i] = may[i] || err != nil
-		})
-	}
-	all.Wait()
-	return may
 }

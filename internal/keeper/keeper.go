@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -163,20 +164,26 @@ func newKeeper(o Options) *Keeper {
 	}
 }
 
-// ofServiceManager are variables that are not meant for the monitor. An OCI
-// runtime would pass some on: crun makes `start` wait for a container's READY=1.
+// ofServiceManager are variables that are meant for the keeper alone, whatever
+// its program. An OCI runtime would pass some on: crun makes `start` wait for a
+// container's READY=1.
 var ofServiceManager = []string{
 	"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "INVOCATION_ID",
 	"JOURNAL_STREAM", "SYSTEMD_EXEC_PID",
 }
 
-// serviceManager clears the environment and returns what tells the service
-// manager how the keeper is, if it has asked. systemd: sd_notify(3).
+// forOthers is the environment of the processes that the keeper starts.
+func forOthers() []string {
+	return slices.DeleteFunc(os.Environ(), func(variable string) bool {
+		name, _, _ := strings.Cut(variable, "=")
+		return slices.Contains(ofServiceManager, name)
+	})
+}
+
+// serviceManager returns what tells the service manager how the keeper is, if
+// it has asked. systemd: sd_notify(3).
 func serviceManager(log *slog.Logger) (tell func(state string)) {
 	address := os.Getenv("NOTIFY_SOCKET")
-	for _, name := range ofServiceManager {
-		_ = os.Unsetenv(name)
-	}
 	return func(state string) {
 		if address == "" {
 			return
@@ -381,7 +388,7 @@ func (k *Keeper) runMonitor(ctx context.Context) (unix.WaitStatus, error) {
 func (k *Keeper) start(path string, args []string, files []*os.File, noted func(pid int)) (<-chan unix.WaitStatus, error) {
 	k.mu.Lock() // so that the reaper cannot see the pid before we do
 	defer k.mu.Unlock()
-	process, err := os.StartProcess(path, args, &os.ProcAttr{Dir: "/", Files: files})
+	process, err := os.StartProcess(path, args, &os.ProcAttr{Dir: "/", Env: forOthers(), Files: files})
 	if err != nil {
 		return nil, err
 	}

@@ -50,14 +50,16 @@ type Value struct {
 // set up here.
 func Find(root string) *Config {
 	c := &Config{Dir: "/var/lib/kubelet", flags: map[string]Value{}, file: map[string]any{}, from: map[string]string{}}
-	p, running := process(root)
+	p, k3s, running := process(root)
+	if running {
+		c.Pid = p.Pid
+		c.Program, _ = os.Readlink(filepath.Join(root, p.Path("exe"))) // root's to see
+	}
 	switch {
-	case running && p.k3s:
-		c.Pid, c.Program = p.pid, p.program
+	case k3s:
 		c.takeK3s(root)
 	case running:
-		c.Pid, c.Program = p.pid, p.program
-		c.takeFlags(p.args, "the running kubelet's flag")
+		c.takeFlags(p.Args[1:], "the running kubelet's flag")
 	case !c.takeEnvironment(root):
 		return nil
 	}

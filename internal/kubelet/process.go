@@ -4,103 +4,29 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
-	"strconv"
 	"strings"
 
 	"sigs.k8s.io/yaml"
+
+	"github.com/davit-runtime/davit/internal/proc"
 )
 
-// A proc is the process that is the node's kubelet.
-type proc struct {
-	pid     int
-	program string
-	args    []string
-	k3s     bool
-	apart   bool // in a mount namespace of its own
-}
-
-// process finds the kubelet that runs on the node. One in a PID namespace of
-// its own belongs to another node, as those of kind do.
-func process(root string) (proc, bool) {
-	dirs, _ := filepath.Glob(filepath.Join(root, "proc/[0-9]*"))
-	var found []proc
-	for _, dir := range dirs {
-		data, err := os.ReadFile(filepath.Join(dir, "cmdline"))
-		if err != nil || len(data) == 0 {
-			continue
-		}
-		args := strings.Split(strings.TrimSuffix(string(data), "\x00"), "\x00")
-		p := proc{args: args[1:]}
-		switch name := filepath.Base(args[0]); {
-		case name == "kubelet":
-		case name == "hyperkube" && len(p.args) > 0 && p.args[0] == "kubelet":
-		case (name == "k3s" || strings.HasPrefix(name, "k3s ")) && isK3s(args):
-			p.k3s = true
-		default:
-			continue
-		}
-		if status := filepath.Join(dir, "status"); nested(status) || !Trusted(status) {
-			continue
-		}
-		p.pid, _ = strconv.Atoi(filepath.Base(dir))
-		p.apart = apart(root, dir)
-		if !p.apart { // else the path is one of that namespace
-			p.program, _ = os.Readlink(filepath.Join(dir, "exe")) // root's to see
-		}
-		found = append(found, p)
-	}
-	if len(found) == 0 {
-		return proc{}, false
-	}
-	slices.SortFunc(found, func(a, b proc) int {
-		if a.apart != b.apart {
-			return map[bool]int{false: -1, true: 1}[a.apart] // what it mounts and reads is perhaps not what is seen here
-		}
-		return a.pid - b.pid
+// process returns the node's kubelet, or the k3s that it is in.
+func process(root string) (p proc.Process, k3s, running bool) {
+	found := proc.Find(root, func(p proc.Process) bool {
+		return p.Name() == "kubelet" || p.Name() == "hyperkube" && len(p.Args) > 1 && p.Args[1] == "kubelet" || isK3s(p)
 	})
-	return found[0], true
-}
-
-// Trusted reports, by its status file in /proc, whether a process is root's or
-// the caller's own: of the name that anybody may give to a process nothing
-// follows. kernel: proc_pid_status(5), Uid.
-func Trusted(status string) bool {
-	data, _ := os.ReadFile(status)
-	for line := range strings.Lines(string(data)) {
-		if ids, ok := strings.CutPrefix(line, "Uid:"); ok {
-			f := strings.Fields(ids)
-			return len(f) > 1 && (f[1] == "0" || f[1] == strconv.Itoa(os.Getuid()))
-		}
+	if len(found) == 0 {
+		return p, false, false
 	}
-	return true
-}
-
-// apart reports whether a process is in another mount namespace; false where
-// that cannot be seen.
-func apart(root, dir string) bool {
-	ours, err := os.Readlink(filepath.Join(root, "proc/self/ns/mnt"))
-	its, itsErr := os.Readlink(filepath.Join(dir, "ns/mnt"))
-	return err == nil && itsErr == nil && ours != its
+	return found[0], isK3s(found[0]), true
 }
 
 // isK3s reports whether this is k3s itself. It hides its flags, which may be
 // secrets, by writing "k3s server" over them.
-func isK3s(args []string) bool {
-	all := strings.Fields(strings.Join(args, " "))
-	return len(all) > 1 && (all[1] == "server" || all[1] == "agent")
-}
-
-// nested reports whether a process has a PID in more than one namespace.
-// kernel: proc_pid_status(5), NSpid.
-func nested(status string) bool {
-	data, _ := os.ReadFile(status)
-	for line := range strings.Lines(string(data)) {
-		if pids, ok := strings.CutPrefix(line, "NSpid:"); ok {
-			return len(strings.Fields(pids)) > 1
-		}
-	}
-	return false
+func isK3s(p proc.Process) bool {
+	all := strings.Fields(strings.Join(p.Args, " "))
+	return (p.Name() == "k3s" || strings.HasPrefix(p.Name(), "k3s ")) && len(all) > 1 && (all[1] == "server" || all[1] == "agent")
 }
 
 // What k3s uses unless told otherwise, and where it is told.

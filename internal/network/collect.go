@@ -52,7 +52,7 @@ func (n *Network) Collect(ctx context.Context, live []Attached) error {
 func (n *Network) restoreLeases(ctx context.Context, live []Attached) (errs []error) {
 	for _, p := range live {
 		if p.Driver == "" || n.leases.get(p.ID) != nil {
-			continue // it was never connected, or is well
+			continue // it is not connected for sure, or is well
 		}
 		p.Ports, _ = checkPorts(p.Ports) // as without an error by Attach
 		l := newLease(p.Pod, p.Driver)

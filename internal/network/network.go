@@ -43,7 +43,7 @@ type Result struct {
 	Raw       json.RawMessage // the CNI result, or the built-in network's in the same form
 }
 
-// Attached is a pod that Attach has connected, and how.
+// Attached is a pod that Attach has connected, and how; an empty result: perhaps.
 type Attached struct {
 	Pod
 	Result

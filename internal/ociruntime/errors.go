@@ -74,7 +74,8 @@ func (r Runtime) Classify(command string, err error, message string) error {
 // and then runc cannot read any more that the kernel killed that for want of
 // memory, which is what it says elsewhere.
 func lostCgroup(message string) bool {
-	return strings.Contains(message, "setting cgroup config") && strings.Contains(message, "no such file or directory")
+	return strings.Contains(message, "setting cgroup config") &&
+		(strings.Contains(message, "no such file or directory") || strings.Contains(message, "cannot get dir FD for "))
 }
 
 // kindOf classifies the texts of crun 1.x and runc 1.x.

@@ -49,7 +49,7 @@ func TestErrors(t *testing.T) {
 		{"", "OOM: the memory limit could be too low: read from sync socket: Connection reset by peer", "memory", fault.Invalid},
 		{"", "unable to set memory limit to 4096 (current usage: 2355200, peak usage: 2748416)", "4096", fault.Invalid},
 		{"", "error setting cgroup config for procHooks process: openat2 /sys/fs/cgroup/davit.slice/davit-0.scope/cgroup.controllers: no such file or directory", "memory limit", fault.Invalid},
-		{"", "error setting cgroup config for procHooks process: cannot get dir FD: openat2 /sys/fs/cgroup/davit.slice/davit-0.scope: no such file or directory", "memory limit", fault.Invalid},
+		{"", "error setting cgroup config for procHooks process: cannot get dir FD for /sys/fs/cgroup/davit.slice/davit-0.scope", "memory limit", fault.Invalid},
 		{"", "error setting cgroup config for procHooks process: permission denied", "permission", fault.Internal},
 		{"", "open executable: Operation not permitted", "executable", fault.Invalid},
 		{"", "clone: Resource temporarily unavailable", "clone", fault.Exhausted},

@@ -339,9 +339,15 @@ func (p *Pods) collectNetwork(ctx context.Context) {
 	defer cancel()
 	var live []network.Attached
 	for _, pod := range p.pods {
-		if s := pod.state.Load(); slices.Contains(s.Held, "network") {
-			live = append(live, network.Attached{Pod: p.networkPod(s), Result: s.Network})
+		s := pod.state.Load()
+		if !slices.Contains(s.Held, "network") {
+			continue
 		}
+		a := network.Attached{Pod: p.networkPod(s)}
+		if s.State == Ready { // else it may have given back what it had
+			a.Result = s.Network
+		}
+		live = append(live, a)
 	}
 	if err := p.opt.Network.Collect(ctx, live); err != nil {
 		p.log.Warn("collect what the network holds for pods that are gone", "error", err)

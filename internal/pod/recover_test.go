@@ -240,6 +240,35 @@ func TestDamagedRecords(t *testing.T) {
 	})
 }
 
+// The network is told how pods are connected that are ready; of one that is being
+// stopped nobody knows what it has given back, and others may have by now.
+func TestCollectIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode(t)
+		d := n.open()
+		ready, _ := n.run(d, "ready", private)
+		stopping, _ := n.run(d, "stopping", private)
+		n.set(func() { n.fail["Network.Detach"] = errInjected })
+		if err := d.Stop(t.Context(), stopping); err == nil {
+			t.Error("stopped")
+		}
+		d.stop()
+		n.set(func() { delete(n.fail, "Network.Detach") })
+		d = n.open()
+		drivers := map[string]string{}
+		for _, a := range n.live {
+			drivers[a.ID] = a.Driver
+		}
+		if len(drivers) != 2 || drivers[ready] != "fake" || drivers[stopping] != "" {
+			t.Errorf("told %v", drivers)
+		}
+		must(t, d.Remove(t.Context(), ready))
+		must(t, d.Remove(t.Context(), stopping))
+		d.stop()
+		n.clean()
+	})
+}
+
 // The holder dies: the pod is not ready any more, and can be stopped.
 func TestHolderDies(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

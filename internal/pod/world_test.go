@@ -67,6 +67,7 @@ type world struct {
 	score   map[string]int64 // oom_score_adj, by container
 	signals []int
 	exec    monitor.Exec
+	live    []network.Attached // of the last Collect
 }
 
 var errInjected = errors.New("injected")
@@ -219,6 +220,7 @@ func (f fakeNetwork) Check(ctx context.Context, _ network.Pod) error {
 
 func (f fakeNetwork) Collect(ctx context.Context, live []network.Attached) error {
 	return f.call(ctx, "Network.Collect", func() error {
+		f.live = live
 		for thing := range f.have {
 			if id, ok := strings.CutPrefix(thing, "network "); ok && !slices.ContainsFunc(live, func(p network.Attached) bool { return p.ID == id }) {
 				delete(f.have, thing)

@@ -142,6 +142,10 @@ func (s *session) prepare() error {
 		return fmt.Errorf("version of %s: %w", *endpoint, err)
 	}
 	foreign = v.RuntimeName != "davit"
+	// What davitd tries out in containers, once, is done when it says what it can do.
+	if _, err := w.c.RuntimeServiceClient.Status(ctx, &runtimeapi.StatusRequest{}); err != nil {
+		return fmt.Errorf("status of %s: %w", *endpoint, err)
+	}
 	if w.d == nil {
 		w.group = "/" + w.own
 		if c, err := w.c.RuntimeConfig(ctx, &runtimeapi.RuntimeConfigRequest{}); err == nil && c.Linux.GetCgroupDriver() == runtimeapi.CgroupDriver_SYSTEMD {
@@ -315,7 +319,7 @@ func (w *world) residue() []string {
 		for _, pattern := range []string{"pods/*", "containers/*", "exits/*", "images/rootfs/*"} {
 			for _, dir := range []string{w.d.Root, w.d.State} {
 				have = append(have, slices.DeleteFunc(glob(filepath.Join(dir, pattern)), func(path string) bool {
-					return len(filepath.Base(path)) != 64 // davit's own throwaways have other names
+					return len(filepath.Base(path)) != 64
 				})...)
 			}
 		}

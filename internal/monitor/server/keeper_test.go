@@ -110,6 +110,14 @@ func TestStandby(t *testing.T) {
 	must(t, unix.Kill(first, unix.SIGKILL))
 	hears("keeps " + n.state)
 	await(t, "next monitor", func() bool { now := n.process("serve"); return now != 0 && now != serve })
+	n.replace(n.another("other"))
+	hears("keeps " + n.state) // of the program that it is by now
+	await(t, "next monitor", func() bool { return n.process("serve") != 0 })
+	environment, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", n.process("serve")))
+	must(t, err)
+	if strings.Contains(string(environment), "NOTIFY_SOCKET") {
+		t.Error("the monitor, and so containers, would speak to the service manager")
+	}
 	must(t, unix.Kill(pid, unix.SIGUSR1))
 	if exit := n.exit(c.ID); exit.Code != 9 && exit.Code != 255 {
 		t.Errorf("exit %+v", exit)

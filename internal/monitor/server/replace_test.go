@@ -67,7 +67,7 @@ i=0; while [ ! -e /tmp/stop ]; do echo "line $i"; printf "part $i "; echo end; i
 	await(t, "answer", a.out.has("got 0"))
 	count := descriptors(keeper)
 
-	replacements := rounds(24)
+	replacements := rounds(16)
 	lives := make(chan int)
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() { // those that end meanwhile
@@ -229,7 +229,7 @@ func TestKillsAroundReplace(t *testing.T) {
 	n.replace(other)
 	took := time.Since(begun)
 	outcomes := map[string]int{}
-	for range rounds(16) {
+	for range rounds(8) {
 		brief := n.container("crun", "sh", "-c", "trap 'exit 4' USR1; echo ready; while :; do sleep 0.05; done")
 		briefPid := n.run(brief)
 		await(t, "ready", func() bool { data, _ := os.ReadFile(brief.LogPath); return strings.Contains(string(data), "ready") })
@@ -240,7 +240,7 @@ func TestKillsAroundReplace(t *testing.T) {
 			outcomes[fmt.Sprintf("replaced %v, error %v", replaced, err)]++
 		})
 		both.Go(func() {
-			time.Sleep(rand.N(2 * took))
+			time.Sleep(rand.N(took))
 			_ = unix.Kill(keeper, unix.SIGKILL)
 		})
 		both.Go(func() { _ = unix.Kill(briefPid, unix.SIGUSR1) })
