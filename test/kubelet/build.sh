@@ -8,9 +8,9 @@
 #
 # The first time, kubelets take ten minutes each on two cores, and Go's build cache 8 GB; after that, seconds.
 set -euo pipefail
-cd "$(dirname "$0")"
 mkdir -p "$1"
 out=$(cd "$1" && pwd)
+cd "$(dirname "$0")"
 revision=${2:-}
 
 # GOENV=off: settings of `go env -w` may be unknown to an old toolchain. -X: what a kubelet says that it is.

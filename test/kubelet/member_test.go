@@ -213,7 +213,7 @@ func defaults(p *corev1.Pod) {
 			if probe == nil {
 				continue
 			}
-			probe.TimeoutSeconds, probe.SuccessThreshold, probe.FailureThreshold = 1, 1, 3
+			probe.SuccessThreshold, probe.FailureThreshold = 1, 3
 			if probe.HTTPGet != nil {
 				probe.HTTPGet.Scheme = corev1.URISchemeHTTP
 			}

@@ -71,7 +71,7 @@ func execs(t *testing.T, d *cristream.Dialer) {
 	out.Reset()
 	sizes := make(chan cristream.Size, 1)
 	sizes <- cristream.Size{Width: 123, Height: 45}
-	err = d.Exec(ctx, at("exec", "shell", url.Values{"command": {"sh", "-c", "while test \"$(stty size)\" != '45 123'; do usleep 50000; done; echo resized"}, "output": {"1"}, "tty": {"1"}}),
+	err = d.Exec(ctx, at("exec", "shell", url.Values{"command": {"sh", "-c", "while test \"$(stty size 2> /dev/null)\" != '45 123'; do usleep 50000; done; echo resized"}, "output": {"1"}, "tty": {"1"}}),
 		cristream.Streams{Stdout: &out, TTY: true, Resize: sizes})
 	if err != nil || strings.TrimSpace(out.String()) != "resized" {
 		t.Errorf("with a terminal exec wrote %q: %v", out.String(), err)

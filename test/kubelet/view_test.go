@@ -30,6 +30,7 @@ func (n *node) manifest(name string) *corev1.Pod {
 		n.t.Fatalf("%s: %v", name, err)
 	}
 	p.Namespace = "default"
+	stretch(p)
 	for _, list := range [][]corev1.Container{p.Spec.InitContainers, p.Spec.Containers} {
 		for i := range list {
 			list[i].Image = n.runtime.images[list[i].Image]
@@ -47,6 +48,25 @@ func (n *node) manifest(name string) *corev1.Pod {
 		}
 	}
 	return p
+}
+
+// stretch gives a pod on a slow machine as much more time as that needs: a
+// probe that is not answered within its second would have it restarted.
+func stretch(p *corev1.Pod) {
+	longer := func(seconds *int64) {
+		if seconds != nil {
+			*seconds = int64(float64(*seconds) * *slow)
+		}
+	}
+	longer(p.Spec.ActiveDeadlineSeconds)
+	longer(p.Spec.TerminationGracePeriodSeconds)
+	for _, c := range slices.Concat(p.Spec.InitContainers, p.Spec.Containers) {
+		for _, probe := range []*corev1.Probe{c.StartupProbe, c.ReadinessProbe, c.LivenessProbe} {
+			if probe != nil {
+				probe.TimeoutSeconds = int32(float64(max(1, probe.TimeoutSeconds)) * *slow)
+			}
+		}
+	}
 }
 
 // put gives the kubelet a pod.
