@@ -108,6 +108,11 @@ func firstSize(sizes <-chan Size) Size {
 	case size := <-sizes:
 		return size
 	case <-t.C:
+	}
+	select { // a size that is there counts, however late the look at it
+	case size := <-sizes:
+		return size
+	default:
 		return Size{}
 	}
 }
