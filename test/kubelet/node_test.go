@@ -131,6 +131,9 @@ func cgroupRoot(t *testing.T) string {
 				t.Errorf("cgroup %s is in use", m.Mountpoint+name)
 			}
 		}
+		if name != "/" {
+			removeCgroups("/sys/fs/cgroup/unified" + name) // of the hybrid layout
+		}
 		if name == "/" {
 			removeCgroups("/sys/fs/cgroup/kubepods")
 			if _, err := os.Stat("/sys/fs/cgroup/kubepods.slice"); err == nil {
