@@ -14,37 +14,18 @@ import (
 	"time"
 
 	"github.com/davit-runtime/davit/criclient/cristream"
+	"github.com/davit-runtime/davit/internal/testkit"
 )
 
-// pod serves p on port 80, one connection after another, until the test ends.
+// pod serves p on port 80 until the test ends.
 func pod(t *testing.T, p func(c *net.TCPConn)) func(context.Context, uint16) (net.Conn, error) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var serving sync.WaitGroup
-	serving.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			serving.Go(func() {
-				p(c.(*net.TCPConn))
-				_ = c.Close()
-			})
-		}
-	})
-	t.Cleanup(func() {
-		_ = l.Close()
-		serving.Wait()
-	})
+	address := testkit.Serve(t, p)
 	return func(ctx context.Context, asked uint16) (net.Conn, error) {
 		if asked != 80 {
 			return nil, fmt.Errorf("nothing listens on port %d", asked)
 		}
-		return new(net.Dialer).DialContext(ctx, "tcp", l.Addr().String())
+		return new(net.Dialer).DialContext(ctx, "tcp", address)
 	}
 }
 

@@ -21,33 +21,6 @@ import (
 	"github.com/davit-runtime/davit/internal/testkit"
 )
 
-// watch requires at the test's end that nothing of it is left.
-func watch(t *testing.T) {
-	t.Helper()
-	goroutines, files := runtime.NumGoroutine(), descriptors(t)
-	t.Cleanup(func() {
-		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-			g, f := runtime.NumGoroutine(), descriptors(t)
-			if g <= goroutines && f <= files {
-				return
-			}
-			if time.Now().After(deadline) {
-				buf := make([]byte, 1<<20)
-				t.Fatalf("left: %d goroutines, %d descriptors\n%s", g-goroutines, f-files, buf[:runtime.Stack(buf, true)])
-			}
-		}
-	})
-}
-
-func descriptors(t *testing.T) int {
-	t.Helper()
-	names, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return len(names)
-}
-
 // A command is what a session runs: its streams are those that it was asked for.
 type command struct {
 	stdin, stdout, stderr, tty bool
@@ -109,7 +82,7 @@ var ways = []cristream.Protocol{cristream.Auto, cristream.SPDY}
 func each(t *testing.T, test func(t *testing.T, s *davit, d *cristream.Dialer)) {
 	for _, p := range ways {
 		t.Run(p.String(), func(t *testing.T) {
-			watch(t)
+			testkit.Watch(t)
 			test(t, newDavit(t, stream.Config{}), &cristream.Dialer{Protocol: p})
 		})
 	}

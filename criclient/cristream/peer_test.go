@@ -21,6 +21,7 @@ import (
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 
 	"github.com/davit-runtime/davit/criclient/cristream"
+	"github.com/davit-runtime/davit/internal/testkit"
 )
 
 // An older runtime has the library's handlers only, as containerd and CRI-O:
@@ -89,7 +90,7 @@ func TestOlderRuntime(t *testing.T) {
 		{cristream.Auto, true, 2}, {cristream.Auto, false, 1}, {cristream.SPDY, true, 1}, {cristream.WebSocket, false, 1},
 	} {
 		t.Run(fmt.Sprintf("%v, stdin %v", tt.protocol, tt.stdin), func(t *testing.T) {
-			watch(t)
+			testkit.Watch(t)
 			o := newOlder(t, tt.stdin, "")
 			d := &cristream.Dialer{Protocol: tt.protocol}
 			var out strings.Builder
@@ -103,7 +104,7 @@ func TestOlderRuntime(t *testing.T) {
 		})
 	}
 	t.Run("forward", func(t *testing.T) {
-		watch(t)
+		testkit.Watch(t)
 		o := newOlder(t, true, "")
 		c, err := new(cristream.Dialer).DialPort(t.Context(), func(ctx context.Context) (string, error) {
 			url, err := o.open(ctx)
@@ -136,7 +137,7 @@ func TestOlderRuntime(t *testing.T) {
 
 func TestCredentials(t *testing.T) {
 	for _, p := range ways {
-		watch(t)
+		testkit.Watch(t)
 		o := newOlder(t, false, "Bearer secret")
 		d := &cristream.Dialer{Protocol: p}
 		err := d.Exec(t.Context(), o.open, cristream.Streams{Stdout: io.Discard})
@@ -154,39 +155,20 @@ func TestCredentials(t *testing.T) {
 // unless hold is set, and listens until the client closes the connection.
 func peer(t *testing.T, hold bool, say func(w *bufio.Writer, r *http.Request)) (url string) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var serving sync.WaitGroup
-	serving.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			serving.Go(func() {
-				defer c.Close()
-				from := bufio.NewReader(c)
-				r, err := http.ReadRequest(from)
-				if err != nil {
-					return
-				}
-				w := bufio.NewWriter(c)
-				say(w, r)
-				_ = w.Flush()
-				if !hold {
-					_ = c.(*net.TCPConn).CloseWrite()
-				}
-				_, _ = io.Copy(io.Discard, from)
-			})
+	return "http://" + testkit.Serve(t, func(c *net.TCPConn) {
+		from := bufio.NewReader(c)
+		r, err := http.ReadRequest(from)
+		if err != nil {
+			return
 		}
-	})
-	t.Cleanup(func() {
-		_ = l.Close()
-		serving.Wait()
-	})
-	return "http://" + l.Addr().String() + "/"
+		w := bufio.NewWriter(c)
+		say(w, r)
+		_ = w.Flush()
+		if !hold {
+			_ = c.CloseWrite()
+		}
+		_, _ = io.Copy(io.Discard, from)
+	}) + "/"
 }
 
 // agree is the answer that r asks for.
@@ -254,7 +236,7 @@ func TestBadPeers(t *testing.T) {
 	} {
 		for _, p := range tt.by {
 			t.Run(fmt.Sprintf("%s, %v", tt.name, p), func(t *testing.T) {
-				watch(t)
+				testkit.Watch(t)
 				d := &cristream.Dialer{Protocol: p}
 				open := cristream.At(peer(t, tt.hold, tt.say))
 				result := make(chan error, 1)
@@ -308,7 +290,7 @@ func TestPeerIsSilent(t *testing.T) {
 			"in the session": func(w *bufio.Writer, r *http.Request) { agree(w, r) },
 		} {
 			t.Run(fmt.Sprintf("%v %s", p, name), func(t *testing.T) {
-				watch(t)
+				testkit.Watch(t)
 				reached := make(chan struct{}, 2)
 				d, open := &cristream.Dialer{Protocol: p}, cristream.At(peer(t, true, func(w *bufio.Writer, r *http.Request) {
 					say(w, r)

@@ -15,6 +15,7 @@ import (
 	"github.com/davit-runtime/davit/criclient/cristream"
 	"github.com/davit-runtime/davit/internal/monitor"
 	"github.com/davit-runtime/davit/internal/stream"
+	"github.com/davit-runtime/davit/internal/testkit"
 )
 
 func TestExec(t *testing.T) {
@@ -240,7 +241,7 @@ func TestTLS(t *testing.T) {
 	certFile, keyFile, pool := newCertificate(t)
 	for _, p := range ways {
 		t.Run(p.String(), func(t *testing.T) {
-			watch(t)
+			testkit.Watch(t)
 			s := newDavit(t, stream.Config{CertFile: certFile, KeyFile: keyFile})
 			c := command{stdout: true, run: func(context.Context, monitor.Stream) (int, error) { return 7, nil }}
 			for _, tt := range []struct {

@@ -373,9 +373,10 @@ func (p *Pods) saveRecord(dir string, v any, beside string, lives bool) error {
 	return err
 }
 
-// keepCopy does without where it cannot.
+// keepCopy does without where it cannot, also without the copy of before.
 func (p *Pods) keepCopy(path, spare string) {
 	if err := copyRecord(path, spare); err != nil {
+		_ = os.Remove(spare)
 		p.log.Debug("keep a copy of a record", "record", path, "error", err)
 	}
 }

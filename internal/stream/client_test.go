@@ -5,13 +5,9 @@ import (
 	"encoding/json"
 	"io"
 	"log/slog"
-	"net/http"
-	"os"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"golang.org/x/net/websocket"
 
@@ -22,20 +18,7 @@ import (
 // requires that nothing of it is left.
 func serving(t *testing.T, c Config) *Server {
 	t.Helper()
-	goroutines, files := runtime.NumGoroutine(), descriptors(t)
-	t.Cleanup(func() {
-		http.DefaultClient.CloseIdleConnections()
-		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-			g, f := runtime.NumGoroutine(), descriptors(t)
-			if g <= goroutines && f <= files {
-				return
-			}
-			if time.Now().After(deadline) {
-				buf := make([]byte, 1<<20)
-				t.Fatalf("left: %d goroutines, %d descriptors\n%s", g-goroutines, f-files, buf[:runtime.Stack(buf, true)])
-			}
-		}
-	})
+	testkit.Watch(t)
 	return unwatched(t, c)
 }
 
@@ -57,15 +40,6 @@ func unwatched(t *testing.T, c Config) *Server {
 		}
 	})
 	return s
-}
-
-func descriptors(t *testing.T) int {
-	t.Helper()
-	names, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return len(names)
 }
 
 // A client is one side of an exec or attach session, whatever the protocol.

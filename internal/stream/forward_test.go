@@ -27,32 +27,12 @@ type port func(c *net.TCPConn)
 // program serves p on loopback and returns what connects to it.
 func program(t *testing.T, p port) func(context.Context, uint16) (net.Conn, error) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var serving sync.WaitGroup
-	serving.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			serving.Go(func() {
-				p(c.(*net.TCPConn))
-				_ = c.Close()
-			})
-		}
-	})
-	t.Cleanup(func() {
-		_ = l.Close()
-		serving.Wait()
-	})
+	address := testkit.Serve(t, p)
 	return func(ctx context.Context, asked uint16) (net.Conn, error) {
 		if asked != 80 {
 			return nil, fault.New(fault.Unavailable, "", "nothing listens on port %d of localhost", asked)
 		}
-		return new(net.Dialer).DialContext(ctx, "tcp", l.Addr().String())
+		return new(net.Dialer).DialContext(ctx, "tcp", address)
 	}
 }
 
