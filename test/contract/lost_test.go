@@ -116,11 +116,11 @@ func TestFilesLost(t *testing.T) {
 		for _, damage := range damages {
 			t.Run(which+" "+damage.name, func(t *testing.T) {
 				w := w.within(t)
+				w.d.Kill() // first: what it deletes on the side is no file of its own
 				files := slices.DeleteFunc(w.files(), func(path string) bool { return group(path) != which })
 				if len(files) == 0 {
 					t.Fatal("no such files")
 				}
-				w.d.Kill()
 				for _, file := range files {
 					if err := damage.do(file); err != nil {
 						t.Fatal(err)
