@@ -65,7 +65,7 @@ type packing struct {
 }
 
 func newSpace(out File) *space {
-	s := &space{out: out}
+	s := &space{out: out, sums: make([][sha256.Size]byte, 1)}
 	s.end = blockSize
 	clear(s.bytes(0, blockSize)) // the superblock's, and the root's
 	return s

@@ -1,9 +1,0 @@
-package erofs_test
-
-import (
-	"testing"
-
-	"github.com/davit-runtime/davit/internal/testkit"
-)
-
-func TestMain(m *testing.M) { testkit.Main(m) }
