@@ -39,20 +39,18 @@ const maxLayers = 499
 //
 // CRI: api.proto, PullImage.
 func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (Image, error) {
-	named, err := parseRef(ref)
-	if err != nil {
-		return Image{}, err
-	}
 	platform := s.platform
 	if o.Platform != "" {
+		var err error
 		if platform, err = parsePlatform(o.Platform); err != nil {
 			return Image{}, err
 		}
 	}
-	repo, err := s.registry.Repository(named, registry.Auth(o.Auth))
+	repo, err := s.registry.Find(ctx, ref, registry.Auth(o.Auth))
 	if err != nil {
 		return Image{}, err
 	}
+	named := repo.Named()
 	end := span.Step(ctx, "manifest")
 	top, manifest, err := resolve(ctx, repo, named, platform)
 	end()

@@ -1,8 +1,10 @@
 package registry
 
 import (
+	"context"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync"
 	"time"
 
@@ -105,22 +107,34 @@ func (c *Client) Close() {
 // for a short name, in order.
 func (c *Client) Names(ref string) ([]reference.Named, error) { return c.files.Names(ref) }
 
-// Repositories returns the repositories that ref may mean, in order: one,
-// unless it is a short name that several registries may have.
-func (c *Client) Repositories(ref string, auth Auth) ([]*Repository, error) {
+// Find returns the repository that ref means, "busybox" say. For a short name
+// that several registries may have they are asked, in order, and the first that
+// has it is meant. Its Named is the name in full.
+func (c *Client) Find(ctx context.Context, ref string, auth Auth) (*Repository, error) {
 	routes, err := c.files.Routes(ref)
 	if err != nil {
 		return nil, err
 	}
-	all := make([]*Repository, 0, len(routes))
-	for _, r := range routes {
+	var before []string
+	for i, r := range routes {
 		repo, err := c.repository(r, auth)
-		if err != nil {
+		if err == nil && len(routes) > 1 {
+			what, _ := wanted(r.Named)
+			_, err = repo.Manifest(ctx, what)
+		}
+		if err == nil {
+			return repo, nil
+		}
+		last := i == len(routes)-1
+		if last && len(before) > 0 {
+			err = fault.New(fault.KindOf(err), "", "%w; the short name %q was searched for before: %s", err, ref, strings.Join(before, "; "))
+		}
+		if last || ctx.Err() != nil {
 			return nil, err
 		}
-		all = append(all, repo)
+		before = append(before, err.Error())
 	}
-	return all, nil
+	return nil, fault.New(fault.NotFound, "", "%q means nothing", ref)
 }
 
 // Repository returns the repository that named is in.
