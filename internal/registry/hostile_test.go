@@ -38,8 +38,8 @@ func partial(w http.ResponseWriter, r *http.Request, data []byte) (from, to int,
 	return from, to, true
 }
 
-// big is a blob of 8 MiB without repetitions of 64 KiB.
-var big = func() []byte {
+// eightMB is a blob of 8 MiB without repetitions of 64 KiB.
+var eightMB = func() []byte {
 	b := make([]byte, 8<<20)
 	for i := range b {
 		b[i] = byte(i*7 + i>>13)
@@ -88,9 +88,9 @@ func TestResets(t *testing.T) {
 		{64 << 10, false, freeConnections + 8}, // 64 KiB each, 256 KiB on average would do
 	} {
 		var connections atomic.Int32
-		s := resets(t, big, c.every, &connections)
-		data, err := fetchData(repository(t, Config{}, hostOf(s), Auth{}), big)
-		if (err == nil) != c.ok || c.ok && !bytes.Equal(data, big) || connections.Load() > c.connections {
+		s := resets(t, eightMB, c.every, &connections)
+		data, err := fetchData(repository(t, Config{}, hostOf(s), Auth{}), eightMB)
+		if (err == nil) != c.ok || c.ok && !bytes.Equal(data, eightMB) || connections.Load() > c.connections {
 			t.Errorf("every %d bytes: %d bytes after %d connections, %v", c.every, len(data), connections.Load(), err)
 		}
 		if !c.ok {

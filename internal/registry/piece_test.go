@@ -51,7 +51,7 @@ func inPieces(t *testing.T, s *httptest.Server, ahead int) *Repository {
 // A blob that comes slowly is fetched by several connections, however many
 // there are at most, and each gives back what it had.
 func TestPieces(t *testing.T) {
-	data := big[:3<<20]
+	data := eightMB[:3<<20]
 	for _, c := range []struct {
 		ahead    int
 		min, max int32 // connections at a time
@@ -73,7 +73,7 @@ func TestPieces(t *testing.T) {
 
 // Several blobs share what there is.
 func TestPiecesOfMany(t *testing.T) {
-	data := big[:1<<20]
+	data := eightMB[:1<<20]
 	s, _ := throttled(t, data, nil)
 	r := inPieces(t, s, 2)
 	errs := make(chan error)
@@ -97,7 +97,7 @@ func TestPiecesOfMany(t *testing.T) {
 }
 
 func TestPiecesThatFail(t *testing.T) {
-	data := big[:2<<20]
+	data := eightMB[:2<<20]
 	for _, c := range []struct {
 		name      string
 		misbehave func(w http.ResponseWriter, r *http.Request, n int32) bool
@@ -146,7 +146,7 @@ func TestPiecesThatFail(t *testing.T) {
 
 // A reader that goes, or whose caller does, takes all its connections along.
 func TestPiecesAreGivenUp(t *testing.T) {
-	data := big[:4<<20]
+	data := eightMB[:4<<20]
 	s, most := throttled(t, data, nil)
 	for _, how := range []string{"close", "cancel", "wrong"} {
 		r := inPieces(t, s, 4)
