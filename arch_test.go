@@ -60,6 +60,8 @@ var imports = map[string][]string{
 	"internal/image":        slices.Concat(base, []string{"internal/registry", "internal/layer", "internal/overlay", "internal/writable", "internal/idmap"}),
 	"internal/overlay":      {"internal/idmap", "internal/fault"},
 	"internal/writable":     {},
+	"internal/archive":      {"internal/image", "internal/registry", "internal/fault"},
+	"internal/verifier":     {"internal/fault"},
 	"internal/idmap":        {"internal/fault", "internal/holder"},
 	"internal/label":        {"internal/fault"},
 	"internal/monitor":      {"internal/ociruntime", "internal/fault"},
