@@ -93,6 +93,11 @@ bench-images: build ## (as root) pulls of a large image beside containerd 2.4, b
 trial-kills: tools build ## (as root) davitd killed 200 times in the middle of pulls
 	DAVIT_BIN=$(CURDIR)/bin DAVIT_TRIAL_KILLS=$${DAVIT_TRIAL_KILLS:-200} $(GOTEST) -- -timeout 60m -count 1 -v -run TestKillWhilePulling ./test/trial
 
+trial-power: build ## (as root) 50 power cuts while davitd pulls in a virtual machine (amd64; DAVIT_TRIAL_ACCEL=kvm where that works)
+	@test/install.sh power
+	test/trial/kernel.sh bin/kernel
+	DAVIT_BIN=$(CURDIR)/bin DAVIT_TRIAL_KERNEL=$(CURDIR)/bin/kernel $(GOTEST) -- -timeout 120m -count 1 -v -run TestPowerCuts ./test/trial
+
 demo: ## (as root) a pod from its manifest to its end, on a registry and a davitd of its own
 	@test/install.sh demo
 	@$(MAKE) --no-print-directory build
