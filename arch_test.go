@@ -36,6 +36,9 @@ var imports = map[string][]string{
 	"cmd/davit-monitor": {"internal/monitor", "internal/monitor/server", "internal/keeper", "internal/holder"},
 	"cmd/davit":         {"criclient", "criclient/cristream", "internal/play", "internal/crilog", "internal/terminal", "internal/doctor", "internal/endpoint"},
 
+	"api/image/v1": {},
+	"api/generate": {}, // a module of its own, for make generate
+
 	"criclient":           {},
 	"criclient/crifake":   {"criclient"},
 	"criclient/cristream": {},
