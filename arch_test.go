@@ -34,7 +34,9 @@ var drivers = []string{
 var imports = map[string][]string{
 	"cmd/davitd":        {"*"}, // it joins the parts
 	"cmd/davit-monitor": {"internal/monitor", "internal/monitor/server", "internal/keeper", "internal/holder"},
-	"cmd/davit":         {"criclient", "criclient/cristream", "internal/play", "internal/crilog", "internal/terminal", "internal/doctor", "internal/endpoint"},
+	"cmd/davit":         {"cmd/davit/console", "cmd/davit/images", "criclient", "criclient/cristream", "internal/play", "internal/crilog", "internal/terminal", "internal/doctor", "internal/endpoint"},
+	"cmd/davit/images":  {"cmd/davit/console", "api/image/v1", "internal/play"},
+	"cmd/davit/console": {"api/image/v1", "criclient", "internal/endpoint", "internal/play"}, // the words of its errors
 
 	"api/image/v1": {},
 	"api/generate": {}, // a module of its own, for make generate
