@@ -78,7 +78,7 @@ func (a app) root() *cobra.Command {
 	)
 	root.AddCommand(images.Commands(a.Console)...)
 	for _, c := range root.Commands() { // not help and completion, which work without a runtime
-		c.Args = console.ExplainUsage(c.Args)
+		explainUsage(c)
 		if c.PersistentPreRunE == nil {
 			c.PersistentPreRunE = a.Begin
 		}
@@ -87,4 +87,12 @@ func (a app) root() *cobra.Command {
 		return fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())
 	})
 	return root
+}
+
+// explainUsage has a command, and those below it, say how they are used.
+func explainUsage(c *cobra.Command) {
+	c.Args = console.ExplainUsage(c.Args)
+	for _, below := range c.Commands() {
+		explainUsage(below)
+	}
 }

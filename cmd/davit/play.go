@@ -75,7 +75,7 @@ func (a app) play(ctx context.Context, file string, o playOptions) error {
 	}
 	p := &play.Player{
 		Pods: a.Client, Images: a.Client, Dir: o.dir, LogDir: o.logDir,
-		Timeout: a.Timeout, Node: node, Step: images.NewSteps(out).Step,
+		Timeout: a.Timeout, Node: node, Step: images.NewSteps(a.Console, out).Step,
 	}
 	var begun []*corev1.Pod
 	for _, pod := range pods {

@@ -25,6 +25,30 @@ func (c *Console) PrintMessage(m proto.Message) error {
 	return WriteJSON(c.Out, raw)
 }
 
+// PrintLine writes a message as JSON, in one line.
+func (c *Console) PrintLine(m proto.Message) error {
+	raw, err := toJSON.Marshal(m)
+	if err != nil {
+		return err
+	}
+	var b bytes.Buffer
+	if err := json.Compact(&b, raw); err != nil { // protojson varies its spaces
+		return err
+	}
+	b.WriteByte('\n')
+	_, err = b.WriteTo(c.Out)
+	return err
+}
+
+// PrintJSON writes a value of Go as JSON.
+func (c *Console) PrintJSON(v any) error {
+	raw, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return WriteJSON(c.Out, raw)
+}
+
 // WriteJSON writes JSON, indented.
 func WriteJSON(w io.Writer, raw []byte) error {
 	var b bytes.Buffer

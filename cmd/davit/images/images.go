@@ -80,7 +80,7 @@ func (c commands) pullCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			end := NewSteps(c.Err).Step(play.StepImage, args[0])
+			end := NewSteps(c.Console, c.Err).Step(play.StepImage, args[0])
 			r, err := c.Client.PullImage(cmd.Context(), &runtimeapi.PullImageRequest{
 				Image: &runtimeapi.ImageSpec{Image: args[0]}, Auth: auth,
 			})

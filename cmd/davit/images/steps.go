@@ -15,24 +15,30 @@ import (
 )
 
 // Steps shows what is done, a line for each step when it has ended, with the
-// time it took. On a terminal a pull shows that it is under way; the CRI tells
-// nothing of how far it is.
+// time it took. On a terminal a pull shows meanwhile how far it is, if the
+// runtime is davitd; of others nothing is known but that it is under way.
 type Steps struct {
 	out      io.Writer
 	terminal bool
+	pulls    func(name string, show display) (stop func())
 }
 
-func NewSteps(out io.Writer) *Steps {
-	f, ok := out.(*os.File)
-	return &Steps{out: out, terminal: ok && term.IsTerminal(int(f.Fd()))}
+// NewSteps shows steps at out.
+func NewSteps(c *console.Console, out io.Writer) *Steps {
+	return &Steps{out: out, terminal: isTerminal(out), pulls: commands{c}.follow}
+}
+
+func isTerminal(stream any) bool {
+	f, ok := stream.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
 }
 
 // Step begins a step; end prints its line.
 func (s *Steps) Step(what, name string) (end func(outcome string)) {
 	began := time.Now()
 	stop := func() {}
-	if s.terminal && what == play.StepImage {
-		stop = s.spin(what, name)
+	if what == play.StepImage {
+		stop = s.pull(name)
 	}
 	return func(outcome string) {
 		stop()
@@ -43,13 +49,18 @@ func (s *Steps) Step(what, name string) (end func(outcome string)) {
 	}
 }
 
-func (s *Steps) spin(what, name string) (stop func()) {
-	progress := mpb.New(mpb.WithOutput(s.out))
-	bar := progress.New(0, mpb.SpinnerStyle(), mpb.BarWidth(1),
-		mpb.PrependDecorators(decor.Name(fmt.Sprintf("  %-10s %s ", what, name))),
+func (s *Steps) pull(name string) (stop func()) {
+	if !s.terminal {
+		return s.pulls(name, &lines{out: s.out, quiet: true})
+	}
+	b := newBars(s.out)
+	spinner := b.progress.New(0, mpb.SpinnerStyle(), mpb.BarWidth(1), mpb.BarPriority(0),
+		mpb.PrependDecorators(decor.Name(fmt.Sprintf("  %-10s %s ", play.StepImage, name))),
 		mpb.AppendDecorators(decor.Elapsed(decor.ET_STYLE_GO)))
+	end := s.pulls(name, b)
 	return func() {
-		bar.Abort(true)
-		progress.Wait()
+		end()
+		spinner.Abort(true)
+		b.close()
 	}
 }
