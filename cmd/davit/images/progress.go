@@ -197,19 +197,18 @@ func (s *lines) show(pulls []*imagev1.Pull) {
 			seen = &seenPull{layers: map[string]seenLayer{}}
 			s.seen[p.Id] = seen
 		}
+		if p.Phase != seen.phase && !isOver(p) && !s.quiet {
+			fmt.Fprintln(s.out, p.Image, phaseName(p.Phase))
+		}
+		seen.phase = p.Phase
 		for _, l := range p.Layers {
 			s.layer(p, seen, l)
 		}
-		if p.Phase != seen.phase && !s.quiet {
-			text := fmt.Sprintf("%s %s", p.Image, phaseName(p.Phase))
-			if isOver(p) {
-				text = ending(p)
-			}
-			fmt.Fprintln(s.out, text)
-		}
-		seen.phase = p.Phase
 		if isOver(p) {
 			delete(s.seen, p.Id)
+			if !s.quiet {
+				fmt.Fprintln(s.out, ending(p))
+			}
 		}
 	}
 }
@@ -224,7 +223,7 @@ func (s *lines) layer(p *imagev1.Pull, pull *seenPull, l *imagev1.PullLayer) {
 	pull.layers[l.Digest] = seenLayer{l.Phase, l.Bytes, now, seen.moved || !isDone(l)}
 	switch {
 	case s.quiet && isDone(l) && seen.moved:
-		fmt.Fprintf(s.out, "  %-10s %-60s\n", "layer", console.Short(l.Digest)+"  "+amount(l.TotalBytes))
+		fmt.Fprintf(s.out, "  %-10s %s  %s\n", "layer", console.Short(l.Digest), amount(l.TotalBytes))
 	case !s.quiet:
 		fmt.Fprintf(s.out, "%s %s %s %s\n", p.Image, console.Short(l.Digest), phaseName(l.Phase), strings.TrimSpace(amounts(l)+" "+rate(l)))
 	}

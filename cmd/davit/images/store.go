@@ -51,14 +51,10 @@ func (c commands) printUsage(r *imagev1.DiskUsageResponse, layers bool) error {
 		if len(i.Names) > 0 {
 			name = i.Names[0]
 		}
-		pinned := ""
-		if i.Pinned {
-			pinned = "pinned"
-		}
-		rows = append(rows, []string{name, amount(i.Bytes), amount(i.SharedBytes), fmt.Sprint(i.Containers), pinned})
+		rows = append(rows, []string{name, amount(i.Bytes), amount(i.SharedBytes), fmt.Sprint(i.Containers), yes(i.Pinned)})
 	}
 	slices.SortFunc(rows, slices.Compare)
-	if err := c.PrintTable("IMAGE SIZE SHARED CONTAINERS ", rows); err != nil {
+	if err := c.PrintTable("IMAGE SIZE SHARED CONTAINERS PINNED", rows); err != nil {
 		return err
 	}
 	if layers {
@@ -94,14 +90,18 @@ func (c commands) printLayers(layers []*imagev1.LayerUsage) error {
 	layers = slices.SortedStableFunc(slices.Values(layers), func(a, b *imagev1.LayerUsage) int { return cmp.Compare(b.Bytes, a.Bytes) })
 	var rows [][]string
 	for _, l := range layers {
-		mounted := ""
-		if l.Mounted {
-			mounted = "mounted"
-		}
-		rows = append(rows, []string{console.Short(l.Id), amount(l.Bytes), fmt.Sprint(l.Images), console.Dash(l.Kind), mounted})
+		rows = append(rows, []string{console.Short(l.Id), amount(l.Bytes), fmt.Sprint(l.Images), console.Dash(l.Kind), yes(l.Mounted)})
 	}
 	fmt.Fprintln(c.Out)
-	return c.PrintTable("LAYER SIZE IMAGES KIND ", rows)
+	return c.PrintTable("LAYER SIZE IMAGES KIND MOUNTED", rows)
+}
+
+// yes is for columns where it is the exception.
+func yes(is bool) string {
+	if is {
+		return "yes"
+	}
+	return "-"
 }
 
 func (c commands) checkCommand() *cobra.Command {
