@@ -27,7 +27,6 @@ import (
 	"github.com/davit-runtime/davit/internal/nri"
 	"github.com/davit-runtime/davit/internal/ocispec"
 	"github.com/davit-runtime/davit/internal/pod"
-	"github.com/davit-runtime/davit/internal/registry"
 	"github.com/davit-runtime/davit/internal/stats"
 	"github.com/davit-runtime/davit/internal/store"
 	"github.com/davit-runtime/davit/internal/stream"
@@ -171,7 +170,7 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 	}
 	if p.images, err = image.Open(image.Config{
 		Root: filepath.Join(c.Root, "images"), State: filepath.Join(c.State, "images"), Damaged: c.damaged(),
-		Registry: registry.Config{Hosts: c.hosts(), UserAgent: "davit/" + version}, Log: log,
+		Registry: c.registry(), Log: log,
 	}); err != nil {
 		return p, err
 	}

@@ -2,13 +2,15 @@ package registry
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strings"
+	"syscall"
 	"unicode"
 
 	"github.com/davit-runtime/davit/internal/fault"
@@ -37,26 +39,50 @@ func transportError(ctx context.Context, host string, err error) error {
 	return unavailable("%s: %w", host, err)
 }
 
+// permanent reports whether asking again at once is pointless.
+func permanent(err error) bool {
+	var dns *net.DNSError
+	var cert x509.CertificateInvalidError
+	var name x509.HostnameError
+	var authority x509.UnknownAuthorityError
+	var timeout net.Error
+	if errors.As(err, &timeout) && timeout.Timeout() {
+		return true // it had Config.Stall
+	}
+	return errors.As(err, &dns) || errors.As(err, &cert) || errors.As(err, &name) || errors.As(err, &authority) ||
+		errors.Is(err, http.ErrSchemeMismatch)
+}
+
+func isRefused(err error) bool { return errors.Is(err, syscall.ECONNREFUSED) }
+
+// plain drops the prefix that unavailable adds, to add it once.
+func plain(err error) error {
+	if text, ok := strings.CutPrefix(err.Error(), "RegistryUnavailable: "); ok {
+		return errors.New(text)
+	}
+	return err
+}
+
 // statusError classifies an answer that is no success. It closes the body.
 func (r *Repository) statusError(e *endpoint, what string, resp *http.Response) error {
 	defer resp.Body.Close()
 	said := r.said(resp)
 	switch resp.StatusCode {
 	case http.StatusUnauthorized, http.StatusForbidden:
-		return fault.New(fault.Denied, "", "%s refuses access to repository %s%s: %s", e.host.address, r.path, said, resp.Status)
+		return fault.New(fault.Denied, "", "%s refuses access to repository %s%s: %s", e.Address, e.Repository, said, resp.Status)
 	case http.StatusNotFound:
-		return fault.New(fault.NotFound, "", "%s has no %s of repository %s%s: %s", e.host.address, what, r.path, said, resp.Status)
+		return fault.New(fault.NotFound, "", "%s has no %s of repository %s%s: %s", e.Address, what, e.Repository, said, resp.Status)
 	}
 	if resp.StatusCode >= 500 || resp.StatusCode == http.StatusTooManyRequests {
-		return unavailable("%s answers %s to a request for %s of repository %s%s", e.host.address, resp.Status, what, r.path, said)
+		return unavailable("%s answers %s to a request for %s of repository %s%s", e.Address, resp.Status, what, e.Repository, said)
 	}
-	return fault.New(fault.Unknown, "", "%s answers %s to a request for %s of repository %s%s", e.host.address, resp.Status, what, r.path, said)
+	return fault.New(fault.Unknown, "", "%s answers %s to a request for %s of repository %s%s", e.Address, resp.Status, what, e.Repository, said)
 }
 
 // said returns what the registry gave as reason, in brackets, fit for one line
 // of a log, with the caller's secrets blotted out should it repeat them.
 func (r *Repository) said(resp *http.Response) string {
-	body, _ := io.ReadAll(io.LimitReader(resp.Body, 8<<10))
+	body := beginning(resp, 8<<10)
 	var reply struct {
 		Errors []struct{ Code, Message string }
 	}
