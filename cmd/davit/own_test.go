@@ -316,16 +316,16 @@ func TestRegistryExplain(t *testing.T) {
 	if s.out != want {
 		t.Errorf("told\n%swant\n%s", s.out, want)
 	}
-	mirror.Probe = &imagev1.Probe{Answer: "connection refused", Took: durationpb.New(2 * time.Millisecond)}
-	home.Probe = &imagev1.Probe{Answer: "401 Unauthorized"}
+	mirror.Probe = &imagev1.Probe{Error: "connection refused", Took: durationpb.New(2 * time.Millisecond)}
+	home.Probe = &imagev1.Probe{Error: "401 Unauthorized"}
 	s.davit(1, "", "registry", "explain", "a", "--probe", "--creds", "me:secret")
 	s.has(s.out, `\n      fails: connection refused \(2ms\)\n`)
 	if c := o.request.(*imagev1.ExplainRequest).Credentials; c.GetUsername() != "me" || c.GetPassword() != "secret" {
 		t.Errorf("credentials = %v", c)
 	}
-	home.Probe = &imagev1.Probe{Ok: true, Answer: "200 OK"}
+	home.Probe = &imagev1.Probe{Digest: "sha256:7"}
 	s.davit(0, "", "registry", "explain", "a", "--probe", "-o", "json")
-	s.has(s.out, `"answer": "200 OK"`)
+	s.has(s.out, `"digest": "sha256:7"`)
 	route.Endpoints, route.Blocked = nil, &imagev1.Setting{Name: "blocked", Value: "true", From: "/etc/containers/registries.conf:2"}
 	s.davit(1, "", "registry", "explain", "a")
 	s.has(s.out, `\n   blocked: blocked = true  \(/etc/containers/registries.conf:2\)\n$`)

@@ -66,7 +66,7 @@ func (c commands) explain(ctx context.Context, request *imagev1.ExplainRequest) 
 
 // usable reports whether an image can come by a route, as far as was asked.
 func usable(r *imagev1.Route, probed bool) bool {
-	return r.Blocked == nil && slices.ContainsFunc(r.Endpoints, func(e *imagev1.Endpoint) bool { return !probed || e.Probe.GetOk() })
+	return r.Blocked == nil && slices.ContainsFunc(r.Endpoints, func(e *imagev1.Endpoint) bool { return !probed || e.Probe != nil && e.Probe.Error == "" })
 }
 
 func writeRoute(w io.Writer, r *imagev1.Route) {
@@ -83,13 +83,16 @@ func writeRoute(w io.Writer, r *imagev1.Route) {
 			fmt.Fprintf(w, "      %s\n", settingText(s))
 		}
 		if p := e.Probe; p != nil {
-			verdict := "answers"
-			if !p.Ok {
-				verdict = "fails"
-			}
-			fmt.Fprintf(w, "      %s: %s (%v)\n", verdict, console.OneLine(p.Answer), p.Took.AsDuration().Round(time.Millisecond))
+			fmt.Fprintf(w, "      %s (%v)\n", answerText(p), p.Took.AsDuration().Round(time.Millisecond))
 		}
 	}
+}
+
+func answerText(p *imagev1.Probe) string {
+	if p.Error != "" {
+		return "fails: " + console.OneLine(p.Error)
+	}
+	return console.JoinNonEmpty(": ", "has it", p.Digest)
 }
 
 func settingText(s *imagev1.Setting) string {
@@ -107,8 +110,14 @@ func roles(e *imagev1.Endpoint) string {
 			all = append(all, role.name)
 		}
 	}
+	if e.Plain {
+		all = append(all, "http if it has no https")
+	}
 	if e.Namespace != "" {
 		all = append(all, "for "+e.Namespace)
+	}
+	if e.Proxy != "" {
+		all = append(all, "by proxy "+e.Proxy)
 	}
 	return strings.Join(all, ", ")
 }
