@@ -26,6 +26,7 @@ demo)
 test | kubelet)
 	need crun crun
 	need runc runc
+	need erofs-utils fsck.erofs
 	need nftables nft
 	need iptables iptables
 	need iproute2 ip

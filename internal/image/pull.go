@@ -40,14 +40,14 @@ const maxLayers = 499
 //
 // CRI: api.proto, PullImage.
 func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (_ Image, err error) {
-	p := &pull{store: s, progress: o.Progress, tracked: s.pulls.begin(ref)}
-	defer func() { p.tracked.end(err) }()
 	repo, err := s.registry.Find(ctx, ref, registry.Auth(o.Auth))
 	if err != nil {
 		return Image{}, err
 	}
-	p.from = repository{repo}
-	named, want := repo.Named(), ""
+	named := repo.Named()
+	p := &pull{store: s, from: repository{repo}, progress: o.Progress, tracked: s.pulls.begin(ref)}
+	defer func() { p.tracked.end(err) }()
+	want := ""
 	switch n := named.(type) {
 	case reference.Digested:
 		want = n.Digest().String()

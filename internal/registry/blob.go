@@ -28,6 +28,7 @@ type blob struct {
 	direct *stream  // reads at offset; it may be without a connection
 	window []*piece // what comes after that, without gaps; the first one may be at offset
 	alone  bool     // no pieces: too small, or the registry has no ranges
+	err    error    // that Read returned
 	plan   plan
 }
 
@@ -76,8 +77,12 @@ func (b *blob) Close() error {
 
 // Read implements io.Reader.
 func (b *blob) Read(p []byte) (int, error) {
+	if b.err != nil {
+		return 0, b.err
+	}
 	if b.offset >= b.want.Size {
-		return 0, b.verify()
+		b.err = b.verify()
+		return 0, b.err
 	}
 	if !b.alone && b.offset >= b.plan.next {
 		b.think()
@@ -87,6 +92,7 @@ func (b *blob) Read(p []byte) (int, error) {
 	b.plan.waited += time.Since(start)
 	b.offset += int64(n)
 	b.hash.Write(p[:n])
+	b.err = err
 	return n, err
 }
 

@@ -66,7 +66,7 @@ func plain(err error) error {
 // statusError classifies an answer that is no success. It closes the body.
 func (r *Repository) statusError(e *endpoint, what string, resp *http.Response) error {
 	defer resp.Body.Close()
-	said := r.said(resp)
+	said := r.said(e, resp)
 	switch resp.StatusCode {
 	case http.StatusUnauthorized, http.StatusForbidden:
 		return fault.New(fault.Denied, "", "%s refuses access to repository %s%s: %s", e.Address, e.Repository, said, resp.Status)
@@ -81,7 +81,7 @@ func (r *Repository) statusError(e *endpoint, what string, resp *http.Response) 
 
 // said returns what the registry gave as reason, in brackets, fit for one line
 // of a log, with the caller's secrets blotted out should it repeat them.
-func (r *Repository) said(resp *http.Response) string {
+func (r *Repository) said(e *endpoint, resp *http.Response) string {
 	body := beginning(resp, 8<<10)
 	var reply struct {
 		Errors []struct{ Code, Message string }
@@ -95,15 +95,30 @@ func (r *Repository) said(resp *http.Response) string {
 		}
 		return ' '
 	}, reply.Errors[0].Code+" "+reply.Errors[0].Message)
+	text = r.scrub(e, text) // whole, before a part of a secret is cut off
 	if len(text) > 200 {
-		text = text[:200] + "…"
+		text = strings.ToValidUTF8(text[:200], "") + "…"
 	}
-	return fmt.Sprintf(" (%s)", strings.TrimSpace(r.scrub(text)))
+	return fmt.Sprintf(" (%s)", strings.TrimSpace(text))
 }
 
-func (r *Repository) scrub(text string) string {
-	for _, secret := range []string{r.auth.Password, r.auth.IdentityToken, r.auth.RegistryToken} {
-		if secret != "" {
+// scrub blots out what was sent to an endpoint to be let in.
+func (r *Repository) scrub(e *endpoint, text string) string {
+	secrets := []string{r.auth.Password, r.auth.IdentityToken, r.auth.RegistryToken, r.auth.Username}
+	if r.auth.Password != "" {
+		secrets = append(secrets, basic(r.auth))
+	}
+	if value := e.token.value.Load(); value != nil {
+		secrets = append(secrets, *value)
+	}
+	for _, values := range e.Header {
+		secrets = append(secrets, values...)
+	}
+	for _, secret := range secrets {
+		if _, token, ok := strings.Cut(secret, " "); ok && len(token) > 2 { // behind the name of a scheme
+			text = strings.ReplaceAll(text, token, "***")
+		}
+		if len(secret) > 2 {
 			text = strings.ReplaceAll(text, secret, "***")
 		}
 	}

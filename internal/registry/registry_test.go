@@ -400,6 +400,17 @@ func TestTLS(t *testing.T) {
 	}
 }
 
+// write writes a host's hosts.toml below dir.
+func write(t *testing.T, dir, host, text string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Join(dir, host), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, host, "hosts.toml"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func withHosts(hosts map[string]route.Host) Config { return Config{Route: route.Config{Hosts: hosts}} }
 
 func must[T any](v T, err error) T {

@@ -218,3 +218,20 @@ func (r *Repository) Elsewhere(err error, d digest.Digest) bool {
 	}
 	return false
 }
+
+// Again reports whether it is worth asking again for a blob that could not be
+// used, for err: whether its content is another than its digest says, which it
+// reads on to see, and there is an endpoint left that may have the right one.
+func (r *Repository) Again(blob io.Reader, d digest.Digest, err error) bool {
+	others := 0
+	for i := range r.endpoints {
+		if r.may(i, d) {
+			others++
+		}
+	}
+	if others < 2 || !fault.Is(err, fault.Unknown) {
+		return r.Elsewhere(err, d)
+	}
+	_, readErr := io.Copy(io.Discard, blob)
+	return r.Elsewhere(readErr, d)
+}

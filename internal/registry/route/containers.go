@@ -183,8 +183,10 @@ func (t *confTable) check() error {
 	if err := t.checkEndpoint(confEndpoint{Location: t.Location, Proxy: t.Proxy}); err != nil {
 		return err
 	}
-	for _, m := range t.Mirrors {
-		if err := t.checkEndpoint(m); err != nil {
+	for i := range t.Mirrors {
+		m := &t.Mirrors[i]
+		m.Location = strings.TrimRight(m.Location, "/")
+		if err := t.checkEndpoint(*m); err != nil {
 			return err
 		}
 		switch m.PullFromMirror {
