@@ -75,7 +75,7 @@ func entriesOf(p []byte) []layertest.Entry {
 			e.Name += "/"
 			e.Mode = 0o700 | int64(p[2]&0o77)
 		case 2, 3:
-			e.Content = strings.Repeat("x", 40*int(p[2]))
+			e.Content = strings.Repeat("x", int(p[2])%4*1500)
 		case 4:
 			e.Link = links[int(p[2])%len(links)]
 		case 5:
@@ -96,7 +96,7 @@ func entriesOf(p []byte) []layertest.Entry {
 func FuzzAsDirs(f *testing.F) {
 	testkit.Root(f)
 	random := rand.New(rand.NewPCG(1, 2))
-	for range 150 {
+	for range 60 {
 		p := make([]byte, 3*(1+random.IntN(15)))
 		for i := range p {
 			p[i] = byte(random.Uint32())
@@ -126,12 +126,18 @@ func FuzzAsDirs(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if !slices.Equal(s.Implicit, info.Implicit) {
-			t.Errorf("implicit are %q as image, not %q\n%+v", s.Implicit, info.Implicit, entries)
-		}
 		lower, err := dirs.Lower("sha256:1")
 		if err != nil {
 			t.Fatal(err)
+		}
+		shown := describe(t, lower)
+		// Dirs goes by the name, and tells of a directory that is gone if
+		// there is one again, by a symbolic link or over a whiteout.
+		implicit := slices.DeleteFunc(info.Implicit, func(name string) bool {
+			return !slices.Contains(s.Implicit, name) && (shown[name] == "" || strings.Contains(shown[name], "trusted.overlay.opaque"))
+		})
+		if !slices.Equal(s.Implicit, implicit) {
+			t.Errorf("implicit are %q as image, not %q", s.Implicit, implicit)
 		}
 		if err := check(b.data); err != nil {
 			t.Fatal(err)
@@ -140,14 +146,14 @@ func FuzzAsDirs(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		same(t, "the image", describe(t, lower), walked(t, i), func(_, line string) string {
+		same(t, "the image", shown, walked(t, i), func(_, line string) string {
 			before, after, _ := strings.Cut(line, "@") // without times, and content
 			_, after, _ = strings.Cut(after, " ")
 			target, _, _ := strings.Cut(after, " → ")
 			return before + target
 		})
 		if t.Failed() {
-			t.Logf("%+v", entries)
+			t.Log(entries)
 		}
 	})
 }
