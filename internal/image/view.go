@@ -45,6 +45,7 @@ type view struct {
 	byID          map[string]*entry
 	list          []Image
 	bytes, inodes uint64
+	pins          Pins
 }
 
 type entry struct {
@@ -52,8 +53,8 @@ type entry struct {
 	layers []string
 }
 
-func newView(c content) *view {
-	v := &view{content: c, byName: map[string]*entry{}, byID: map[string]*entry{}}
+func newView(c content, pins Pins) *view {
+	v := &view{content: c, pins: pins, byName: map[string]*entry{}, byID: map[string]*entry{}}
 	for id, r := range c.images {
 		e := &entry{layers: r.Layers, Image: Image{ID: id, PulledAt: r.PulledAt}}
 		e.SizeBytes = uint64(len(r.Config) + len(r.Manifest))
@@ -74,6 +75,7 @@ func newView(c content) *view {
 				e.RepoTags = append(e.RepoTags, name)
 			}
 		}
+		e.Pinned = pins.match(id, r.Names)
 		v.byID[id] = e
 	}
 	for _, id := range slices.Sorted(maps.Keys(v.byID)) {
@@ -97,7 +99,7 @@ func (v *view) with(c changes) *view {
 	for _, id := range c.dropLayers {
 		delete(next.layers, id)
 	}
-	return newView(next)
+	return newView(next, v.pins)
 }
 
 // naming returns the change that puts image id with record r under names, which
