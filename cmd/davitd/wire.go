@@ -172,10 +172,14 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 	if err = p.network.Claim(); err != nil {
 		return p, err
 	}
-	if p.images, err = image.Open(image.Config{
+	store := image.Config{
 		Root: filepath.Join(c.Root, "images"), State: filepath.Join(c.State, "images"), Damaged: c.damaged(),
 		Registry: c.registry(), Log: log,
-	}); err != nil {
+	}
+	if err = c.Images.apply(&store, log); err != nil {
+		return p, err
+	}
+	if p.images, err = image.Open(store); err != nil {
 		return p, err
 	}
 	if p.streams, err = c.Streaming.listen(log); err != nil {

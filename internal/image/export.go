@@ -92,7 +92,7 @@ type streamer interface {
 //
 // Unimplemented for a layer that is kept in a way that does not tell.
 func (x *Export) Layer(ctx context.Context, diffID digest.Digest, w io.Writer) (native bool, err error) {
-	layers, ok := x.store.layers.(streamer)
+	layers, ok := any(x.store.layers).(streamer)
 	if !ok || !slices.Contains(x.pins, diffID.String()) {
 		return false, fault.New(fault.Unimplemented, "", "layer %s is kept as a directory, of which its tar stream cannot be made again", diffID)
 	}

@@ -123,7 +123,7 @@ func (s *Store) load() (err error) {
 	}
 	s.layers, s.closers = dirs, append(s.closers, dirs.Close)
 	s.forgetMissing(&content)
-	s.view.Store(newView(content))
+	s.view.Store(newView(content, s.config.Pinned))
 	return nil
 }
 
