@@ -20,6 +20,7 @@ import (
 	"github.com/davit-runtime/davit/internal/cri/metrics"
 	"github.com/davit-runtime/davit/internal/cri/validate"
 	"github.com/davit-runtime/davit/internal/image"
+	"github.com/davit-runtime/davit/internal/imageapi"
 	"github.com/davit-runtime/davit/internal/label"
 	"github.com/davit-runtime/davit/internal/monitor"
 	"github.com/davit-runtime/davit/internal/namespace"
@@ -103,6 +104,9 @@ func run(ctx context.Context, c *config, log *slog.Logger) error {
 	sockets := map[string]*grpc.Server{c.socketPath(): surface.Server()}
 	if c.ImageSocket != "" {
 		sockets[c.ImageSocket] = surface.ImageServer()
+	}
+	for _, s := range sockets {
+		imageapi.Register(s, p.own(ctx))
 	}
 	return serve(ctx, sockets, log, func() string {
 		pods, containers := p.pods.States()
@@ -281,4 +285,9 @@ func (p *parts) surface(ctx context.Context, c *config, log *slog.Logger) *cri.S
 			Stopping: ctx.Done(),
 			Log:      log,
 		}, c.CRIVersions...)
+}
+
+// own is what davit's own service calls. Watches end with ctx.
+func (p *parts) own(ctx context.Context) imageapi.Parts {
+	return imageapi.Parts{Pulls: p.images, Registries: p.images, Stopping: ctx.Done()}
 }
