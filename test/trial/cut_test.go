@@ -155,19 +155,19 @@ func apply(file string, writes []loggedWrite, sectorSize uint64) error {
 		return err
 	}
 	defer f.Close()
-	for _, w := range writes {
+	for _, w := range slices.DeleteFunc(slices.Clone(writes), func(w loggedWrite) bool { return len(w.data) == 0 }) {
 		if _, err := f.WriteAt(w.data, int64(w.sector*sectorSize)); err != nil {
 			return err
 		}
 	}
-	return nil
+	return f.Sync() // who attaches it to a loop device passes by the page cache
 }
 
 // judge cuts the power after write n. What is pending is on the disk, or was
 // in its cache and is lost, in part or wholly.
 func (c *cutter) judge(ctx context.Context, n int, pending []loggedWrite, sectorSize uint64, present map[string]bool) {
 	c.t.Helper()
-	file := filepath.Join(c.dir, "cut")
+	file := filepath.Join(c.dir, fmt.Sprint("cut", c.done))
 	copyFile(c.t, c.base, file)
 	if c.done%3 != 0 && len(pending) > 0 {
 		c.lossy++
