@@ -27,7 +27,7 @@ CORE     := $(wildcard internal/pod internal/monitor internal/monitor/server int
 GOTEST   := go run ./test/gotest -skips test/skips.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help build install install-files deb check lint test test-root test-crash test-race fuzz bench bench-images trial-kills trial-power demo conform e2e-kubelet deps tools clean
+.PHONY: help build install install-files deb check lint test test-root test-crash test-race fuzz bench bench-images trial-kills trial-power demo conform e2e-kubelet generate deps tools clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -121,6 +121,9 @@ e2e-kubelet: build ## (as root) real kubelets, 1.37 and 1.22, built from source:
 	test/kubelet/build.sh bin/kubelet $(PREVIOUS)
 	DAVIT_BIN=$(CURDIR)/bin $(GOTEST) -- -timeout 60m -count 1 ./test/kubelet -args -kubelets $(CURDIR)/bin/kubelet \
 		-previous $(CURDIR)/bin/kubelet/previous $(if $(ENDPOINT),-endpoint $(ENDPOINT)) $(KUBELETFLAGS)
+
+generate: ## Go code of davit's own gRPC service, from its .proto (needs Go modules only)
+	go run -C api/generate . .. image/v1/image.proto
 
 deps: ## write down what the programs depend on, in docs/deps; a change there is a decision
 	@mkdir -p docs/deps

@@ -31,6 +31,7 @@ images)
 test | kubelet | power)
 	need crun crun
 	need runc runc
+	need erofs-utils fsck.erofs
 	need nftables nft
 	need iptables iptables
 	need iproute2 ip
