@@ -16,6 +16,7 @@ import (
 	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/layer"
 	"github.com/davit-runtime/davit/internal/registry"
+	"github.com/davit-runtime/davit/internal/writable"
 )
 
 // A Store is the images of one node. Safe for concurrent use.
@@ -35,7 +36,7 @@ type Store struct {
 	use use
 
 	flying
-	tally   *tally
+	tally   *writable.Tally
 	closers []func() error
 }
 
@@ -107,10 +108,10 @@ func (s *Store) load() (err error) {
 	if s.use.leases, err = readLeases(s.config.writable(""), filepath.Join(s.config.Root, "layers"), s.config.Log); err != nil {
 		return err
 	}
-	s.tally = newTally(s.config.writable)
-	s.closers = append(s.closers, s.tally.close)
+	s.tally = writable.NewTally(s.config.writable)
+	s.closers = append(s.closers, s.tally.Close)
 	for id := range s.use.leases {
-		s.tally.adopt(id)
+		s.tally.Adopt(id)
 	}
 	needed := s.use.needed(&content)
 	dirs, err := layer.OpenDirs(filepath.Join(s.config.Root, "layers"), s.trash, s.config.MaxLayerBytes,
@@ -206,18 +207,18 @@ func (s *Store) Usage() Usage {
 // waiting: what was counted last, At then; At is zero if nothing was counted
 // yet. Asking has it counted again, if it is time. NotFound without a layer.
 func (s *Store) WritableUsage(id string) (Usage, error) {
-	f, ok := s.tally.of(id)
+	f, ok := s.tally.Of(id)
 	if !ok {
 		return Usage{}, fault.New(fault.NotFound, "", "container %s has no writable layer", id)
 	}
-	return Usage{Mountpoint: s.config.Root, Bytes: f.bytes, Inodes: f.inodes, At: f.at}, nil
+	return Usage{Mountpoint: s.config.Root, Bytes: f.Bytes, Inodes: f.Inodes, At: f.At}, nil
 }
 
 // WritableUsages returns what all writable layers take together, as
 // WritableUsage does; At is when the oldest part was counted.
 func (s *Store) WritableUsages() Usage {
-	f := s.tally.sum()
-	return Usage{Mountpoint: s.config.Root, Bytes: f.bytes, Inodes: f.inodes, At: f.at}
+	f := s.tally.Sum()
+	return Usage{Mountpoint: s.config.Root, Bytes: f.Bytes, Inodes: f.Inodes, At: f.At}
 }
 
 // takeCommit takes the right to change images; the caller gives it back.

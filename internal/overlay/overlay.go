@@ -1,8 +1,12 @@
-package image
+// Package overlay mounts overlayfs: layers under a writable one or, read-only,
+// under none, as any kernel from 5.4 on can, also shown by the map of a user
+// namespace. It knows directories and nothing of images, whose package calls it.
+package overlay
 
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -11,32 +15,36 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/idmap"
 )
 
-// An overlay is a mount of overlayfs.
-type overlay struct {
-	lowers      []string // topmost first; at least one, without upper at least two
-	upper, work string   // empty: read-only
-	label       string   // of all files; empty: those they have
+// A Mount is one of overlayfs.
+type Mount struct {
+	Lowers      []string // topmost first; at least one, without Upper at least two
+	Upper, Work string   // empty: read-only
+	Label       string   // of all files; empty: those they have
 }
 
-// What the kernel turned out not to have: volatile is in Linux 5.10, lowerdir+
-// in 6.5.
-var noVolatile, noLowerAdd atomic.Bool
+// Old is set once the kernel turned out not to have lowerdir+, which is in
+// Linux 6.5; tests set it.
+var Old atomic.Bool
 
-// prepare makes the writable side. The root of a merged tree shows the
-// attributes of upper, so they are taken from the topmost layer, the owner as
+// noVolatile likewise, for what is in Linux 5.10.
+var noVolatile atomic.Bool
+
+// Prepare makes the writable side. The root of a merged tree shows the
+// attributes of Upper, so they are taken from the topmost layer, the owner as
 // ids maps it.
-func (o overlay) prepare(ids idmap.Map) error {
-	if err := makeDir(o.work, 0o700); err != nil {
-		return err
+func (m Mount) Prepare(ids idmap.Map) error {
+	if err := os.Mkdir(m.Work, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return classify(err)
 	}
 	// Left by a volatile mount that a reboot ended; it would refuse the next.
-	if err := os.RemoveAll(filepath.Join(o.work, "work", "incompat")); err != nil {
+	if err := os.RemoveAll(filepath.Join(m.Work, "work", "incompat")); err != nil {
 		return err
 	}
-	err := os.Mkdir(o.upper, 0o700)
+	err := os.Mkdir(m.Upper, 0o700)
 	if errors.Is(err, os.ErrExist) {
 		return nil
 	}
@@ -44,52 +52,52 @@ func (o overlay) prepare(ids idmap.Map) error {
 		return classify(err)
 	}
 	var st unix.Stat_t
-	if err := unix.Lstat(o.lowers[0], &st); err != nil {
+	if err := unix.Lstat(m.Lowers[0], &st); err != nil {
 		return err
 	}
 	uid, gid := ids.Host(st.Uid, st.Gid)
-	if err := os.Lchown(o.upper, int(uid), int(gid)); err != nil {
+	if err := os.Lchown(m.Upper, int(uid), int(gid)); err != nil {
 		return err
 	}
-	return unix.Chmod(o.upper, st.Mode&0o7777)
+	return unix.Chmod(m.Upper, st.Mode&0o7777)
 }
 
-// mount mounts on target.
+// On mounts on target.
 //
 // index and metacopy stay off: with them, an upper layer is tied to its lowers'
 // inodes, and depends on attributes that layers may not have. volatile spares
-// the sync of all of upper at unmount; the layer is deleted right after it.
-func (o overlay) mount(target string) error {
-	if !noLowerAdd.Load() {
-		err := o.mountNew(target)
+// the sync of all of Upper at unmount; the layer is deleted right after it.
+func (m Mount) On(target string) error {
+	if !Old.Load() {
+		err := m.mountNew(target)
 		if err == nil || !(errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM)) {
 			return err
 		}
-		if err := o.mountOld(target); err != nil {
+		if err := m.mountOld(target); err != nil {
 			return err
 		}
-		noLowerAdd.Store(true)
+		Old.Store(true)
 		return nil
 	}
-	return o.mountOld(target)
+	return m.mountOld(target)
 }
 
 // mountNew uses the mount API that takes lower layers one by one, however many
 // and however long their names.
-func (o overlay) mountNew(target string) error {
-	if noVolatile.Load() || o.upper == "" {
-		return o.tryNew(target, false)
+func (m Mount) mountNew(target string) error {
+	if noVolatile.Load() || m.Upper == "" {
+		return m.tryNew(target, false)
 	}
-	err := o.tryNew(target, true)
+	err := m.tryNew(target, true)
 	if errors.Is(err, unix.EINVAL) {
-		if err = o.tryNew(target, false); err == nil {
+		if err = m.tryNew(target, false); err == nil {
 			noVolatile.Store(true)
 		}
 	}
 	return err
 }
 
-func (o overlay) tryNew(target string, volatile bool) error {
+func (m Mount) tryNew(target string, volatile bool) error {
 	fsfd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return fmt.Errorf("fsopen: %w", err)
@@ -108,12 +116,12 @@ func (o overlay) tryNew(target string, volatile bool) error {
 		}
 	}
 	set("source", "overlay")
-	for _, lower := range o.lowers {
+	for _, lower := range m.Lowers {
 		if err == nil {
 			set("lowerdir+", lower)
 		}
 	}
-	for _, option := range [][2]string{{"upperdir", o.upper}, {"workdir", o.work}, {"index", "off"}, {"metacopy", "off"}, {"context", o.label}} {
+	for _, option := range [][2]string{{"upperdir", m.Upper}, {"workdir", m.Work}, {"index", "off"}, {"metacopy", "off"}, {"context", m.Label}} {
 		if err == nil && option[1] != "" {
 			set(option[0], option[1])
 		}
@@ -121,7 +129,7 @@ func (o overlay) tryNew(target string, volatile bool) error {
 	if err == nil && volatile {
 		err = unix.FsconfigSetFlag(fsfd, "volatile")
 	}
-	if err == nil && o.upper == "" {
+	if err == nil && m.Upper == "" {
 		err = unix.FsconfigSetFlag(fsfd, "ro")
 	}
 	if err != nil {
@@ -156,30 +164,30 @@ func kernelSays(fsfd int) string {
 
 // mountOld is for kernels before 6.5. All options have to fit into a page, so
 // with many layers each is named by a descriptor.
-func (o overlay) mountOld(target string) error {
-	if noVolatile.Load() || o.upper == "" {
-		return o.tryOld(target, "")
+func (m Mount) mountOld(target string) error {
+	if noVolatile.Load() || m.Upper == "" {
+		return m.tryOld(target, "")
 	}
-	err := o.tryOld(target, ",volatile")
+	err := m.tryOld(target, ",volatile")
 	if errors.Is(err, unix.EINVAL) {
-		if err = o.tryOld(target, ""); err == nil {
+		if err = m.tryOld(target, ""); err == nil {
 			noVolatile.Store(true)
 		}
 	}
 	return err
 }
 
-func (o overlay) tryOld(target, more string) error {
+func (m Mount) tryOld(target, more string) error {
 	short := &shortener{}
-	if total := len(strings.Join(o.lowers, ":")) + len(o.upper) + len(o.work); total < 3800 && !strings.ContainsAny(strings.Join(o.lowers, "")+o.upper+o.work, `,:\`) {
+	if total := len(strings.Join(m.Lowers, ":")) + len(m.Upper) + len(m.Work); total < 3800 && !strings.ContainsAny(strings.Join(m.Lowers, "")+m.Upper+m.Work, `,:\`) {
 		short.limit = total
 	}
 	defer short.close()
 	var paths []string
-	paths = append(paths, o.lowers...)
+	paths = append(paths, m.Lowers...)
 	flags := uintptr(unix.MS_RDONLY)
-	if o.upper != "" {
-		paths, flags = append(paths, o.upper, o.work), 0
+	if m.Upper != "" {
+		paths, flags = append(paths, m.Upper, m.Work), 0
 	}
 	names := make([]string, 0, len(paths))
 	for _, path := range paths {
@@ -189,13 +197,13 @@ func (o overlay) tryOld(target, more string) error {
 		}
 		names = append(names, name)
 	}
-	n := len(o.lowers)
+	n := len(m.Lowers)
 	options := "lowerdir=" + strings.Join(names[:n], ":")
-	if o.upper != "" {
+	if m.Upper != "" {
 		options += ",upperdir=" + names[n] + ",workdir=" + names[n+1]
 	}
-	if o.label != "" {
-		more += `,context="` + o.label + `"` // it may have commas
+	if m.Label != "" {
+		more += `,context="` + m.Label + `"` // it may have commas
 	}
 	if err := unix.Mount("overlay", target, "overlay", flags, options+",index=off,metacopy=off"+more); err != nil {
 		return fmt.Errorf("overlay of %d layers: %w", n, err)
@@ -226,4 +234,12 @@ func (s *shortener) close() {
 	for _, fd := range s.fds {
 		_ = unix.Close(fd)
 	}
+}
+
+// classify gives an unclassified error about a full disk its kind.
+func classify(err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return fault.New(fault.Exhausted, "", "no space left for a writable layer: %w", err)
+	}
+	return err
 }

@@ -1,4 +1,8 @@
-package image
+// Package writable knows what the writable layers of containers take on disk.
+// Answers are from memory or from the file system's own accounts; nobody who
+// asks waits for a layer to be walked. Package image, whose layers they are,
+// calls it.
+package writable
 
 import (
 	"context"
@@ -18,13 +22,13 @@ const (
 	walkTurns = 2                // how many are walked side by side
 )
 
-// A tally knows what writable layers take on disk. Where the file system keeps
+// A Tally knows what writable layers take on disk. Where the file system keeps
 // accounts (project quotas) it asks that; else it walks the layer, later, off
 // the path of who asks.
-type tally struct {
+type Tally struct {
 	dir    func(id string) string // of a container's writable side
 	books  *accounts              // nil: none are kept
-	ctx    context.Context        // ends with close
+	ctx    context.Context        // ends with Close
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // walkers
 
@@ -36,23 +40,29 @@ type tally struct {
 	pace sync.Mutex // held by a walk that rests, so that all rest
 }
 
-// A figure is what was counted last, and when; at is zero if nothing was. One
-// is kept for each layer there is, also of containers that have exited.
+// A Figure is what was counted last, and when; At is zero if nothing was.
+type Figure struct {
+	Bytes, Inodes uint64
+	At            time.Time
+}
+
+// A figure is kept for each layer there is, also of containers that have exited.
 type figure struct {
-	project       uint32 // 0: to be walked
-	bytes, inodes uint64
-	at            time.Time
-	next          time.Time // not to be walked again before
-	queued        bool
+	Figure
+	project uint32    // 0: to be walked
+	next    time.Time // not to be walked again before
+	queued  bool
 }
 
-func newTally(dir func(id string) string) *tally {
-	ctx, cancel := context.WithCancel(context.Background()) //nolint:forbidigo // the owner is close
-	return &tally{dir: dir, books: openAccounts(dir("")), ctx: ctx, cancel: cancel, layers: map[string]*figure{}}
+// NewTally returns a tally that knows no layer yet; dir tells where a
+// container's writable side is, and with an empty ID where all are.
+func NewTally(dir func(id string) string) *Tally {
+	ctx, cancel := context.WithCancel(context.Background()) //nolint:forbidigo // the owner is Close
+	return &Tally{dir: dir, books: openAccounts(dir("")), ctx: ctx, cancel: cancel, layers: map[string]*figure{}}
 }
 
-// close ends walks under way, and waits.
-func (t *tally) close() error {
+// Close ends walks under way, and waits.
+func (t *Tally) Close() error {
 	t.mu.Lock()
 	t.cancel() // with mu held, so that nobody starts after
 	t.mu.Unlock()
@@ -63,14 +73,14 @@ func (t *tally) close() error {
 	return nil
 }
 
-// begin makes a layer known before there is anything in it: where accounts are
+// Begin makes a layer known before there is anything in it: where accounts are
 // kept, it is given a project. One that is there already is known as it is.
-// forget ends that.
-func (t *tally) begin(id string) {
+// Forget ends that.
+func (t *Tally) Begin(id string) {
 	f := &figure{}
 	if t.books != nil {
 		dir := t.dir(id)
-		if f.project = projectIn(dir); f.project == 0 && !isThere(upperDir(dir)) {
+		if f.project = projectIn(dir); f.project == 0 && !isThere(UpperDir(dir)) {
 			_ = t.books.begin(dir) // without one it is walked
 			f.project = projectIn(dir)
 		}
@@ -78,9 +88,9 @@ func (t *tally) begin(id string) {
 	t.add(id, f)
 }
 
-// adopt makes known what an earlier process made. Not every lease has a layer.
-func (t *tally) adopt(id string) {
-	if dir := t.dir(id); isThere(upperDir(dir)) {
+// Adopt makes known what an earlier process made. Not every lease has a layer.
+func (t *Tally) Adopt(id string) {
+	if dir := t.dir(id); isThere(UpperDir(dir)) {
 		f := &figure{}
 		if t.books != nil {
 			f.project = projectIn(dir)
@@ -89,7 +99,7 @@ func (t *tally) adopt(id string) {
 	}
 }
 
-func (t *tally) add(id string, f *figure) {
+func (t *Tally) add(id string, f *figure) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.layers[id] == nil {
@@ -97,26 +107,28 @@ func (t *tally) add(id string, f *figure) {
 	}
 }
 
-func upperDir(writable string) string { return filepath.Join(writable, "upper") }
+// UpperDir is the part of a writable side that is the layer.
+func UpperDir(writable string) string { return filepath.Join(writable, "upper") }
 
 func isThere(path string) bool {
 	_, err := os.Lstat(path)
 	return err == nil
 }
 
-func (t *tally) forget(id string) {
+// Forget ends what Begin or Adopt began.
+func (t *Tally) Forget(id string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	delete(t.layers, id)
 }
 
-// of returns what one layer takes, and sees to it that the next answer is newer.
-func (t *tally) of(id string) (figure, bool) {
+// Of returns what one layer takes, and sees to it that the next answer is newer.
+func (t *Tally) Of(id string) (Figure, bool) {
 	t.mu.Lock()
 	f := t.layers[id]
 	if f == nil {
 		t.mu.Unlock()
-		return figure{}, false
+		return Figure{}, false
 	}
 	if f.project == 0 {
 		t.want(id, f, time.Now())
@@ -124,18 +136,18 @@ func (t *tally) of(id string) (figure, bool) {
 	now := *f
 	t.mu.Unlock()
 	t.ask(id, &now)
-	return now, true
+	return now.Figure, true
 }
 
 // ask fills in what the file system's accounts say. One that no longer keeps
 // any, having been mounted otherwise, has the layer walked from now on.
-func (t *tally) ask(id string, f *figure) {
+func (t *Tally) ask(id string, f *figure) {
 	if f.project == 0 {
 		return
 	}
 	size, inodes, err := t.books.of(f.project)
 	if err == nil {
-		f.bytes, f.inodes, f.at = size, inodes, time.Now()
+		f.Bytes, f.Inodes, f.At = size, inodes, time.Now()
 		return
 	}
 	t.mu.Lock()
@@ -146,32 +158,32 @@ func (t *tally) ask(id string, f *figure) {
 	}
 }
 
-// sum returns what all layers take, and when the oldest of its parts was counted.
-func (t *tally) sum() figure {
+// Sum returns what all layers take, and when the oldest of its parts was counted.
+func (t *Tally) Sum() Figure {
 	now := time.Now()
 	t.mu.Lock()
 	parts := make(map[string]figure, len(t.layers))
 	for id, f := range t.layers {
-		if f.project == 0 && (f.at.IsZero() || now.Sub(f.at) > walkRest) {
+		if f.project == 0 && (f.At.IsZero() || now.Sub(f.At) > walkRest) {
 			t.want(id, f, now)
 		}
 		parts[id] = *f
 	}
 	t.mu.Unlock()
-	all := figure{at: now}
+	all := Figure{At: now}
 	for id, f := range parts {
 		t.ask(id, &f)
-		all.bytes += f.bytes
-		all.inodes += f.inodes
-		if !f.at.IsZero() && f.at.Before(all.at) {
-			all.at = f.at
+		all.Bytes += f.Bytes
+		all.Inodes += f.Inodes
+		if !f.At.IsZero() && f.At.Before(all.At) {
+			all.At = f.At
 		}
 	}
 	return all
 }
 
 // want has a layer walked, if it is time. t.mu must be held.
-func (t *tally) want(id string, f *figure, now time.Time) {
+func (t *Tally) want(id string, f *figure, now time.Time) {
 	if f.queued || now.Before(f.next) || t.ctx.Err() != nil {
 		return
 	}
@@ -184,7 +196,7 @@ func (t *tally) want(id string, f *figure, now time.Time) {
 }
 
 // work walks layers until none is left to be.
-func (t *tally) work() {
+func (t *Tally) work() {
 	for {
 		t.mu.Lock()
 		if len(t.queue) == 0 || t.ctx.Err() != nil {
@@ -199,14 +211,14 @@ func (t *tally) work() {
 	}
 }
 
-func (t *tally) walk(id string) {
+func (t *Tally) walk(id string) {
 	begun := time.Now()
 	busy := time.Duration(0)
 	w := walk{pause: func(d time.Duration) error {
 		busy += d
 		return t.rest(d)
 	}}
-	blocks, inodes, err := w.measure(upperDir(t.dir(id)))
+	blocks, inodes, err := w.measure(UpperDir(t.dir(id)))
 	last := time.Since(w.since)
 	busy += last
 	t.mu.Lock()
@@ -214,7 +226,7 @@ func (t *tally) walk(id string) {
 		f.queued = false
 		f.next = begun.Add(max(walkEvery, walkShare*busy))
 		if err == nil {
-			f.bytes, f.inodes, f.at = blocks*512, inodes, begun
+			f.Bytes, f.Inodes, f.At = blocks*512, inodes, begun
 		}
 	}
 	t.mu.Unlock()
@@ -222,7 +234,7 @@ func (t *tally) walk(id string) {
 }
 
 // rest keeps all walks together to their share of a CPU.
-func (t *tally) rest(busy time.Duration) error {
+func (t *Tally) rest(busy time.Duration) error {
 	t.pace.Lock()
 	defer t.pace.Unlock()
 	timer := time.NewTimer(busy * (walkShare - 1))
