@@ -1,7 +1,9 @@
 package erofs
 
 import (
+	"archive/tar"
 	"context"
+	"errors"
 	"io"
 
 	"github.com/davit-runtime/davit/internal/fault"
@@ -43,20 +45,70 @@ type Summary struct {
 //
 // An error leaves out with anything in it, but without a superblock.
 func Build(ctx context.Context, stream io.Reader, out File, o Options) (Summary, error) {
-	return Summary{}, fault.New(fault.Unimplemented, "erofs.Build", "not yet")
+	b := &builder{
+		ctx: ctx, in: newRecorder(stream, o), space: newSpace(out), tree: newTree(),
+		left: o.Limit, uuid: o.UUID, scratch: make([]byte, blockSize),
+	}
+	b.tree.readLink = b.space.readLink
+	if err := b.read(); err != nil {
+		return Summary{}, err
+	}
+	return b.finish()
 }
 
-// Sum reads the first size bytes of r, an image, and returns what Build
-// returned as its Summary's Sum if not a bit of it has changed. Errors are
-// those of r.
-func Sum(ctx context.Context, r io.ReaderAt, size int64) (string, error) {
-	return "", fault.New(fault.Unimplemented, "erofs.Sum", "not yet")
+// A builder makes one image.
+type builder struct {
+	ctx    context.Context
+	in     *recorder
+	space  *space
+	tree   *tree
+	shared shared
+	left   int64 // bytes of content that are still allowed
+	uuid   [16]byte
+
+	scratch []byte // of a block
+
+	dirName string // of the directory that was looked up last
+	dir     uint32
+	dirGood bool
 }
 
-// Rebuild writes the tar stream to w that the image was built from: recipe is
-// what Build wrote to Options.Recipe, image begins with the image. The stream's
-// digest is the caller's to check; a recipe that is none is an error of kind
-// Unknown.
-func Rebuild(ctx context.Context, recipe io.Reader, image io.ReaderAt, w io.Writer) error {
-	return fault.New(fault.Unimplemented, "erofs.Rebuild", "not yet")
+// read makes a tree of the stream, and puts into the image what is in files.
+func (b *builder) read() error {
+	archive := tar.NewReader(b.in)
+	for {
+		if b.ctx.Err() != nil {
+			return context.Cause(b.ctx)
+		}
+		h, err := archive.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return streamError(err)
+		}
+		if err := b.entry(h, archive); err != nil {
+			return err
+		}
+	}
+	// What follows the end of the archive belongs to the digest.
+	buf := make([]byte, 64<<10)
+	for b.ctx.Err() == nil {
+		_, err := b.in.Read(buf)
+		if errors.Is(err, io.EOF) {
+			return b.in.finish()
+		}
+		if err != nil {
+			return streamError(err)
+		}
+	}
+	return context.Cause(b.ctx)
+}
+
+// streamError keeps the stream's own errors and names tar's.
+func streamError(err error) error {
+	if errors.Is(err, tar.ErrHeader) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, tar.ErrFieldTooLong) {
+		return fault.New(fault.Unknown, "", "the layer is no whole tar archive: %w", err)
+	}
+	return err
 }

@@ -68,6 +68,11 @@ type Config struct {
 	// MaxLayerBytes is how large one unpacked layer may be, 64 GiB if zero.
 	MaxLayerBytes int64
 	Log           *slog.Logger // slog.Default if nil
+
+	// Verify, if not nil, is asked of each image that is pulled, before its
+	// configuration and layers are fetched: by the name that it was asked for
+	// by and what that stands for, an index perhaps.
+	Verify func(ctx context.Context, name string, d imagespec.Descriptor) error
 }
 
 // PullOptions is how to pull. The zero value works.

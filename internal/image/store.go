@@ -36,6 +36,7 @@ type Store struct {
 	use use
 
 	flying
+	pulls   pulls
 	tally   *writable.Tally
 	closers []func() error
 }
@@ -73,6 +74,7 @@ func Open(config Config) (*Store, error) {
 		cpu:      make(chan struct{}, runtime.GOMAXPROCS(0)),
 		commit:   make(chan struct{}, 1),
 		use:      newUse(),
+		pulls:    newPulls(),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background()) //nolint:forbidigo // the owner is Close
 	if err := s.load(); err != nil {
