@@ -140,7 +140,11 @@ func (s *Store) fetch(ctx context.Context, f *flight, w wanted) (layer.Info, err
 		return layer.Info{}, err
 	}
 	defer tar.Close()
-	return s.layers.Unpack(ctx, w.id, tar)
+	from := layer.Blob{MediaType: w.MediaType, Digest: w.Digest.String(), Size: w.Size}
+	if isNative(w.MediaType) {
+		return s.layers.Adopt(ctx, w.id, from, tar)
+	}
+	return s.layers.Unpack(ctx, w.id, from, tar)
 }
 
 // A meter counts what is read, and gives the slot for unpacking back while the
