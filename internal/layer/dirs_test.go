@@ -23,7 +23,7 @@ import (
 
 func TestDirs(t *testing.T) {
 	testkit.Root(t)
-	layertest.Run(t, func(t *testing.T) (*layer.Store, func() []string) {
+	layertest.Run(t, func(t *testing.T) (layertest.Store, func() []string) {
 		s, trash, left := open(t, t.TempDir(), layer.Directories, 1<<30)
 		return s, func() []string { trash.Wait(); return left() }
 	})

@@ -35,7 +35,7 @@ func TestFiles(t *testing.T) {
 	erofs(t)
 	for name, change := range map[string]func(*layer.Store){"files": func(*layer.Store) {}, "loop": layer.ByLoop} {
 		t.Run(name, func(t *testing.T) {
-			layertest.Run(t, func(t *testing.T) (*layer.Store, func() []string) {
+			layertest.Run(t, func(t *testing.T) (layertest.Store, func() []string) {
 				s, trash, left := open(t, t.TempDir(), layer.EROFS, 1<<30)
 				change(s)
 				return s, func() []string { trash.Wait(); return left() }

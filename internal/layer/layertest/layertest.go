@@ -29,9 +29,18 @@ import (
 	"github.com/davit-runtime/davit/internal/layer"
 )
 
+// Store is a layer store, as package image uses it.
+type Store interface {
+	Unpack(ctx context.Context, id string, blob layer.Blob, tar io.Reader) (layer.Info, error)
+	Mend(ctx context.Context, id string, stack []layer.Part) (layer.Info, bool, error)
+	Sync(ids []string) error
+	Use(id string) (dir string, done func(), err error)
+	Remove(id string) error
+}
+
 // An Opener opens an empty store. left returns what there is besides whole
 // layers.
-type Opener func(t *testing.T) (s *layer.Store, left func() []string)
+type Opener func(t *testing.T) (s Store, left func() []string)
 
 // Run runs the suite. The caller has seen to root and the namespace.
 func Run(t *testing.T, open Opener) {
@@ -125,7 +134,7 @@ func (e Entry) header() *tar.Header {
 
 // unpack unpacks layers, lowest first, mends, and returns what to stack,
 // topmost first.
-func unpack(t *testing.T, s *layer.Store, layers [][]byte) []string {
+func unpack(t *testing.T, s Store, layers [][]byte) []string {
 	t.Helper()
 	ctx := context.Background()
 	var stack []layer.Part
@@ -155,7 +164,7 @@ func unpack(t *testing.T, s *layer.Store, layers [][]byte) []string {
 }
 
 // merged mounts layers under overlayfs and calls f with the path.
-func merged(t *testing.T, s *layer.Store, ids []string, f func(root string)) {
+func merged(t *testing.T, s Store, ids []string, f func(root string)) {
 	t.Helper()
 	empty, target := t.TempDir(), t.TempDir()
 	var lowers []string
@@ -256,7 +265,7 @@ func describeOne(path string, st *syscall.Stat_t) string {
 	return line
 }
 
-func checkStack(t *testing.T, s *layer.Store, c stack) {
+func checkStack(t *testing.T, s Store, c stack) {
 	var layers [][]byte
 	for _, entries := range c.layers {
 		layers = append(layers, Tar(entries...))
@@ -276,7 +285,7 @@ func checkStack(t *testing.T, s *layer.Store, c stack) {
 	})
 }
 
-func checkRefused(t *testing.T, s *layer.Store, c refusal) {
+func checkRefused(t *testing.T, s Store, c refusal) {
 	outside := t.TempDir()
 	canary := filepath.Join(outside, "canary")
 	if err := os.WriteFile(canary, []byte("alive"), 0o600); err != nil {
@@ -294,7 +303,7 @@ func checkRefused(t *testing.T, s *layer.Store, c refusal) {
 	case !fault.Is(err, fault.Unknown):
 		t.Errorf("kind %v: %v", fault.KindOf(err), err)
 	default:
-		if _, err := s.Inspect(id); !fault.Is(err, fault.NotFound) {
+		if _, _, err := s.Use(id); !fault.Is(err, fault.NotFound) {
 			t.Errorf("there is a layer: %v", err)
 		}
 	}
@@ -329,7 +338,7 @@ func checkStreams(t *testing.T, open Opener) {
 		if _, err := s.Unpack(c.ctx, "sha256:1", layer.Blob{}, c.stream); !fault.Is(err, c.kind) {
 			t.Errorf("%s: kind %v: %v", c.name, fault.KindOf(err), err)
 		}
-		if _, err := s.Inspect("sha256:1"); !fault.Is(err, fault.NotFound) {
+		if _, _, err := s.Use("sha256:1"); !fault.Is(err, fault.NotFound) {
 			t.Errorf("%s: there is a layer: %v", c.name, err)
 		}
 	}
