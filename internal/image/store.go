@@ -129,7 +129,7 @@ func (s *Store) load() (err error) {
 	if err := s.layers.Retain(func(id string) bool { return needed[id] }); err != nil {
 		return err
 	}
-	s.view.Store(newView(content))
+	s.view.Store(newView(content, s.config.Pinned))
 	return nil
 }
 
@@ -166,6 +166,9 @@ func (s *Store) Close() error {
 	}
 	return errors.Join(errs...)
 }
+
+// Layers tells, for people, how new layers are kept.
+func (s *Store) Layers() string { return s.layers.Describe() }
 
 // List returns all images, sorted by ID. The caller must not change them.
 func (s *Store) List() []Image { return s.view.Load().list }
