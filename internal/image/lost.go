@@ -56,7 +56,7 @@ func (s *Store) forgetLoss(ref string) error {
 		images[id] = l.record
 	}
 	s.mu.Unlock()
-	e, err := newView(content{images: images}, s.config.Pinned).find(ref)
+	e, err := newView(content{images: images}, Pins{}).find(ref)
 	if err != nil {
 		return nil //nolint:nilerr // none of that name
 	}
