@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 
@@ -81,6 +82,7 @@ func run(ctx context.Context, c *config, log *slog.Logger) error {
 	work("pods", p.pods.Serve)
 	work("keeper", p.keeper.run)
 	work("damage", p.damage.watch)
+	work("images", p.images.Run)
 	work("memory", newHeap().watch)
 	if p.plugins != nil {
 		work("nri", func(ctx context.Context) error { return p.plugins.Run(ctx, p.pods) })
@@ -271,7 +273,7 @@ func (p *parts) surface(ctx context.Context, c *config, log *slog.Logger) *cri.S
 			SystemdCgroup: p.cgroups.Driver() == cgroup.Systemd,
 			RuntimeReady:  func() error { return cmp.Or(p.runtimes.ready(), p.keeper.err()) },
 			NetworkReady:  p.network.Status,
-			Troubles:      func() []string { return append(p.damage.list(), p.network.Owed()...) },
+			Troubles:      func() []string { return slices.Concat(p.damage.list(), p.images.Troubles(), p.network.Owed()) },
 			Spec: func(id string) ([]byte, error) {
 				return os.ReadFile(filepath.Join(c.State, "containers", id, "config.json"))
 			},
@@ -283,6 +285,7 @@ func (p *parts) surface(ctx context.Context, c *config, log *slog.Logger) *cri.S
 				"cgroupDriver":            p.cgroups.Driver(),
 				"cgroupLayout":            p.cgroups.Layout(),
 				"streaming":               p.streams.URL(),
+				"imageLayers":             p.images.Layers(),
 				"root":                    c.Root,
 				"state":                   c.State,
 			},

@@ -167,6 +167,9 @@ func (s *Store) Close() error {
 	return errors.Join(errs...)
 }
 
+// Layers tells, for people, how new layers are kept.
+func (s *Store) Layers() string { return s.layers.Describe() }
+
 // List returns all images, sorted by ID. The caller must not change them.
 func (s *Store) List() []Image { return s.view.Load().list }
 
