@@ -231,7 +231,8 @@ func isLayer(mediaType string) bool {
 // isNative tells layers that are EROFS images from tar streams. erofs-container
 // specification: application/vnd.erofs.layer.v1, also compressed as a whole.
 func isNative(mediaType string) bool {
-	return strings.HasPrefix(mediaType, "application/vnd.erofs.layer.v1")
+	rest, ok := strings.CutPrefix(mediaType, "application/vnd.erofs.layer.v1")
+	return ok && (rest == "" || rest == "+gzip" || rest == "+zstd")
 }
 
 // obtain gets all layers, the largest first, since it takes the longest.
