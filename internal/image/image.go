@@ -34,7 +34,7 @@ type Image struct {
 	RepoDigests []string // "registry/name@sha256:…", sorted
 	SizeBytes   uint64   // on disk
 	Config      imagespec.Image
-	Pinned      bool
+	Pinned      bool // by Config.Pinned
 	PulledAt    time.Time
 }
 
@@ -68,6 +68,13 @@ type Config struct {
 	// MaxLayerBytes is how large one unpacked layer may be, 64 GiB if zero.
 	MaxLayerBytes int64
 	Log           *slog.Logger // slog.Default if nil
+	// Pinned says which images are shown as pinned.
+	Pinned Pins
+
+	// Verify, if not nil, is asked of each image that is pulled, before its
+	// configuration and layers are fetched: by the name that it was asked for
+	// by and what that stands for, an index perhaps.
+	Verify func(ctx context.Context, name string, d imagespec.Descriptor) error
 }
 
 // PullOptions is how to pull. The zero value works.

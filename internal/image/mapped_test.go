@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/davit-runtime/davit/internal/idmap"
+	"github.com/davit-runtime/davit/internal/overlay"
 	"github.com/davit-runtime/davit/internal/testkit"
 )
 
@@ -61,7 +62,7 @@ func TestMappedRoot(t *testing.T) {
 	}
 	first, second := pinned(t, 100000), pinned(t, 300000)
 	for _, old := range []bool{false, true} {
-		noLowerAdd.Store(old)
+		overlay.Old.Store(old)
 		for name, users := range map[string]*idmap.Users{"a": first, "b": second} {
 			path, err := s.Mount(ctx, name, id, MountOptions{Users: users})
 			if err != nil {
@@ -90,7 +91,7 @@ func TestMappedRoot(t *testing.T) {
 			}
 		}
 	}
-	noLowerAdd.Store(false)
+	overlay.Old.Store(false)
 	// What a crash left of the trees goes with the container.
 	if err := (idmap.Tree{Source: "/usr", Users: first}).Attach(filepath.Join(s.config.mapped("c"), "0")); err != nil {
 		t.Fatal(err)

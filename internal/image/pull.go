@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"sync"
@@ -38,29 +39,44 @@ const maxLayers = 499
 // Invalid for a bad ref, Exhausted for a full disk.
 //
 // CRI: api.proto, PullImage.
-func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (Image, error) {
-	named, err := parseRef(ref)
+func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (_ Image, err error) {
+	repo, err := s.registry.Find(ctx, ref, registry.Auth(o.Auth))
 	if err != nil {
 		return Image{}, err
 	}
-	platform := s.platform
-	if o.Platform != "" {
-		if platform, err = parsePlatform(o.Platform); err != nil {
+	named := repo.Named()
+	p := &pull{store: s, from: repository{repo}, progress: o.Progress, tracked: s.pulls.begin(ref)}
+	defer func() { p.tracked.end(err) }()
+	want := ""
+	switch n := named.(type) {
+	case reference.Digested:
+		want = n.Digest().String()
+	case reference.Tagged:
+		want = n.Tag()
+	}
+	top, err := p.resolve(ctx, named.String(), want, o.Platform)
+	if err != nil {
+		return Image{}, err
+	}
+	if s.config.Verify != nil {
+		p.tracked.enter(PullVerifying)
+		end := span.Step(ctx, "verify")
+		err := s.config.Verify(ctx, named.String(), imagespec.Descriptor{MediaType: top.MediaType, Digest: top.Digest, Size: int64(len(top.Body))})
+		end()
+		if err != nil {
 			return Image{}, err
 		}
 	}
-	repo, err := s.registry.Repository(named, registry.Auth(o.Auth))
-	if err != nil {
-		return Image{}, err
-	}
-	end := span.Step(ctx, "manifest")
-	top, manifest, err := resolve(ctx, repo, named, platform)
-	end()
-	if err != nil {
-		return Image{}, err
-	}
-	p := &pull{store: s, repo: repo, manifest: manifest, progress: o.Progress, names: namesOf(named, top)}
+	p.names = namesOf(named, top.Digest)
 	return p.run(ctx)
+}
+
+// A repository is one of a registry as a source.
+type repository struct{ *registry.Repository }
+
+// Layer implements Source.
+func (r repository) Layer(ctx context.Context, d imagespec.Descriptor, _ digest.Digest) (io.ReadCloser, error) {
+	return r.Blob(ctx, d)
 }
 
 // parseRef reads a reference as Docker does: "busybox" is
@@ -83,63 +99,59 @@ func namesOf(named reference.Named, top digest.Digest) []string {
 	return names
 }
 
-// resolve fetches the manifest of the image for a platform; top is the digest
-// of what the reference itself stands for, an index perhaps.
-func resolve(ctx context.Context, repo *registry.Repository, named reference.Named, platform imagespec.Platform) (top digest.Digest, m *registry.Manifest, err error) {
-	want := ""
-	switch n := named.(type) {
-	case reference.Digested:
-		want = n.Digest().String()
-	case reference.Tagged:
-		want = n.Tag()
-	}
-	const deepest = 4
-	for range deepest {
-		m, err = repo.Manifest(ctx, want)
-		if err != nil {
-			return "", nil, err
-		}
-		if top == "" {
-			top = m.Digest
-		}
-		if m.Manifests == nil {
-			return top, m, nil
-		}
-		choice, ok := choose(m.Manifests, platform)
-		if !ok {
-			return "", nil, fault.New(fault.NotFound, "", "%s has no image for %s, only for %s", named, formatPlatform(platform), platforms(m.Manifests))
-		}
-		want = choice.Digest.String()
-	}
-	return "", nil, fault.New(fault.Unknown, "", "%s is an index of indexes of indexes", named)
-}
-
-// A pull is one call of Pull, once the manifest is known.
+// A pull is one call of Pull or Import.
 type pull struct {
 	store    *Store
-	repo     *registry.Repository
-	manifest *registry.Manifest
+	from     Source
+	manifest *registry.Manifest // set by resolve
 	names    []string
 	progress func(Progress)
 	mu       sync.Mutex // calls of progress
+	tracked  *tracked
+}
+
+// resolve fetches the manifest of the image for a platform. It returns what
+// want itself, a tag or a digest, stands for: that manifest or an index.
+func (p *pull) resolve(ctx context.Context, name, want, platform string) (top *registry.Manifest, err error) {
+	defer span.Step(ctx, "manifest")()
+	mine := p.store.platform
+	if platform != "" {
+		if mine, err = parsePlatform(platform); err != nil {
+			return nil, err
+		}
+	}
+	const deepest = 4
+	for range deepest {
+		m, err := p.from.Manifest(ctx, want)
+		if err != nil {
+			return nil, err
+		}
+		if top == nil {
+			top = m
+		}
+		if m.Manifests == nil {
+			p.manifest = m
+			return top, nil
+		}
+		choice, ok := choose(m.Manifests, mine)
+		if !ok {
+			return nil, fault.New(fault.NotFound, "", "%s has no image for %s, only for %s", name, formatPlatform(mine), platforms(m.Manifests))
+		}
+		want = choice.Digest.String()
+	}
+	return nil, fault.New(fault.Unknown, "", "%s is an index of indexes of indexes", name)
 }
 
 func (p *pull) run(ctx context.Context) (Image, error) {
 	s := p.store
 	id := p.manifest.Config.Digest.String()
 	r := record{Manifest: p.manifest.Body, PulledAt: time.Now()}
-	old := s.view.Load().images[id]
-	if old != nil {
-		r.Config = old.Config
-	} else {
-		end := span.Step(ctx, "config")
-		var err error
-		r.Config, err = p.repo.Config(ctx, p.manifest.Config)
-		end()
-		if err != nil {
-			return Image{}, err
-		}
+	var err error
+	var done func()
+	if r.Config, done, err = s.obtainConfig(ctx, p.manifest.Config, p.from); err != nil {
+		return Image{}, err
 	}
+	defer done()
 	config, err := parseConfig(r.Config)
 	if err != nil {
 		return Image{}, err
@@ -149,6 +161,7 @@ func (p *pull) run(ctx context.Context) (Image, error) {
 	if err != nil {
 		return Image{}, err
 	}
+	p.tracked.fetching(list)
 	pinned := make([]string, 0, len(list)+1)
 	for _, w := range list {
 		pinned = append(pinned, w.id)
@@ -157,6 +170,7 @@ func (p *pull) run(ctx context.Context) (Image, error) {
 	s.pin(pinned)
 	infos, err := p.obtain(ctx, list)
 	if err == nil {
+		p.tracked.enter(PullCommitting)
 		err = p.commit(ctx, id, &r, list, infos)
 	}
 	if err := s.unpin(pinned); err != nil {
@@ -190,7 +204,7 @@ func (p *pull) wanted(config imagespec.Image) ([]wanted, error) {
 		}
 		if !seen[diffs[i]] {
 			seen[diffs[i]] = true
-			list = append(list, wanted{Descriptor: blobs[i], id: diffs[i].String(), from: p.repo})
+			list = append(list, wanted{Descriptor: blobs[i], id: diffs[i].String(), from: p.from})
 		}
 	}
 	return list, nil
@@ -243,6 +257,7 @@ func (p *pull) reporter(w wanted) func(Phase, int64) {
 	last := Progress{Total: -1}
 	return func(phase Phase, bytes int64) {
 		now := Progress{Layer: w.Digest.String(), Phase: phase, Bytes: bytes, Total: w.Size}
+		p.tracked.layer(now)
 		if p.progress == nil || now == last {
 			return
 		}

@@ -2,18 +2,15 @@ package image
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/idmap"
+	"github.com/davit-runtime/davit/internal/overlay"
 	"github.com/davit-runtime/davit/internal/store"
+	"github.com/davit-runtime/davit/internal/writable"
 )
 
 // MountOptions is how a container sees its root. The zero value is as the
@@ -34,7 +31,7 @@ func (s *Store) Mount(_ context.Context, id, imageID string, o MountOptions) (st
 	if err != nil {
 		return "", err
 	}
-	s.tally.begin(id)
+	s.tally.Begin(id)
 	return s.mountRoot(id, lowers, o)
 }
 
@@ -55,16 +52,16 @@ func (s *Store) mountRoot(id string, lowers []string, options MountOptions) (str
 	if err := makeDir(target, 0o700); err != nil {
 		return "", err
 	}
-	mounted, err := isMount(target)
+	mounted, err := overlay.IsMount(target)
 	if mounted || err != nil {
 		return target, err
 	}
-	writable := s.config.writable(id)
-	o := overlay{lowers: lowers, upper: upperDir(writable), work: filepath.Join(writable, "work"), label: options.Label}
-	if err := o.prepare(options.ids()); err != nil {
+	dir := s.config.writable(id)
+	o := overlay.Mount{Lowers: lowers, Upper: writable.UpperDir(dir), Work: filepath.Join(dir, "work"), Label: options.Label}
+	if err := o.Prepare(options.ids()); err != nil {
 		return "", err
 	}
-	if err := o.mountFor(options.Users, target, s.config.mapped(id)); err != nil {
+	if err := o.For(options.Users, target, s.config.mapped(id)); err != nil {
 		return "", fault.New(fault.KindOf(err), "", "mount the root file system of container %s: %w", id, err)
 	}
 	return target, nil
@@ -123,7 +120,7 @@ func (s *Store) Unmount(_ context.Context, id string) error {
 	if id == "" || id != filepath.Base(id) || strings.HasPrefix(id, ".") {
 		return fault.New(fault.Invalid, "image.Unmount", "container ID %q", id)
 	}
-	if err := unmount(s.config.rootfs(id)); err != nil {
+	if err := overlay.Unmount(s.config.rootfs(id)); err != nil {
 		return fmt.Errorf("unmount the root file system of container %s: %w", id, err)
 	}
 	if err := idmap.DetachAll(s.config.mapped(id)); err != nil {
@@ -132,46 +129,12 @@ func (s *Store) Unmount(_ context.Context, id string) error {
 	if err := s.trash.Put(s.config.writable(id)); err != nil {
 		return err
 	}
-	s.tally.forget(id)
+	s.tally.Forget(id)
 	s.mu.Lock()
 	l := s.use.leases[id]
 	delete(s.use.leases, id)
 	s.mu.Unlock()
 	return s.collect(l.Layers)
-}
-
-// unmount unmounts all that is mounted on a directory, and removes it.
-func unmount(target string) error {
-	for {
-		err := unix.Unmount(target, unix.UMOUNT_NOFOLLOW)
-		if errors.Is(err, unix.EBUSY) {
-			err = unix.Unmount(target, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH)
-		}
-		switch {
-		case errors.Is(err, unix.EINVAL):
-			err := os.Remove(target)
-			if err != nil && !errors.Is(err, os.ErrNotExist) {
-				return err
-			}
-			return nil
-		case errors.Is(err, unix.ENOENT):
-			return nil
-		case err != nil:
-			return err
-		}
-	}
-}
-
-// isMount reports whether something is mounted on a directory.
-func isMount(path string) (bool, error) {
-	var here, above unix.Stat_t
-	if err := unix.Lstat(path, &here); err != nil {
-		return false, err
-	}
-	if err := unix.Lstat(filepath.Dir(path), &above); err != nil {
-		return false, err
-	}
-	return here.Dev != above.Dev, nil
 }
 
 // mapped is where the layers of a container's root are attached, shown by the
@@ -184,38 +147,4 @@ func (o MountOptions) ids() idmap.Map {
 		return idmap.Map{}
 	}
 	return o.Users.Map
-}
-
-// mountFor mounts o as users are to see it, if not nil.
-func (o overlay) mountFor(users *idmap.Users, target, stage string) error {
-	if users == nil || users.Empty() {
-		return o.mount(target)
-	}
-	return o.mountMapped(target, stage, users)
-}
-
-// mountMapped mounts o, shown by the map of users. What is in the layers keeps
-// its owners on disk, and nothing is copied; overlayfs takes over the maps of
-// its lower layers. The upper layer has the owners as they are on the host.
-//
-// It returns Unimplemented where the kernel or the file system of the layers
-// cannot do that: overlayfs can from Linux 5.19 on.
-func (o overlay) mountMapped(target, stage string, users *idmap.Users) (err error) {
-	defer func() { err = errors.Join(err, idmap.DetachAll(stage)) }()
-	var lowers []string
-	for i, lower := range o.lowers {
-		at := filepath.Join(stage, strconv.Itoa(i))
-		if err := (idmap.Tree{Source: lower, Users: users, ReadOnly: true}).Attach(at); err != nil {
-			return err
-		}
-		lowers = append(lowers, at)
-	}
-	o.lowers = lowers
-	if err := o.mount(target); err != nil {
-		if errors.Is(err, unix.EINVAL) {
-			return fault.New(fault.Unimplemented, "", "overlayfs of this kernel takes no ID-mapped layers: %w", err)
-		}
-		return err
-	}
-	return nil
 }

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/overlay"
 	"github.com/davit-runtime/davit/internal/testkit"
 )
 
@@ -36,7 +37,7 @@ func TestManyLayers(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, old := range []bool{false, true} {
-		noLowerAdd.Store(old)
+		overlay.Old.Store(old)
 		path, err := s.Mount(context.Background(), "c", id, MountOptions{})
 		if err != nil {
 			t.Fatalf("old API: %v: %v", old, err)
@@ -51,7 +52,7 @@ func TestManyLayers(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	noLowerAdd.Store(false)
+	overlay.Old.Store(false)
 }
 
 func TestRootOfContainer(t *testing.T) {

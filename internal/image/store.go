@@ -16,6 +16,7 @@ import (
 	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/layer"
 	"github.com/davit-runtime/davit/internal/registry"
+	"github.com/davit-runtime/davit/internal/writable"
 )
 
 // A Store is the images of one node. Safe for concurrent use.
@@ -35,7 +36,8 @@ type Store struct {
 	use use
 
 	flying
-	tally   *tally
+	pulls   pulls
+	tally   *writable.Tally
 	closers []func() error
 }
 
@@ -72,6 +74,7 @@ func Open(config Config) (*Store, error) {
 		cpu:      make(chan struct{}, runtime.GOMAXPROCS(0)),
 		commit:   make(chan struct{}, 1),
 		use:      newUse(),
+		pulls:    newPulls(),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background()) //nolint:forbidigo // the owner is Close
 	if err := s.load(); err != nil {
@@ -107,10 +110,10 @@ func (s *Store) load() (err error) {
 	if s.use.leases, err = readLeases(s.config.writable(""), filepath.Join(s.config.Root, "layers"), s.config.Log); err != nil {
 		return err
 	}
-	s.tally = newTally(s.config.writable)
-	s.closers = append(s.closers, s.tally.close)
+	s.tally = writable.NewTally(s.config.writable)
+	s.closers = append(s.closers, s.tally.Close)
 	for id := range s.use.leases {
-		s.tally.adopt(id)
+		s.tally.Adopt(id)
 	}
 	needed := s.use.needed(&content)
 	dirs, err := layer.OpenDirs(filepath.Join(s.config.Root, "layers"), s.trash, s.config.MaxLayerBytes,
@@ -120,7 +123,7 @@ func (s *Store) load() (err error) {
 	}
 	s.layers, s.closers = dirs, append(s.closers, dirs.Close)
 	s.forgetMissing(&content)
-	s.view.Store(newView(content))
+	s.view.Store(newView(content, s.config.Pinned))
 	return nil
 }
 
@@ -180,16 +183,28 @@ func (s *Store) List() []Image { return s.view.Load().list }
 // Get finds an image by tag, by digest, by both, by ID or by a unique prefix of
 // an ID. NotFound if it is not present.
 func (s *Store) Get(ref string) (Image, error) {
-	e, err := s.view.Load().find(ref)
+	e, err := s.find(ref)
 	if err != nil {
 		return Image{}, err
 	}
 	return e.Image, nil
 }
 
+// find is Get of an entry. Short names are what they were at the last pull.
+func (s *Store) find(ref string) (*entry, error) {
+	names, _ := s.registry.Names(ref) // an error is of a ref that is no name
+	return s.view.Load().find(ref, names...)
+}
+
+// Explain says where an image would be pulled from, and with probe what each
+// endpoint answers. See registry.Client.Explain.
+func (s *Store) Explain(ctx context.Context, ref string, auth Auth, probe bool) ([]registry.Explanation, error) {
+	return s.registry.Explain(ctx, ref, registry.Auth(auth), probe)
+}
+
 // Config returns the ID and configuration of the image that Get finds.
 func (s *Store) Config(ref string) (id string, config imagespec.ImageConfig, err error) {
-	e, err := s.view.Load().find(ref)
+	e, err := s.find(ref)
 	if err != nil {
 		return "", imagespec.ImageConfig{}, err
 	}
@@ -206,18 +221,18 @@ func (s *Store) Usage() Usage {
 // waiting: what was counted last, At then; At is zero if nothing was counted
 // yet. Asking has it counted again, if it is time. NotFound without a layer.
 func (s *Store) WritableUsage(id string) (Usage, error) {
-	f, ok := s.tally.of(id)
+	f, ok := s.tally.Of(id)
 	if !ok {
 		return Usage{}, fault.New(fault.NotFound, "", "container %s has no writable layer", id)
 	}
-	return Usage{Mountpoint: s.config.Root, Bytes: f.bytes, Inodes: f.inodes, At: f.at}, nil
+	return Usage{Mountpoint: s.config.Root, Bytes: f.Bytes, Inodes: f.Inodes, At: f.At}, nil
 }
 
 // WritableUsages returns what all writable layers take together, as
 // WritableUsage does; At is when the oldest part was counted.
 func (s *Store) WritableUsages() Usage {
-	f := s.tally.sum()
-	return Usage{Mountpoint: s.config.Root, Bytes: f.bytes, Inodes: f.inodes, At: f.at}
+	f := s.tally.Sum()
+	return Usage{Mountpoint: s.config.Root, Bytes: f.Bytes, Inodes: f.Inodes, At: f.At}
 }
 
 // takeCommit takes the right to change images; the caller gives it back.
@@ -241,7 +256,7 @@ func (s *Store) Remove(ctx context.Context, ref string) error {
 	if err != nil {
 		return err
 	}
-	e, err := s.view.Load().find(ref)
+	e, err := s.find(ref)
 	if err != nil {
 		release()
 		if fault.Is(err, fault.NotFound) {

@@ -23,6 +23,7 @@ type use struct {
 	flights map[string]*flight       // being fetched and unpacked
 	fresh   map[string]layer.Info    // complete, but not in the database yet
 	dying   map[string]chan struct{} // being removed; closed when gone
+	configs map[string]*config       // of images being pulled
 }
 
 func newUse() use {
@@ -32,6 +33,7 @@ func newUse() use {
 		flights: map[string]*flight{},
 		fresh:   map[string]layer.Info{},
 		dying:   map[string]chan struct{}{},
+		configs: map[string]*config{},
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/overlay"
 )
 
 // A Volume is an image that a container sees as one of its volumes.
@@ -56,14 +57,14 @@ func (s *Store) MountVolume(_ context.Context, v Volume) (string, error) {
 		lowers = append(lowers, s.config.empty())
 	}
 	target := s.config.rootfs(v.id())
-	if err := unmount(target); err != nil {
+	if err := overlay.Unmount(target); err != nil {
 		return "", err
 	}
 	if err := makeDir(target, 0o700); err != nil {
 		return "", err
 	}
-	o := overlay{lowers: append(lowers, bottom), label: v.Label}
-	if err := o.mountFor(v.Users, target, s.config.mapped(v.id())); err != nil {
+	o := overlay.Mount{Lowers: append(lowers, bottom), Label: v.Label}
+	if err := o.For(v.Users, target, s.config.mapped(v.id())); err != nil {
 		return "", fault.New(fault.KindOf(err), "", "mount: %w", err)
 	}
 	if strings.Trim(v.SubPath, "/") != "" {
@@ -100,7 +101,7 @@ func narrow(target, part string) error {
 		return fault.New(fault.Internal, "", "sub path %q: open_tree: %w", part, err)
 	}
 	defer unix.Close(tree)
-	if err := unmount(target); err != nil {
+	if err := overlay.Unmount(target); err != nil {
 		return err
 	}
 	if info.IsDir() {

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/overlay"
 	"github.com/davit-runtime/davit/internal/testkit"
 )
 
@@ -71,7 +72,7 @@ func TestVolume(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if mounted, err := isMount(third); !mounted || err != nil {
+	if mounted, err := overlay.IsMount(third); !mounted || err != nil {
 		t.Errorf("another container's volume has gone: %v", err)
 	}
 	if err := s.UnmountVolumes(t.Context(), "cc"); err != nil {
@@ -81,8 +82,8 @@ func TestVolume(t *testing.T) {
 
 func TestSubPath(t *testing.T) {
 	s, id, _ := volumeStore(t, t.TempDir())
-	noLowerAdd.Store(true) // for once, as on old kernels
-	defer noLowerAdd.Store(false)
+	overlay.Old.Store(true) // for once, as on old kernels
+	defer overlay.Old.Store(false)
 	for part, want := range map[string]string{
 		"etc": "passwd", "/etc/": "passwd", "etc/passwd": "new", "abs": "new", "": "etc", "/": "etc", "etc/..": "etc",
 		// As the image's own root has it: the image's /etc, not the host's.

@@ -195,6 +195,7 @@ func TestMounts(t *testing.T) {
 	podID, pod := w.pod("mounts")
 	// Enough to mount; not privileged, since not every machine has all that this asks for.
 	mounts := &runtimeapi.Capability{AddCapabilities: []string{"SYS_ADMIN"}}
+	unconfined := &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined} // the default AppArmor profile lets nobody mount
 	dir := t.TempDir()
 	if err := unix.Mount("shared", dir, "tmpfs", 0, ""); err != nil {
 		t.Fatal(err)
@@ -214,7 +215,7 @@ func TestMounts(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := w.within(t)
 			config := w.config(name, "sleep", "1000")
-			config.Linux.SecurityContext.Capabilities = mounts
+			config.Linux.SecurityContext.Capabilities, config.Linux.SecurityContext.Apparmor = mounts, unconfined
 			config.Mounts = []*runtimeapi.Mount{{HostPath: dir, ContainerPath: "/m", Propagation: p.mode}}
 			ctr := w.run(podID, pod, config)
 			host := filepath.Join(dir, "host-"+name)

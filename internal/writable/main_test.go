@@ -1,0 +1,9 @@
+package writable
+
+import (
+	"testing"
+
+	"github.com/davit-runtime/davit/internal/testkit"
+)
+
+func TestMain(m *testing.M) { testkit.Main(m) }
