@@ -116,7 +116,7 @@ func TestSuperblockIsLast(t *testing.T) {
 // What is kept in memory of a layer is bounded, however small its blob.
 func TestMemory(t *testing.T) {
 	defer func(n int64) { *erofs.MaxTree = n }(*erofs.MaxTree)
-	*erofs.MaxTree = 4 << 20
+	*erofs.MaxTree = 1 << 20
 	for _, c := range []struct {
 		name  string
 		entry func(i int) layertest.Entry
@@ -142,7 +142,7 @@ func TestMemory(t *testing.T) {
 		}
 	}
 	// Names that only look many: an archive that says the same again and again.
-	r := io.MultiReader(&endless{max: 100000, entry: func(i int) layertest.Entry { return layertest.Entry{Name: fmt.Sprintf("a/%d/", i%7), Mode: 0o700} }}, bytes.NewReader(make([]byte, 1024)))
+	r := io.MultiReader(&endless{max: 20000, entry: func(i int) layertest.Entry { return layertest.Entry{Name: fmt.Sprintf("a/%d/", i%7), Mode: 0o700} }}, bytes.NewReader(make([]byte, 1024)))
 	if s, err := buildIn(&buffer{}, r, 1<<40); err != nil || s.Inodes != 9 {
 		t.Errorf("%d inodes, %v", s.Inodes, err)
 	}
