@@ -34,7 +34,12 @@ var drivers = []string{
 var imports = map[string][]string{
 	"cmd/davitd":        {"*"}, // it joins the parts
 	"cmd/davit-monitor": {"internal/monitor", "internal/monitor/server", "internal/keeper", "internal/holder"},
-	"cmd/davit":         {"criclient", "criclient/cristream", "internal/play", "internal/crilog", "internal/terminal", "internal/doctor", "internal/endpoint"},
+	"cmd/davit":         {"cmd/davit/console", "cmd/davit/images", "criclient", "criclient/cristream", "internal/play", "internal/crilog", "internal/terminal", "internal/doctor", "internal/endpoint"},
+	"cmd/davit/images":  {"cmd/davit/console", "api/image/v1", "internal/play"},
+	"cmd/davit/console": {"api/image/v1", "criclient", "internal/endpoint", "internal/play"}, // the words of its errors
+
+	"api/image/v1": {},
+	"api/generate": {}, // a module of its own, for make generate
 
 	"criclient":           {},
 	"criclient/crifake":   {"criclient"},
@@ -47,7 +52,9 @@ var imports = map[string][]string{
 	"internal/kubelet":    {"internal/proc"},
 	"internal/proc":       {},
 	// Of cgroup and monitor, cri uses value types that pod hands through.
-	"internal/cri":          slices.Concat(base, []string{"internal/pod", "internal/image", "internal/stream", "internal/cgroup", "internal/monitor", "internal/network", "internal/namespace", "internal/stats", "internal/cri/metrics", "internal/cri/validate"}),
+	"internal/cri": slices.Concat(base, []string{"internal/pod", "internal/image", "internal/stream", "internal/cgroup", "internal/monitor", "internal/network", "internal/namespace", "internal/stats", "internal/cri/metrics", "internal/cri/validate"}),
+	// What images are and come from, to be told.
+	"internal/imageapi":     slices.Concat(base, []string{"api/image/v1", "internal/image", "internal/registry", "internal/registry/route"}),
 	"internal/cri/validate": base,
 	"internal/stream":       slices.Concat(base, []string{"internal/monitor"}), // its value types
 	"internal/cri/metrics":  slices.Concat(base, []string{"internal/stats", "internal/cgroup", "internal/namespace"}),
@@ -60,6 +67,8 @@ var imports = map[string][]string{
 	"internal/image":        slices.Concat(base, []string{"internal/registry", "internal/layer", "internal/overlay", "internal/writable", "internal/idmap"}),
 	"internal/overlay":      {"internal/idmap", "internal/fault"},
 	"internal/writable":     {},
+	"internal/archive":      {"internal/image", "internal/registry", "internal/fault"},
+	"internal/verifier":     {"internal/fault"},
 	"internal/idmap":        {"internal/fault", "internal/holder"},
 	"internal/label":        {"internal/fault"},
 	"internal/monitor":      {"internal/ociruntime", "internal/fault"},
@@ -74,8 +83,10 @@ var imports = map[string][]string{
 	"internal/namespace":      slices.Concat(base, []string{"internal/idmap"}),
 	"internal/cgroup":         base,
 	"internal/nri":            base,
-	"internal/registry":       base,
-	"internal/layer":          slices.Concat(base, []string{"internal/inflate"}),
+	"internal/registry":       slices.Concat(base, []string{"internal/registry/route"}),
+	"internal/registry/route": {"internal/fault"},
+	"internal/layer":          slices.Concat(base, []string{"internal/erofs", "internal/inflate"}),
+	"internal/erofs":          {"internal/fault"},
 	"internal/inflate":        {},
 	"internal/store":          {"internal/fault"},
 	"internal/span":           {},

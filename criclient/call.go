@@ -170,3 +170,39 @@ func (l *link) forget() {
 func (l *link) typed(ctx context.Context, method string, err error) error {
 	return newError(ctx, l.service, method, err, l.dialer.failed.Load())
 }
+
+// Connection returns the connection to the endpoint of s, for services that a
+// runtime has beside the CRI. Calls go out as they are, and no version is
+// settled for them; their errors are an *Error. It ends with the Client.
+func (c *Client) Connection(s Service) grpc.ClientConnInterface {
+	if s == ImageService {
+		return plain{c.image}
+	}
+	return plain{c.runtime}
+}
+
+// plain is a link without versions.
+type plain struct{ link *link }
+
+func (p plain) Invoke(ctx context.Context, path string, args, reply any, opts ...grpc.CallOption) error {
+	return p.link.typed(ctx, methodOf(path), p.link.conn.Invoke(ctx, path, args, reply, opts...))
+}
+
+func (p plain) NewStream(ctx context.Context, desc *grpc.StreamDesc, path string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	s, err := p.link.conn.NewStream(ctx, desc, path, opts...)
+	if err != nil {
+		return nil, p.link.typed(ctx, methodOf(path), err)
+	}
+	return &plainStream{s, ctx, p.link, methodOf(path)}, nil
+}
+
+type plainStream struct {
+	grpc.ClientStream
+	ctx    context.Context
+	link   *link
+	method string
+}
+
+func (s *plainStream) RecvMsg(m any) error {
+	return s.link.typed(s.ctx, s.method, s.ClientStream.RecvMsg(m))
+}

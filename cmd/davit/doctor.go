@@ -9,10 +9,11 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/davit-runtime/davit/cmd/davit/console"
 	"github.com/davit-runtime/davit/internal/doctor"
 )
 
-func (a *app) doctorCommand() *cobra.Command {
+func (a app) doctorCommand() *cobra.Command {
 	var strict bool
 	c := &cobra.Command{
 		Use:   "doctor",
@@ -22,11 +23,11 @@ and a kubelet need. Each fault has a name that stays the same, and a fix to past
 seen; it says which. Exit code 1: there are errors, or with --strict warnings. With -o json: one object.`,
 		Args: cobra.NoArgs,
 		// Nothing is dialled beforehand: an endpoint that is wrong is a finding.
-		PersistentPreRunE: func(*cobra.Command, []string) error { return a.checkOutput() },
+		PersistentPreRunE: func(*cobra.Command, []string) error { return a.CheckOutput() },
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			n := doctor.ThisNode()
 			n.Version = version
-			if at := a.search().Given(); at.Address != "" {
+			if at := a.Search().Given(); at.Address != "" {
 				n.Given = []doctor.Endpoint{{Address: at.Address, From: at.From}}
 			}
 			r := doctor.Run(cmd.Context(), n)
@@ -34,7 +35,7 @@ seen; it says which. Exit code 1: there are errors, or with --strict warnings. W
 				return err
 			}
 			if r.Errors > 0 || strict && r.Warnings > 0 {
-				return exitCode(1)
+				return console.ExitCode(1)
 			}
 			return nil
 		},
@@ -43,13 +44,13 @@ seen; it says which. Exit code 1: there are errors, or with --strict warnings. W
 	return c
 }
 
-func (a *app) printReport(r *doctor.Report) error {
-	if a.output == "json" {
+func (a app) printReport(r *doctor.Report) error {
+	if a.JSON() {
 		raw, err := json.Marshal(r)
 		if err != nil {
 			return err
 		}
-		return writeJSON(a.out, raw)
+		return console.WriteJSON(a.Out, raw)
 	}
 	width := 0
 	for _, c := range r.Checks {
@@ -57,11 +58,11 @@ func (a *app) printReport(r *doctor.Report) error {
 	}
 	for _, c := range r.Checks {
 		if c.Level != doctor.Skipped {
-			printCheck(a.out, c, width)
+			printCheck(a.Out, c, width)
 		}
 	}
-	printSkipped(a.out, r)
-	_, err := fmt.Fprintf(a.out, "\n%s at %s: %d ok, %d warnings, %d errors, %d skipped, in %.1f s\n",
+	printSkipped(a.Out, r)
+	_, err := fmt.Fprintf(a.Out, "\n%s at %s: %d ok, %d warnings, %d errors, %d skipped, in %.1f s\n",
 		r.Node, r.Endpoint.Address, r.OK, r.Warnings, r.Errors, r.Skipped, float64(r.TookMillis)/1000)
 	return err
 }

@@ -5,12 +5,13 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/davit-runtime/davit/cmd/davit/console"
 	"github.com/davit-runtime/davit/internal/doctor"
 )
 
 func TestPrintReport(t *testing.T) {
 	var out bytes.Buffer
-	a := &app{out: &out}
+	a := app{&console.Console{Out: &out}}
 	err := a.printReport(&doctor.Report{
 		Node: "node1", Endpoint: doctor.Endpoint{Address: "unix:///run/davit/davit.sock", From: "test"}, OK: 1, Errors: 1, Skipped: 2, TookMillis: 340,
 		Checks: []doctor.Result{

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/davit-runtime/davit/cmd/davit/console"
 	"github.com/davit-runtime/davit/criclient/cristream"
 	"github.com/davit-runtime/davit/internal/terminal"
 )
@@ -60,7 +61,7 @@ func (s *session) dialer() (*cristream.Dialer, error) {
 	return &cristream.Dialer{Protocol: protocol, TLS: config}, nil
 }
 
-func (a *app) execCommand() *cobra.Command {
+func (a app) execCommand() *cobra.Command {
 	var s session
 	cmd := &cobra.Command{
 		Use:   "exec POD [-c CONTAINER] [-it] -- COMMAND [ARGUMENT...]",
@@ -77,7 +78,7 @@ If davit ends first, what becomes of the command is up to the runtime: davitd en
 			}
 			var limit time.Duration
 			if cmd.Flags().Changed("timeout") {
-				limit = a.timeout
+				limit = a.Timeout
 			}
 			if limit > 0 && !s.stdin && !s.tty {
 				err = a.execSync(cmd.Context(), c, args[1:], limit)
@@ -86,7 +87,7 @@ If davit ends first, what becomes of the command is up to the runtime: davitd en
 			}
 			var exit *cristream.ExitError
 			if errors.As(err, &exit) {
-				return exitCode(exit.Code)
+				return console.ExitCode(exit.Code)
 			}
 			if err != nil {
 				return fmt.Errorf("exec in container %s: %w", c.Metadata.GetName(), err)
@@ -102,8 +103,8 @@ If davit ends first, what becomes of the command is up to the runtime: davitd en
 }
 
 // execSync has the runtime end the command when limit is over.
-func (a *app) execSync(ctx context.Context, c *runtimeapi.Container, command []string, limit time.Duration) error {
-	r, err := a.client.ExecSync(ctx, &runtimeapi.ExecSyncRequest{
+func (a app) execSync(ctx context.Context, c *runtimeapi.Container, command []string, limit time.Duration) error {
+	r, err := a.Client.ExecSync(ctx, &runtimeapi.ExecSyncRequest{
 		ContainerId: c.Id, Cmd: command, Timeout: int64((limit + time.Second - 1) / time.Second),
 	})
 	if status.Code(err) == codes.DeadlineExceeded {
@@ -112,8 +113,8 @@ func (a *app) execSync(ctx context.Context, c *runtimeapi.Container, command []s
 	if err != nil {
 		return err
 	}
-	_, outErr := a.out.Write(r.Stdout)
-	_, errErr := a.err.Write(r.Stderr)
+	_, outErr := a.Out.Write(r.Stdout)
+	_, errErr := a.Err.Write(r.Stderr)
 	if err := errors.Join(outErr, errErr); err != nil {
 		return err
 	}
@@ -125,7 +126,7 @@ func (a *app) execSync(ctx context.Context, c *runtimeapi.Container, command []s
 
 func overLimit(limit time.Duration) error { return fmt.Errorf("the time limit of %v is over", limit) }
 
-func (a *app) exec(ctx context.Context, s *session, c *runtimeapi.Container, command []string, limit time.Duration) error {
+func (a app) exec(ctx context.Context, s *session, c *runtimeapi.Container, command []string, limit time.Duration) error {
 	if limit > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, limit, overLimit(limit))
@@ -133,9 +134,9 @@ func (a *app) exec(ctx context.Context, s *session, c *runtimeapi.Container, com
 	}
 	return a.join(ctx, s, func(ctx context.Context, d *cristream.Dialer, streams cristream.Streams) error {
 		return d.Exec(ctx, func(ctx context.Context) (string, error) {
-			ctx, cancel := a.call(ctx, 0)
+			ctx, cancel := a.Call(ctx, 0)
 			defer cancel()
-			r, err := a.client.Exec(ctx, &runtimeapi.ExecRequest{
+			r, err := a.Client.Exec(ctx, &runtimeapi.ExecRequest{
 				ContainerId: c.Id, Cmd: command, Tty: s.tty, Stdin: s.stdin || s.tty, Stdout: true, Stderr: !s.tty,
 			})
 			return r.GetUrl(), err
@@ -143,7 +144,7 @@ func (a *app) exec(ctx context.Context, s *session, c *runtimeapi.Container, com
 	})
 }
 
-func (a *app) attachCommand() *cobra.Command {
+func (a app) attachCommand() *cobra.Command {
 	var s session
 	cmd := &cobra.Command{
 		Use:   "attach POD [-c CONTAINER] [-it]",
@@ -158,16 +159,16 @@ func (a *app) attachCommand() *cobra.Command {
 			}
 			err = a.join(cmd.Context(), &s, func(ctx context.Context, d *cristream.Dialer, streams cristream.Streams) error {
 				return d.Attach(ctx, func(ctx context.Context) (string, error) {
-					ctx, cancel := a.call(ctx, 0)
+					ctx, cancel := a.Call(ctx, 0)
 					defer cancel()
-					r, err := a.client.Attach(ctx, &runtimeapi.AttachRequest{
+					r, err := a.Client.Attach(ctx, &runtimeapi.AttachRequest{
 						ContainerId: c.Id, Tty: s.tty, Stdin: s.stdin || s.tty, Stdout: true, Stderr: !s.tty,
 					})
 					return r.GetUrl(), err
 				}, streams)
 			})
 			if errors.Is(err, terminal.ErrLeft) {
-				fmt.Fprintf(a.err, "\nleft container %s, which goes on\n", c.Metadata.GetName())
+				fmt.Fprintf(a.Err, "\nleft container %s, which goes on\n", c.Metadata.GetName())
 				return nil
 			}
 			if err != nil {
@@ -183,7 +184,7 @@ func (a *app) attachCommand() *cobra.Command {
 
 // join runs a session on davit's own streams. With -i and -t a terminal is
 // raw meanwhile, and is put back before join returns, whatever ends it.
-func (a *app) join(ctx context.Context, s *session, run func(context.Context, *cristream.Dialer, cristream.Streams) error) error {
+func (a app) join(ctx context.Context, s *session, run func(context.Context, *cristream.Dialer, cristream.Streams) error) error {
 	d, err := s.dialer()
 	if err != nil {
 		return err
@@ -192,18 +193,18 @@ func (a *app) join(ctx context.Context, s *session, run func(context.Context, *c
 	if err != nil {
 		return err
 	}
-	streams := cristream.Streams{Stdout: a.out, TTY: s.tty}
+	streams := cristream.Streams{Stdout: a.Out, TTY: s.tty}
 	if !s.tty {
-		streams.Stderr = a.err
+		streams.Stderr = a.Err
 	}
 	if s.stdin {
-		streams.Stdin = a.in
+		streams.Stdin = a.In
 	} else if s.tty {
 		quiet, end := context.WithCancel(ctx)
 		defer end()
 		streams.Stdin = mute{quiet}
 	}
-	if screen := terminal.Of(a.in); screen != nil && s.tty && s.stdin {
+	if screen := terminal.Of(a.In); screen != nil && s.tty && s.stdin {
 		// These would end davit at once, and leave the terminal raw.
 		var stop context.CancelFunc
 		ctx, stop = signal.NotifyContext(ctx, syscall.SIGHUP, syscall.SIGQUIT)
@@ -214,7 +215,7 @@ func (a *app) join(ctx context.Context, s *session, run func(context.Context, *c
 		}
 		defer restore()
 		defer context.AfterFunc(ctx, restore)() // even if what is written to the terminal blocks
-		streams.Stdin = &terminal.Leaver{From: a.in, Keys: keys}
+		streams.Stdin = &terminal.Leaver{From: a.In, Keys: keys}
 		streams.Resize = terminal.Sizes(ctx, screen)
 	}
 	err = run(ctx, d, streams)

@@ -9,18 +9,13 @@ import (
 	"strings"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/davit-runtime/davit/cmd/davit/console"
 )
-
-// notFound is a name that nothing has.
-type notFound struct{ what, ref, hint string }
-
-func (e *notFound) Error() string {
-	return fmt.Sprintf("there is no %s %q; see %s", e.what, e.ref, e.hint)
-}
 
 // findPod returns the pod that ref names: by its name, namespace/name, or the
 // beginning of its ID.
-func (a *app) findPod(ctx context.Context, ref string) (*runtimeapi.PodSandbox, error) {
+func (a app) findPod(ctx context.Context, ref string) (*runtimeapi.PodSandbox, error) {
 	pods, err := a.listPods(ctx, nil)
 	if err != nil {
 		return nil, err
@@ -31,7 +26,7 @@ func (a *app) findPod(ctx context.Context, ref string) (*runtimeapi.PodSandbox, 
 // findContainers returns the containers that ref means: those of a pod, or
 // only the one called name; or a container by the beginning of its ID, or its
 // name if no other has it. Of a container started again, the last attempt.
-func (a *app) findContainers(ctx context.Context, ref, name string) ([]*runtimeapi.Container, error) {
+func (a app) findContainers(ctx context.Context, ref, name string) ([]*runtimeapi.Container, error) {
 	pods, err := a.listPods(ctx, nil)
 	if err != nil {
 		return nil, err
@@ -44,7 +39,7 @@ func (a *app) findContainers(ctx context.Context, ref, name string) ([]*runtimea
 }
 
 // findContainer is findContainers where there must be one; running ones win.
-func (a *app) findContainer(ctx context.Context, ref, name string) (*runtimeapi.Container, error) {
+func (a app) findContainer(ctx context.Context, ref, name string) (*runtimeapi.Container, error) {
 	found, err := a.findContainers(ctx, ref, name)
 	if err != nil {
 		return nil, err
@@ -74,7 +69,7 @@ func pickPod(pods []*runtimeapi.PodSandbox, ref string) (*runtimeapi.PodSandbox,
 	}
 	switch len(named) {
 	case 0:
-		return nil, &notFound{"pod", ref, "davit pods"}
+		return nil, &console.NotFound{What: "pod", Ref: ref, Hint: "davit pods"}
 	case 1:
 		return named[0], nil
 	}
@@ -96,7 +91,7 @@ func newestOfEach(pods []*runtimeapi.PodSandbox) []*runtimeapi.PodSandbox {
 
 func pickContainers(pods []*runtimeapi.PodSandbox, all []*runtimeapi.Container, ref, name string) ([]*runtimeapi.Container, error) {
 	pod, err := pickPod(pods, ref)
-	var absent *notFound
+	var absent *console.NotFound
 	if errors.As(err, &absent) {
 		return pickContainerAlone(all, ref)
 	}
@@ -110,7 +105,7 @@ func pickContainers(pods []*runtimeapi.PodSandbox, all []*runtimeapi.Container, 
 		}
 	}
 	if len(found) == 0 {
-		return nil, &notFound{"container", strings.Trim(ref+"/"+name, "/"), "davit ps -a"}
+		return nil, &console.NotFound{What: "container", Ref: strings.Trim(ref+"/"+name, "/"), Hint: "davit ps -a"}
 	}
 	return found, nil
 }
@@ -133,7 +128,7 @@ func pickContainerAlone(all []*runtimeapi.Container, ref string) ([]*runtimeapi.
 	}
 	switch len(found) {
 	case 0:
-		return nil, &notFound{"pod or container", ref, "davit pods and davit ps -a"}
+		return nil, &console.NotFound{What: "pod or container", Ref: ref, Hint: "davit pods and davit ps -a"}
 	case 1:
 		return found, nil
 	}

@@ -16,7 +16,7 @@ import (
 	"github.com/davit-runtime/davit/criclient/cristream"
 )
 
-func (a *app) forwardCommand() *cobra.Command {
+func (a app) forwardCommand() *cobra.Command {
 	var s session
 	var addresses []string
 	cmd := &cobra.Command{
@@ -112,7 +112,7 @@ func listen(ports []portPair, addresses []string) (all []listening, err error) {
 }
 
 // forward serves all listeners until ctx ends, or one of them or the pod does.
-func (a *app) forward(ctx context.Context, d *cristream.Dialer, pod *runtimeapi.PodSandbox, listeners []listening) error {
+func (a app) forward(ctx context.Context, d *cristream.Dialer, pod *runtimeapi.PodSandbox, listeners []listening) error {
 	outer := ctx
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
@@ -120,9 +120,9 @@ func (a *app) forward(ctx context.Context, d *cristream.Dialer, pod *runtimeapi.
 	var printing sync.Mutex
 	for _, l := range listeners {
 		open := func(ctx context.Context) (string, error) {
-			ctx, cancel := a.call(ctx, 0)
+			ctx, cancel := a.Call(ctx, 0)
 			defer cancel()
-			r, err := a.client.PortForward(ctx, &runtimeapi.PortForwardRequest{PodSandboxId: pod.Id, Port: []int32{int32(l.remote)}})
+			r, err := a.Client.PortForward(ctx, &runtimeapi.PortForwardRequest{PodSandboxId: pod.Id, Port: []int32{int32(l.remote)}})
 			return r.GetUrl(), err
 		}
 		failed := func(err error) {
@@ -132,9 +132,9 @@ func (a *app) forward(ctx context.Context, d *cristream.Dialer, pod *runtimeapi.
 			}
 			printing.Lock()
 			defer printing.Unlock()
-			fmt.Fprintln(a.err, a.explain(fmt.Errorf("port %d: %w", l.remote, err)))
+			fmt.Fprintln(a.Err, a.Explain(fmt.Errorf("port %d: %w", l.remote, err)))
 		}
-		fmt.Fprintf(a.out, "Forwarding from %s -> %d\n", l.Addr(), l.remote)
+		fmt.Fprintf(a.Out, "Forwarding from %s -> %d\n", l.Addr(), l.remote)
 		serving.Go(func() {
 			if err := d.Forward(ctx, open, l, l.remote, failed); err != nil {
 				end(err)

@@ -9,9 +9,12 @@ import (
 
 	"github.com/spf13/cobra"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/davit-runtime/davit/cmd/davit/console"
+	"github.com/davit-runtime/davit/cmd/davit/images"
 )
 
-func (a *app) podsCommand() *cobra.Command {
+func (a app) podsCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "pods",
 		Short: "List pods",
@@ -22,43 +25,43 @@ func (a *app) podsCommand() *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("list pods: %w", err)
 			}
-			if a.output == "json" {
-				return a.printJSON(&runtimeapi.ListPodSandboxResponse{Items: pods})
+			if a.JSON() {
+				return a.PrintMessage(&runtimeapi.ListPodSandboxResponse{Items: pods})
 			}
 			return a.podTable(cmd.Context(), pods)
 		},
 	}
 }
 
-func (a *app) podTable(ctx context.Context, pods []*runtimeapi.PodSandbox) error {
+func (a app) podTable(ctx context.Context, pods []*runtimeapi.PodSandbox) error {
 	var rows [][]string
 	for _, p := range pods {
 		state := strings.ToLower(strings.TrimPrefix(p.State.String(), "SANDBOX_"))
 		rows = append(rows, []string{
-			short(p.Id), p.Metadata.GetNamespace(), p.Metadata.GetName(), state, a.address(ctx, p), age(p.CreatedAt), dash(p.RuntimeHandler),
+			console.Short(p.Id), p.Metadata.GetNamespace(), p.Metadata.GetName(), state, a.address(ctx, p), console.Age(p.CreatedAt), console.Dash(p.RuntimeHandler),
 		})
 	}
-	return a.printTable("ID NAMESPACE NAME STATE ADDRESS AGE HANDLER", rows)
+	return a.PrintTable("ID NAMESPACE NAME STATE ADDRESS AGE HANDLER", rows)
 }
 
 // address asks for a pod's address; a pod may vanish meanwhile.
-func (a *app) address(ctx context.Context, p *runtimeapi.PodSandbox) string {
+func (a app) address(ctx context.Context, p *runtimeapi.PodSandbox) string {
 	if p.State != runtimeapi.PodSandboxState_SANDBOX_READY {
 		return "-"
 	}
-	ctx, cancel := a.call(ctx, 0)
+	ctx, cancel := a.Call(ctx, 0)
 	defer cancel()
-	r, err := a.client.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.Id})
+	r, err := a.Client.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.Id})
 	if err != nil {
 		return "-"
 	}
 	if r.GetStatus().GetLinux().GetNamespaces().GetOptions().GetNetwork() == runtimeapi.NamespaceMode_NODE {
 		return "host"
 	}
-	return dash(r.GetStatus().GetNetwork().GetIp())
+	return console.Dash(r.GetStatus().GetNetwork().GetIp())
 }
 
-func (a *app) psCommand() *cobra.Command {
+func (a app) psCommand() *cobra.Command {
 	var all bool
 	cmd := &cobra.Command{
 		Use:   "ps",
@@ -74,8 +77,8 @@ func (a *app) psCommand() *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("list containers: %w", err)
 			}
-			if a.output == "json" {
-				return a.printJSON(&runtimeapi.ListContainersResponse{Containers: found})
+			if a.JSON() {
+				return a.PrintMessage(&runtimeapi.ListContainersResponse{Containers: found})
 			}
 			return a.containerTable(cmd.Context(), found)
 		},
@@ -84,7 +87,7 @@ func (a *app) psCommand() *cobra.Command {
 	return cmd
 }
 
-func (a *app) containerTable(ctx context.Context, found []*runtimeapi.Container) error {
+func (a app) containerTable(ctx context.Context, found []*runtimeapi.Container) error {
 	pods, err := a.listPods(ctx, nil)
 	if err != nil {
 		return fmt.Errorf("list pods: %w", err)
@@ -105,11 +108,11 @@ func (a *app) containerTable(ctx context.Context, found []*runtimeapi.Container)
 		}
 		state := strings.ToLower(strings.TrimPrefix(c.State.String(), "CONTAINER_"))
 		rows = append(rows, []string{
-			short(c.Id), dash(podOf[c.PodSandboxId]), c.Metadata.GetName(), state,
-			fmt.Sprint(c.Metadata.GetAttempt()), age(c.CreatedAt), dash(image),
+			console.Short(c.Id), console.Dash(podOf[c.PodSandboxId]), c.Metadata.GetName(), state,
+			fmt.Sprint(c.Metadata.GetAttempt()), console.Age(c.CreatedAt), console.Dash(image),
 		})
 	}
-	return a.printTable("ID POD NAME STATE ATTEMPT AGE IMAGE", rows)
+	return a.PrintTable("ID POD NAME STATE ATTEMPT AGE IMAGE", rows)
 }
 
 var imageID = regexp.MustCompile(`^(sha256:)?[0-9a-f]{64}$`)
@@ -117,17 +120,17 @@ var imageID = regexp.MustCompile(`^(sha256:)?[0-9a-f]{64}$`)
 // imageNames has what to show for each image that is listed by its ID: a tag
 // of it or, without one, the ID's beginning. Runtimes list what the container
 // was made with, and that is often the ID.
-func (a *app) imageNames(ctx context.Context, containers []*runtimeapi.Container) map[string]string {
+func (a app) imageNames(ctx context.Context, containers []*runtimeapi.Container) map[string]string {
 	names := map[string]string{}
 	for _, c := range containers {
 		if id := c.Image.GetImage(); imageID.MatchString(id) {
-			names[id] = short(id)
+			names[id] = console.Short(id)
 		}
 	}
 	if len(names) == 0 {
 		return nil
 	}
-	images, _ := a.listImages(ctx) // without them the IDs are shown
+	images, _ := images.List(ctx, a.Console) // without them the IDs are shown
 	for _, i := range images {
 		if _, wanted := names[i.Id]; wanted && len(i.RepoTags) > 0 {
 			names[i.Id] = i.RepoTags[0]
@@ -136,26 +139,19 @@ func (a *app) imageNames(ctx context.Context, containers []*runtimeapi.Container
 	return names
 }
 
-func (a *app) listPods(ctx context.Context, filter *runtimeapi.PodSandboxFilter) ([]*runtimeapi.PodSandbox, error) {
-	ctx, cancel := a.call(ctx, 0)
+func (a app) listPods(ctx context.Context, filter *runtimeapi.PodSandboxFilter) ([]*runtimeapi.PodSandbox, error) {
+	ctx, cancel := a.Call(ctx, 0)
 	defer cancel()
-	return a.client.Pods(ctx, filter)
+	return a.Client.Pods(ctx, filter)
 }
 
-func (a *app) listContainers(ctx context.Context, filter *runtimeapi.ContainerFilter) ([]*runtimeapi.Container, error) {
-	ctx, cancel := a.call(ctx, 0)
+func (a app) listContainers(ctx context.Context, filter *runtimeapi.ContainerFilter) ([]*runtimeapi.Container, error) {
+	ctx, cancel := a.Call(ctx, 0)
 	defer cancel()
-	return a.client.Containers(ctx, filter)
+	return a.Client.Containers(ctx, filter)
 }
 
-func dash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
-}
-
-func (a *app) inspectCommand() *cobra.Command {
+func (a app) inspectCommand() *cobra.Command {
 	var container string
 	cmd := &cobra.Command{
 		Use:   "inspect POD|CONTAINER",
@@ -168,17 +164,17 @@ by its ID, as JSON: {"status": PodSandboxStatus or ContainerStatus, "info": the 
 			if err != nil {
 				return err
 			}
-			return writeJSON(a.out, raw)
+			return console.WriteJSON(a.Out, raw)
 		},
 	}
 	cmd.Flags().StringVarP(&container, "container", "c", "", "this container of the pod")
 	return cmd
 }
 
-func (a *app) inspect(ctx context.Context, ref, container string) ([]byte, error) {
+func (a app) inspect(ctx context.Context, ref, container string) ([]byte, error) {
 	if container == "" {
 		pod, err := a.findPod(ctx, ref)
-		var absent *notFound
+		var absent *console.NotFound
 		if err == nil {
 			return a.inspectPod(ctx, pod)
 		}
@@ -194,15 +190,15 @@ func (a *app) inspect(ctx context.Context, ref, container string) ([]byte, error
 	if err != nil {
 		return nil, fmt.Errorf("inspect container %s: %w", found[0].Metadata.GetName(), err)
 	}
-	return statusJSON(r.GetStatus(), r.GetInfo())
+	return console.StatusJSON(r.GetStatus(), r.GetInfo())
 }
 
-func (a *app) inspectPod(ctx context.Context, pod *runtimeapi.PodSandbox) ([]byte, error) {
-	ctx, cancel := a.call(ctx, 0)
+func (a app) inspectPod(ctx context.Context, pod *runtimeapi.PodSandbox) ([]byte, error) {
+	ctx, cancel := a.Call(ctx, 0)
 	defer cancel()
-	r, err := a.client.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: pod.Id, Verbose: true})
+	r, err := a.Client.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: pod.Id, Verbose: true})
 	if err != nil {
 		return nil, fmt.Errorf("inspect pod %s: %w", podName(pod.Metadata), err)
 	}
-	return statusJSON(r.GetStatus(), r.GetInfo())
+	return console.StatusJSON(r.GetStatus(), r.GetInfo())
 }

@@ -23,7 +23,7 @@ type logOptions struct {
 	timestamps bool
 }
 
-func (a *app) logsCommand() *cobra.Command {
+func (a app) logsCommand() *cobra.Command {
 	var o logOptions
 	cmd := &cobra.Command{
 		Use:   "logs POD",
@@ -40,12 +40,12 @@ so davit must run on the runtime's machine. With several containers, each line b
 	return cmd
 }
 
-func (a *app) logs(ctx context.Context, ref string, o logOptions) error {
+func (a app) logs(ctx context.Context, ref string, o logOptions) error {
 	found, err := a.findContainers(ctx, ref, o.container)
 	if err != nil {
 		return err
 	}
-	p := &linePrinter{out: a.out, err: a.err, timestamps: o.timestamps}
+	p := &linePrinter{out: a.Out, err: a.Err, timestamps: o.timestamps}
 	readOne := func(c *runtimeapi.Container) error {
 		prefix := ""
 		if len(found) > 1 {
@@ -69,7 +69,7 @@ func (a *app) logs(ctx context.Context, ref string, o logOptions) error {
 	return errors.Join(errs...)
 }
 
-func (a *app) logOf(ctx context.Context, c *runtimeapi.Container, o logOptions, emit func(crilog.Line) error) error {
+func (a app) logOf(ctx context.Context, c *runtimeapi.Container, o logOptions, emit func(crilog.Line) error) error {
 	s, err := a.containerStatus(ctx, c.Id, false)
 	if err != nil {
 		return err
@@ -95,10 +95,10 @@ func (a *app) logOf(ctx context.Context, c *runtimeapi.Container, o logOptions, 
 	return err
 }
 
-func (a *app) containerStatus(ctx context.Context, id string, verbose bool) (*runtimeapi.ContainerStatusResponse, error) {
-	ctx, cancel := a.call(ctx, 0)
+func (a app) containerStatus(ctx context.Context, id string, verbose bool) (*runtimeapi.ContainerStatusResponse, error) {
+	ctx, cancel := a.Call(ctx, 0)
 	defer cancel()
-	return a.client.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: id, Verbose: verbose})
+	return a.Client.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: id, Verbose: verbose})
 }
 
 // linePrinter writes whole lines of several containers: what went to a

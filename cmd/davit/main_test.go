@@ -376,7 +376,7 @@ func TestErrors(t *testing.T) {
 	s.davit(1, "", "rm", "one", "two")
 	s.has(s.errOut, `^davit: there is no pod "one"; see davit pods\ndavit: there is no pod "two"; see davit pods\n$`)
 	s.davit(1, "", "imges")
-	s.has(s.errOut, `^davit: unknown command "imges" for "davit"; Did you mean this\?; images\n$`)
+	s.has(s.errOut, `^davit: unknown command "imges" for "davit"; Did you mean this\?; image; images\n$`)
 	s.davit(1, "", "exec", "web", "ls", "-l")
 	s.has(s.errOut, `^davit: unknown shorthand flag: 'l' in -l; if it is the command's, put -- before the command\n$`)
 	s.davit(1, "", "play", filepath.Join(s.dir, "none.yaml"))

@@ -14,6 +14,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/davit-runtime/davit/cmd/davit/console"
+	"github.com/davit-runtime/davit/cmd/davit/images"
 	"github.com/davit-runtime/davit/internal/crilog"
 	"github.com/davit-runtime/davit/internal/play"
 )
@@ -29,7 +31,7 @@ type playOptions struct {
 	keep        bool
 }
 
-func (a *app) playCommand() *cobra.Command {
+func (a app) playCommand() *cobra.Command {
 	var o playOptions
 	cmd := &cobra.Command{
 		Use:   "play FILE|-",
@@ -53,7 +55,7 @@ Remove a pod and its files by davit rm. If anything fails, what was made is remo
 	return cmd
 }
 
-func (a *app) play(ctx context.Context, file string, o playOptions) error {
+func (a app) play(ctx context.Context, file string, o playOptions) error {
 	pods, err := a.readManifest(file)
 	if err != nil {
 		return err
@@ -67,13 +69,13 @@ func (a *app) play(ctx context.Context, file string, o playOptions) error {
 			return err
 		}
 	}
-	out := a.out
-	if a.output == "json" {
-		out = a.err
+	out := a.Out
+	if a.JSON() {
+		out = a.Err
 	}
 	p := &play.Player{
-		Pods: a.client, Images: a.client, Dir: o.dir, LogDir: o.logDir,
-		Timeout: a.timeout, Node: node, Step: newSteps(out).step,
+		Pods: a.Client, Images: a.Client, Dir: o.dir, LogDir: o.logDir,
+		Timeout: a.Timeout, Node: node, Step: images.NewSteps(a.Console, out).Step,
 	}
 	var begun []*corev1.Pod
 	for _, pod := range pods {
@@ -87,20 +89,20 @@ func (a *app) play(ctx context.Context, file string, o playOptions) error {
 			a.showLog(err)
 			return errors.Join(err, a.takeBack(ctx, p, begun, o.keep))
 		}
-		fmt.Fprintf(out, "pod %s/%s is up, %s\n", pod.Namespace, pod.Name, took(started))
+		fmt.Fprintf(out, "pod %s/%s is up, %s\n", pod.Namespace, pod.Name, console.Took(started))
 	}
-	if a.output == "json" {
+	if a.JSON() {
 		return a.printPlayed(ctx, begun)
 	}
 	return nil
 }
 
-func (a *app) readManifest(file string) ([]*corev1.Pod, error) {
+func (a app) readManifest(file string) ([]*corev1.Pod, error) {
 	var data []byte
 	var err error
 	if file == "-" {
 		file = "standard input"
-		data, err = io.ReadAll(a.in)
+		data, err = io.ReadAll(a.In)
 	} else {
 		data, err = os.ReadFile(file)
 	}
@@ -111,7 +113,7 @@ func (a *app) readManifest(file string) ([]*corev1.Pod, error) {
 }
 
 // showLog prints what a failed container said last.
-func (a *app) showLog(err error) {
+func (a app) showLog(err error) {
 	var ce *play.ContainerError
 	if !errors.As(err, &ce) {
 		return
@@ -128,15 +130,15 @@ func (a *app) showLog(err error) {
 	if len(lines) == 0 {
 		return
 	}
-	fmt.Fprintf(a.err, "last lines of container %s:\n", ce.Container)
+	fmt.Fprintf(a.Err, "last lines of container %s:\n", ce.Container)
 	for _, l := range lines {
-		fmt.Fprintf(a.err, "  | %s\n", l)
+		fmt.Fprintf(a.Err, "  | %s\n", l)
 	}
 }
 
 // takeBack removes the pods of a manifest that failed, also when the reason
 // is that the caller gave up.
-func (a *app) takeBack(ctx context.Context, p *play.Player, pods []*corev1.Pod, keep bool) error {
+func (a app) takeBack(ctx context.Context, p *play.Player, pods []*corev1.Pod, keep bool) error {
 	if keep {
 		return nil
 	}
@@ -150,7 +152,7 @@ func (a *app) takeBack(ctx context.Context, p *play.Player, pods []*corev1.Pod, 
 	return errors.Join(errs...)
 }
 
-func (a *app) printPlayed(ctx context.Context, pods []*corev1.Pod) error {
+func (a app) printPlayed(ctx context.Context, pods []*corev1.Pod) error {
 	out := &runtimeapi.ListPodSandboxResponse{}
 	for _, pod := range pods {
 		found, err := a.listPods(ctx, &runtimeapi.PodSandboxFilter{LabelSelector: map[string]string{play.LabelPodUID: string(pod.UID)}})
@@ -159,5 +161,5 @@ func (a *app) printPlayed(ctx context.Context, pods []*corev1.Pod) error {
 		}
 		out.Items = append(out.Items, found...)
 	}
-	return a.printJSON(out)
+	return a.PrintMessage(out)
 }

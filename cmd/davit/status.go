@@ -10,18 +10,20 @@ import (
 
 	"github.com/spf13/cobra"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/davit-runtime/davit/cmd/davit/console"
 )
 
-func (a *app) statusCommand() *cobra.Command {
+func (a app) statusCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "status",
 		Short: "Say whether the runtime is ready; exit with 1 if not",
 		Long:  `Say whether the runtime is ready, and what its handlers can do. With -o json: the CRI's StatusResponse.`,
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx, cancel := a.call(cmd.Context(), 0)
+			ctx, cancel := a.Call(cmd.Context(), 0)
 			defer cancel()
-			r, err := a.client.RuntimeServiceClient.Status(ctx, &runtimeapi.StatusRequest{Verbose: a.output == "json"})
+			r, err := a.Client.RuntimeServiceClient.Status(ctx, &runtimeapi.StatusRequest{Verbose: a.JSON()})
 			if err != nil {
 				return fmt.Errorf("status: %w", err)
 			}
@@ -33,25 +35,25 @@ func (a *app) statusCommand() *cobra.Command {
 	}
 }
 
-func (a *app) printStatus(ctx context.Context, r *runtimeapi.StatusResponse) error {
-	if a.output == "json" {
-		return a.printJSON(r)
+func (a app) printStatus(ctx context.Context, r *runtimeapi.StatusResponse) error {
+	if a.JSON() {
+		return a.PrintMessage(r)
 	}
-	v, err := a.client.CheckVersion(ctx)
+	v, err := a.Client.CheckVersion(ctx)
 	if err != nil {
 		return fmt.Errorf("version: %w", err)
 	}
-	fmt.Fprintf(a.out, "%s %s at %s\n\n", v.RuntimeName, v.RuntimeVersion, a.client.Endpoint())
+	fmt.Fprintf(a.Out, "%s %s at %s\n\n", v.RuntimeName, v.RuntimeVersion, a.Client.Endpoint())
 	var rows [][]string
 	for _, c := range r.GetStatus().GetConditions() {
 		rows = append(rows, conditionRow(c))
 	}
-	if err := a.printTable("CONDITION STATE REASON", rows); err != nil {
+	if err := a.PrintTable("CONDITION STATE REASON", rows); err != nil {
 		return err
 	}
-	fmt.Fprintln(a.out)
+	fmt.Fprintln(a.Out)
 	if len(r.GetRuntimeHandlers()) == 0 {
-		_, err := fmt.Fprintln(a.out, "The runtime says nothing of what its handlers can do.")
+		_, err := fmt.Fprintln(a.Out, "The runtime says nothing of what its handlers can do.")
 		return err
 	}
 	rows = nil
@@ -62,7 +64,7 @@ func (a *app) printStatus(ctx context.Context, r *runtimeapi.StatusResponse) err
 		}
 		rows = append(rows, []string{name, yes(h.Features.GetRecursiveReadOnlyMounts()), yes(h.Features.GetUserNamespaces())})
 	}
-	return a.printTable("HANDLER RECURSIVE-READ-ONLY USER-NAMESPACES", rows)
+	return a.PrintTable("HANDLER RECURSIVE-READ-ONLY USER-NAMESPACES", rows)
 }
 
 // conditionRow tells a condition. The two that the CRI defines decide whether
@@ -77,14 +79,14 @@ func conditionRow(c *runtimeapi.RuntimeCondition) []string {
 			state = "not ready"
 		}
 	}
-	return []string{kind, state, dash(joinNonEmpty(": ", c.Reason, plainMessage(c.Message)))}
+	return []string{kind, state, console.Dash(console.JoinNonEmpty(": ", c.Reason, plainMessage(c.Message)))}
 }
 
 // plainMessage is a condition's message; containerd's are JSON objects.
 func plainMessage(message string) string {
 	var parts map[string]string
 	if json.Unmarshal([]byte(message), &parts) != nil {
-		return oneLine(message)
+		return console.OneLine(message)
 	}
 	var all []string
 	for _, key := range slices.Sorted(maps.Keys(parts)) {
@@ -98,23 +100,13 @@ func ready(conditions []*runtimeapi.RuntimeCondition) error {
 	var not []string
 	for _, c := range conditions {
 		if !c.Status && (c.Type == runtimeapi.RuntimeReady || c.Type == runtimeapi.NetworkReady) {
-			not = append(not, strings.TrimSuffix(c.Type, "Ready")+": "+joinNonEmpty(": ", c.Reason, c.Message))
+			not = append(not, strings.TrimSuffix(c.Type, "Ready")+": "+console.JoinNonEmpty(": ", c.Reason, c.Message))
 		}
 	}
 	if len(not) > 0 {
 		return fmt.Errorf("not ready: %s", strings.Join(not, "; "))
 	}
 	return nil
-}
-
-func joinNonEmpty(sep string, parts ...string) string {
-	var out []string
-	for _, p := range parts {
-		if p != "" {
-			out = append(out, p)
-		}
-	}
-	return strings.Join(out, sep)
 }
 
 func yes(b bool) string {

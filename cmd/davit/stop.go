@@ -14,13 +14,14 @@ import (
 	"github.com/spf13/cobra"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/davit-runtime/davit/cmd/davit/console"
 	"github.com/davit-runtime/davit/internal/play"
 )
 
 // defaultGrace is Kubernetes' terminationGracePeriodSeconds.
 const defaultGrace = 30
 
-func (a *app) stopCommand() *cobra.Command {
+func (a app) stopCommand() *cobra.Command {
 	grace := int64(-1)
 	cmd := &cobra.Command{
 		Use:   "stop POD...",
@@ -40,7 +41,7 @@ The pods stay, stopped, until davit rm.`,
 	return cmd
 }
 
-func (a *app) stop(ctx context.Context, ref string, grace int64) error {
+func (a app) stop(ctx context.Context, ref string, grace int64) error {
 	began := time.Now()
 	pod, err := a.findPod(ctx, ref)
 	if err != nil {
@@ -49,11 +50,11 @@ func (a *app) stop(ctx context.Context, ref string, grace int64) error {
 	if err := a.stopPod(ctx, pod, grace); err != nil {
 		return fmt.Errorf("stop pod %s: %w", podName(pod.Metadata), err)
 	}
-	_, err = fmt.Fprintf(a.out, "pod %s stopped, %s\n", podName(pod.Metadata), took(began))
+	_, err = fmt.Fprintf(a.Out, "pod %s stopped, %s\n", podName(pod.Metadata), console.Took(began))
 	return err
 }
 
-func (a *app) stopPod(ctx context.Context, pod *runtimeapi.PodSandbox, grace int64) error {
+func (a app) stopPod(ctx context.Context, pod *runtimeapi.PodSandbox, grace int64) error {
 	found, err := a.listContainers(ctx, &runtimeapi.ContainerFilter{
 		PodSandboxId: pod.Id,
 		State:        &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING},
@@ -69,10 +70,10 @@ func (a *app) stopPod(ctx context.Context, pod *runtimeapi.PodSandbox, grace int
 	return a.stopSandbox(ctx, pod.Id)
 }
 
-func (a *app) stopSandbox(ctx context.Context, id string) error {
-	ctx, cancel := a.call(ctx, 0)
+func (a app) stopSandbox(ctx context.Context, id string) error {
+	ctx, cancel := a.Call(ctx, 0)
 	defer cancel()
-	_, err := a.client.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: id})
+	_, err := a.Client.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: id})
 	return err
 }
 
@@ -105,15 +106,15 @@ func sidecarIndex(c *runtimeapi.Container) (int, bool) {
 }
 
 // stopContainers stops all at once and waits for them.
-func (a *app) stopContainers(ctx context.Context, together []*runtimeapi.Container, grace int64) error {
+func (a app) stopContainers(ctx context.Context, together []*runtimeapi.Container, grace int64) error {
 	errs := make([]error, len(together))
 	var wg sync.WaitGroup
 	for i, c := range together {
 		wg.Go(func() {
 			seconds := graceOf(c, grace)
-			ctx, cancel := a.call(ctx, time.Duration(seconds)*time.Second)
+			ctx, cancel := a.Call(ctx, time.Duration(seconds)*time.Second)
 			defer cancel()
-			_, err := a.client.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: c.Id, Timeout: seconds})
+			_, err := a.Client.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: c.Id, Timeout: seconds})
 			if err != nil {
 				errs[i] = fmt.Errorf("container %s: %w", c.Metadata.GetName(), err)
 			}
@@ -139,7 +140,7 @@ type rmOptions struct {
 	playDir string
 }
 
-func (a *app) rmCommand() *cobra.Command {
+func (a app) rmCommand() *cobra.Command {
 	var o rmOptions
 	cmd := &cobra.Command{
 		Use:   "rm POD...",
@@ -158,9 +159,9 @@ func (a *app) rmCommand() *cobra.Command {
 	return cmd
 }
 
-func (a *app) remove(ctx context.Context, ref string, o rmOptions) error {
+func (a app) remove(ctx context.Context, ref string, o rmOptions) error {
 	pod, err := a.findPod(ctx, ref)
-	var absent *notFound
+	var absent *console.NotFound
 	if o.force && errors.As(err, &absent) {
 		return nil
 	}
@@ -177,22 +178,22 @@ func (a *app) remove(ctx context.Context, ref string, o rmOptions) error {
 	if err := a.removeFiles(pod, o.playDir); err != nil {
 		return fmt.Errorf("pod %s is removed, but not its files: %w", name, err)
 	}
-	_, err = fmt.Fprintf(a.out, "pod %s removed\n", name)
+	_, err = fmt.Fprintf(a.Out, "pod %s removed\n", name)
 	return err
 }
 
 // removeSandbox stops and removes, as a kubelet does, whatever the state.
-func (a *app) removeSandbox(ctx context.Context, id string) error {
+func (a app) removeSandbox(ctx context.Context, id string) error {
 	if err := a.stopSandbox(ctx, id); err != nil {
 		return err
 	}
-	ctx, cancel := a.call(ctx, 0)
+	ctx, cancel := a.Call(ctx, 0)
 	defer cancel()
-	_, err := a.client.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id})
+	_, err := a.Client.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id})
 	return err
 }
 
-func (a *app) removeFiles(pod *runtimeapi.PodSandbox, playDir string) error {
+func (a app) removeFiles(pod *runtimeapi.PodSandbox, playDir string) error {
 	uid := pod.Metadata.GetUid()
 	if dir := pod.Annotations[play.AnnotationFiles]; dir != "" {
 		return play.Clean(dir, uid)

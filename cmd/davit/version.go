@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/davit-runtime/davit/cmd/davit/console"
 	"github.com/davit-runtime/davit/criclient"
 	"github.com/davit-runtime/davit/internal/endpoint"
 )
@@ -51,7 +52,7 @@ type serviceChoice struct {
 	Why      string `json:"why"`
 }
 
-func (a *app) versionCommand() *cobra.Command {
+func (a app) versionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
 		Short: "Show the versions of davit, of the runtime, and of the CRI between them",
@@ -59,38 +60,38 @@ func (a *app) versionCommand() *cobra.Command {
 which version of the CRI was chosen, and why. Without a runtime that can be used, the exit code is 1. With -o json: one object.`,
 		Args: cobra.NoArgs,
 		// What cannot be found or dialled is told after davit's own version.
-		PersistentPreRunE: func(*cobra.Command, []string) error { return a.checkOutput() },
+		PersistentPreRunE: func(*cobra.Command, []string) error { return a.CheckOutput() },
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			v := versions{Davit: ownVersion()}
 			err := a.askVersions(cmd, &v)
 			if err != nil {
-				v.Problems = a.explained(err)
+				v.Problems = a.Explained(err)
 			}
 			return errors.Join(a.printVersions(v), err)
 		},
 	}
 }
 
-func (a *app) askVersions(cmd *cobra.Command, v *versions) error {
-	if err := a.dial(cmd); err != nil {
+func (a app) askVersions(cmd *cobra.Command, v *versions) error {
+	if err := a.Dial(cmd); err != nil {
 		return err
 	}
 	if !cmd.Flags().Changed("timeout") {
-		a.timeout = versionTimeout
+		a.Timeout = versionTimeout
 	}
-	ctx, cancel := a.call(cmd.Context(), 0)
+	ctx, cancel := a.Call(cmd.Context(), 0)
 	defer cancel()
-	err := a.client.Connect(ctx)
-	v.Runtime = a.chosen(criclient.RuntimeService, a.found.Runtime, err)
-	v.Images = a.chosen(criclient.ImageService, a.found.Image, err)
+	err := a.Client.Connect(ctx)
+	v.Runtime = a.chosen(criclient.RuntimeService, a.Found.Runtime, err)
+	v.Images = a.chosen(criclient.ImageService, a.Found.Image, err)
 	if v.Runtime.CRI == "" {
 		return err
 	}
 	return errors.Join(err, a.askName(ctx, v))
 }
 
-func (a *app) askName(ctx context.Context, v *versions) error {
-	r, err := a.client.CheckVersion(ctx)
+func (a app) askName(ctx context.Context, v *versions) error {
+	r, err := a.Client.CheckVersion(ctx)
 	if err != nil {
 		return fmt.Errorf("version: %w", err)
 	}
@@ -99,14 +100,14 @@ func (a *app) askName(ctx context.Context, v *versions) error {
 }
 
 // chosen tells what was settled for s; err is what Connect returned.
-func (a *app) chosen(s criclient.Service, at endpoint.Setting, err error) *serviceChoice {
+func (a app) chosen(s criclient.Service, at endpoint.Setting, err error) *serviceChoice {
 	told := &serviceChoice{Endpoint: at.Address, From: at.From}
-	if choice := a.client.Choice(s); choice != nil {
+	if choice := a.Client.Choice(s); choice != nil {
 		told.CRI, told.Why = string(choice.Version), reasonFor(choice)
 		return told
 	}
 	told.Why = "it was not asked"
-	for _, e := range apart(err) {
+	for _, e := range console.Apart(err) {
 		var none *criclient.NegotiationError
 		if errors.As(e, &none) && none.Service == s {
 			var answers []string
@@ -131,13 +132,13 @@ func reasonFor(c *criclient.Choice) string {
 	return strings.Join(answers, "; ")
 }
 
-func (a *app) printVersions(v versions) error {
-	if a.output == "json" {
+func (a app) printVersions(v versions) error {
+	if a.JSON() {
 		raw, err := json.Marshal(v)
 		if err != nil {
 			return err
 		}
-		return writeJSON(a.out, raw)
+		return console.WriteJSON(a.Out, raw)
 	}
 	rows := [][2]string{{"davit", v.Davit}}
 	if v.RuntimeName != "" {
@@ -148,7 +149,7 @@ func (a *app) printVersions(v versions) error {
 		told *serviceChoice
 	}{{"endpoint", v.Runtime}, {"images", v.Images}} {
 		if s.told != nil {
-			cri := joinNonEmpty(": ", s.told.CRI, s.told.Why)
+			cri := console.JoinNonEmpty(": ", s.told.CRI, s.told.Why)
 			if s.told.CRI == "" {
 				cri = "none can be used: " + s.told.Why
 			}
@@ -156,7 +157,7 @@ func (a *app) printVersions(v versions) error {
 		}
 	}
 	for _, r := range rows {
-		if _, err := fmt.Fprintf(a.out, "%-9s %s\n", r[0], r[1]); err != nil {
+		if _, err := fmt.Fprintf(a.Out, "%-9s %s\n", r[0], r[1]); err != nil {
 			return err
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/davit-runtime/davit/cmd/davit/console"
 	"github.com/davit-runtime/davit/criclient"
 	"github.com/davit-runtime/davit/criclient/crifake"
 )
@@ -19,7 +20,7 @@ import (
 func (s *shell) at(wantCode int, env map[string]string, args ...string) {
 	s.Helper()
 	var out, errOut bytes.Buffer
-	a := &app{in: strings.NewReader(""), out: &out, err: &errOut, node: s.dir, env: func(name string) string { return env[name] }}
+	a := app{&console.Console{In: strings.NewReader(""), Out: &out, Err: &errOut, Node: s.dir, Env: func(name string) string { return env[name] }}}
 	code := a.run(args)
 	s.out, s.errOut = out.String(), errOut.String()
 	if code != wantCode {

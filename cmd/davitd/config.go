@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"net/netip"
-	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,25 +16,25 @@ import (
 
 	"github.com/davit-runtime/davit/internal/cdi"
 	"github.com/davit-runtime/davit/internal/cri"
-	"github.com/davit-runtime/davit/internal/registry"
 )
 
 // A config is the configuration file. Every key may be left out.
 type config struct {
-	Socket         string                    `toml:"socket"`
-	ImageSocket    string                    `toml:"image_socket"` // empty: none beside socket
-	CRIVersions    []cri.Version             `toml:"cri_versions"` // empty: all
-	Root           string                    `toml:"root"`
-	State          string                    `toml:"state"`
-	Log            logConfig                 `toml:"log"`
-	CgroupDriver   string                    `toml:"cgroup_driver"` // auto, systemd or cgroupfs
-	DefaultRuntime string                    `toml:"default_runtime"`
-	Runtimes       map[string]runtimeConfig  `toml:"runtimes"` // by RuntimeClass handler
-	Network        networkConfig             `toml:"network"`
-	NRI            nriConfig                 `toml:"nri"`
-	Registries     map[string]registryConfig `toml:"registries"` // by host, as images name it
-	Streaming      streamingConfig           `toml:"streaming"`
-	CDISpecDirs    []string                  `toml:"cdi_spec_dirs"` // the last one wins; /etc/cdi and /var/run/cdi if left out
+	Socket         string                   `toml:"socket"`
+	ImageSocket    string                   `toml:"image_socket"` // empty: none beside socket
+	CRIVersions    []cri.Version            `toml:"cri_versions"` // empty: all
+	Root           string                   `toml:"root"`
+	State          string                   `toml:"state"`
+	Log            logConfig                `toml:"log"`
+	CgroupDriver   string                   `toml:"cgroup_driver"` // auto, systemd or cgroupfs
+	DefaultRuntime string                   `toml:"default_runtime"`
+	Runtimes       map[string]runtimeConfig `toml:"runtimes"` // by RuntimeClass handler
+	Network        networkConfig            `toml:"network"`
+	NRI            nriConfig                `toml:"nri"`
+	Streaming      streamingConfig          `toml:"streaming"`
+	CDISpecDirs    []string                 `toml:"cdi_spec_dirs"` // the last one wins; /etc/cdi and /var/run/cdi if left out
+
+	sources // of images
 }
 
 type logConfig struct {
@@ -57,13 +56,6 @@ type networkConfig struct {
 	MTU             int            `toml:"mtu"`
 }
 
-type registryConfig struct {
-	Endpoints  []string `toml:"endpoints"` // tried in this order before the host itself
-	PlainHTTP  bool     `toml:"plain_http"`
-	SkipVerify bool     `toml:"skip_verify"`
-	CAFile     string   `toml:"ca_file"`
-}
-
 // maxState is what the kernel allows for a socket's path, less the longest name
 // of one below it. kernel: unix(7), sun_path.
 const maxState = 107 - len("/monitor.sock")
@@ -71,7 +63,7 @@ const maxState = 107 - len("/monitor.sock")
 // readConfig reads the file at path over the defaults. A missing file is an
 // error only if it was asked for.
 func readConfig(path string, required bool) (*config, error) {
-	c := &config{Root: "/var/lib/davit", State: defaultState, CDISpecDirs: cdi.Default()}
+	c := &config{Root: "/var/lib/davit", State: defaultState, CDISpecDirs: cdi.Default(), sources: sources{Pull: defaultPull()}}
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) && !required {
 		return c, nil
@@ -79,6 +71,7 @@ func readConfig(path string, required bool) (*config, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.file = path
 	if err := c.parse(path, data); err != nil {
 		return nil, err
 	}
@@ -179,20 +172,7 @@ func (c *config) check() error {
 		}
 		families[p.Addr().Is4()] = true
 	}
-	for host, r := range c.Registries {
-		if strings.Contains(host, "/") {
-			bad("registries."+host, "want a host as it stands in images' names: docker.io, registry.example:5000")
-		}
-		absolute("registries."+host+".ca_file", r.CAFile)
-		for _, e := range r.Endpoints {
-			if !strings.Contains(e, "://") {
-				e = "https://" + e
-			}
-			if u, err := url.Parse(e); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-				bad("registries."+host+".endpoints", "%q is not as https://mirror.example/path or mirror.example:5000", e)
-			}
-		}
-	}
+	c.sources.check(bad, absolute)
 	return errors.Join(errs...)
 }
 
@@ -225,13 +205,4 @@ func (c *config) socketPath() string {
 		return c.Socket
 	}
 	return filepath.Join(c.State, "davit.sock")
-}
-
-// hosts is what the image store is told of registries.
-func (c *config) hosts() map[string]registry.HostConfig {
-	hosts := make(map[string]registry.HostConfig, len(c.Registries))
-	for name, r := range c.Registries {
-		hosts[name] = registry.HostConfig(r)
-	}
-	return hosts
 }

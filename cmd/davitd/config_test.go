@@ -44,13 +44,21 @@ endpoints = ["https://mirror.example/v2", "mirror.example:5000"]
 plain_http = true
 skip_verify = true
 ca_file = "/ca.pem"
+[pull]
+hosts_dirs = ["/h"]
+registries_conf = ""
+stall = "30s"
+min_rate = 4096
+parallel = 6
+ahead = 0
 `
-	c := &config{}
+	c := &config{sources: sources{Pull: defaultPull()}}
 	if err := c.parse("f", []byte(all)); err != nil {
 		t.Fatal(err)
 	}
 	if c.Log.Level != slog.LevelDebug || c.Runtimes["fast"].Path != "/opt/crun" || len(c.Network.Subnets) != 2 ||
-		!c.hosts()["localhost:5000"].PlainHTTP || time.Duration(c.Streaming.IdleTimeout) != 90*time.Minute ||
+		!c.Registries["localhost:5000"].PlainHTTP || time.Duration(c.Streaming.IdleTimeout) != 90*time.Minute ||
+		len(c.Pull.HostsDirs) != 1 || c.registry().Ahead != -1 || c.registry().Route.CertDirs != nil || c.registry().Stall != 30*time.Second ||
 		c.socketPath() != "/run/a.sock" || c.ImageSocket != "/run/i.sock" || len(c.CRIVersions) != 1 {
 		t.Errorf("%+v", c)
 	}
@@ -88,6 +96,9 @@ ca_file = "/ca.pem"
 		{"[streaming]\nidle_timeout = \"-1s\"\n", `f: streaming.idle_timeout: -1s is negative`},
 		{"[streaming]\nidle_timeout = \"soon\"\n", `f:2:`},
 		{"[registries.a]\nendpoints = [\"ftp://b\"]\n", `f: registries.a.endpoints: "ftp://b"`},
+		{"[registries.a]\nendpoints = [\"https://u:secret@b\"]\n", `f: registries.a.endpoints: "(not shown)"`},
+		{"[pull]\nstall = \"1ms\"\n", `f: pull.stall: 1ms is not from 1s`},
+		{"[pull]\nhosts_dirs = [\"certs.d\"]\n", `f: pull.hosts_dirs: `},
 		{"[registries.a]\nca_file = \"ca\"\n", `f: registries.a.ca_file: `},
 	} {
 		err := (&config{}).parse("f", []byte(tt.text))

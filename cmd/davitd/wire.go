@@ -20,6 +20,7 @@ import (
 	"github.com/davit-runtime/davit/internal/cri/metrics"
 	"github.com/davit-runtime/davit/internal/cri/validate"
 	"github.com/davit-runtime/davit/internal/image"
+	"github.com/davit-runtime/davit/internal/imageapi"
 	"github.com/davit-runtime/davit/internal/label"
 	"github.com/davit-runtime/davit/internal/monitor"
 	"github.com/davit-runtime/davit/internal/namespace"
@@ -27,7 +28,6 @@ import (
 	"github.com/davit-runtime/davit/internal/nri"
 	"github.com/davit-runtime/davit/internal/ocispec"
 	"github.com/davit-runtime/davit/internal/pod"
-	"github.com/davit-runtime/davit/internal/registry"
 	"github.com/davit-runtime/davit/internal/stats"
 	"github.com/davit-runtime/davit/internal/store"
 	"github.com/davit-runtime/davit/internal/stream"
@@ -105,6 +105,9 @@ func run(ctx context.Context, c *config, log *slog.Logger) error {
 	if c.ImageSocket != "" {
 		sockets[c.ImageSocket] = surface.ImageServer()
 	}
+	for _, s := range sockets {
+		imageapi.Register(s, p.own(ctx))
+	}
 	return serve(ctx, sockets, log, func() string {
 		pods, containers := p.pods.States()
 		log.Info("davitd serves", "socket", c.socketPath(), "pods", pods, "containers", containers,
@@ -171,7 +174,7 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 	}
 	if p.images, err = image.Open(image.Config{
 		Root: filepath.Join(c.Root, "images"), State: filepath.Join(c.State, "images"), Damaged: c.damaged(),
-		Registry: registry.Config{Hosts: c.hosts(), UserAgent: "davit/" + version}, Log: log,
+		Registry: c.registry(), Log: log,
 	}); err != nil {
 		return p, err
 	}
@@ -282,4 +285,9 @@ func (p *parts) surface(ctx context.Context, c *config, log *slog.Logger) *cri.S
 			Stopping: ctx.Done(),
 			Log:      log,
 		}, c.CRIVersions...)
+}
+
+// own is what davit's own service calls. Watches end with ctx.
+func (p *parts) own(ctx context.Context) imageapi.Parts {
+	return imageapi.Parts{Pulls: p.images, Registries: p.images, Stopping: ctx.Done()}
 }

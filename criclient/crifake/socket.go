@@ -17,6 +17,8 @@ import (
 // a gRPC server without the CRI.
 type Serves struct {
 	Runtime, Image []criclient.Version
+	// Own adds a runtime's own services, if it is set.
+	Own func(grpc.ServiceRegistrar)
 }
 
 // V1 is what runtimes of today serve.
@@ -77,6 +79,9 @@ func (s *Socket) Return(what Serves) error {
 	}
 	for _, v := range what.Image {
 		register(s.server, v, criclient.ImageService, runtimeapi.ImageService_ServiceDesc, imageService{Runtime: s.runtime})
+	}
+	if what.Own != nil {
+		what.Own(s.server)
 	}
 	s.done = make(chan error, 1)
 	go func(g *grpc.Server, done chan<- error) { done <- g.Serve(l) }(s.server, s.done)

@@ -74,7 +74,7 @@ func levelOf(method string, code codes.Code) slog.Level {
 	case codes.Unavailable, codes.ResourceExhausted, codes.Unknown:
 		return slog.LevelWarn
 	}
-	for _, prefix := range []string{"List", "Stream"} {
+	for _, prefix := range []string{"List", "Stream", "Watch"} {
 		if strings.HasPrefix(method, prefix) {
 			return slog.LevelDebug
 		}
@@ -83,7 +83,7 @@ func levelOf(method string, code codes.Code) slog.Level {
 		return slog.LevelDebug
 	}
 	switch method {
-	case "Version", "RuntimeConfig", "ImageFsInfo", "Check", "Watch":
+	case "Version", "RuntimeConfig", "ImageFsInfo", "Check":
 		return slog.LevelDebug
 	}
 	return slog.LevelInfo

@@ -126,11 +126,24 @@ func (s *Store) fly(ctx context.Context, f *flight, w wanted) {
 // fetch streams the blob from its source through the decompressor into the
 // layer store. Nothing of it is kept on the way.
 func (s *Store) fetch(ctx context.Context, f *flight, w wanted) (layer.Info, error) {
-	blob, err := w.from.Layer(ctx, w.Descriptor, w.diffID())
-	if err != nil {
-		return layer.Info{}, err
+	for {
+		blob, err := w.from.Layer(ctx, w.Descriptor, w.diffID())
+		if err != nil {
+			return layer.Info{}, err
+		}
+		info, err := s.unpack(ctx, f, w, blob)
+		r, ok := w.from.(repository)
+		again := err != nil && ok && ctx.Err() == nil && r.Again(blob, w.Digest, err)
+		_ = blob.Close()
+		if !again {
+			return info, err
+		}
+		s.config.Log.Warn("a mirror sent other content; asking elsewhere", "layer", w.id, "error", err)
+		f.bytes.Store(0)
 	}
-	defer blob.Close()
+}
+
+func (s *Store) unpack(ctx context.Context, f *flight, w wanted, blob io.Reader) (layer.Info, error) {
 	f.phase.Store(int32(Downloading))
 
 	s.cpu <- struct{}{}

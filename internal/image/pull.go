@@ -40,14 +40,11 @@ const maxLayers = 499
 //
 // CRI: api.proto, PullImage.
 func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (_ Image, err error) {
-	named, err := parseRef(ref)
+	repo, err := s.registry.Find(ctx, ref, registry.Auth(o.Auth))
 	if err != nil {
 		return Image{}, err
 	}
-	repo, err := s.registry.Repository(named, registry.Auth(o.Auth))
-	if err != nil {
-		return Image{}, err
-	}
+	named := repo.Named()
 	p := &pull{store: s, from: repository{repo}, progress: o.Progress, tracked: s.pulls.begin(ref)}
 	defer func() { p.tracked.end(err) }()
 	want := ""

@@ -437,7 +437,7 @@ func TestLostLayer(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	e, err := s.view.Load().find(reg.host() + "/a:1")
+	e, err := s.find(reg.host() + "/a:1")
 	if err != nil {
 		t.Fatal(err)
 	}

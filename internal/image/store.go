@@ -183,16 +183,28 @@ func (s *Store) List() []Image { return s.view.Load().list }
 // Get finds an image by tag, by digest, by both, by ID or by a unique prefix of
 // an ID. NotFound if it is not present.
 func (s *Store) Get(ref string) (Image, error) {
-	e, err := s.view.Load().find(ref)
+	e, err := s.find(ref)
 	if err != nil {
 		return Image{}, err
 	}
 	return e.Image, nil
 }
 
+// find is Get of an entry. Short names are what they were at the last pull.
+func (s *Store) find(ref string) (*entry, error) {
+	names, _ := s.registry.Names(ref) // an error is of a ref that is no name
+	return s.view.Load().find(ref, names...)
+}
+
+// Explain says where an image would be pulled from, and with probe what each
+// endpoint answers. See registry.Client.Explain.
+func (s *Store) Explain(ctx context.Context, ref string, auth Auth, probe bool) ([]registry.Explanation, error) {
+	return s.registry.Explain(ctx, ref, registry.Auth(auth), probe)
+}
+
 // Config returns the ID and configuration of the image that Get finds.
 func (s *Store) Config(ref string) (id string, config imagespec.ImageConfig, err error) {
-	e, err := s.view.Load().find(ref)
+	e, err := s.find(ref)
 	if err != nil {
 		return "", imagespec.ImageConfig{}, err
 	}
@@ -244,7 +256,7 @@ func (s *Store) Remove(ctx context.Context, ref string) error {
 	if err != nil {
 		return err
 	}
-	e, err := s.view.Load().find(ref)
+	e, err := s.find(ref)
 	if err != nil {
 		release()
 		if fault.Is(err, fault.NotFound) {

@@ -126,13 +126,19 @@ func (v *view) naming(id string, r record, names []string) changes {
 	return c
 }
 
-// find implements Get.
-func (v *view) find(ref string) (*entry, error) {
+// find implements Get. names are what a reference may mean; what Docker takes it
+// for if there are none.
+func (v *view) find(ref string, names ...reference.Named) (*entry, error) {
 	hex := strings.TrimPrefix(ref, "sha256:")
 	if e := v.byID["sha256:"+hex]; e != nil {
 		return e, nil
 	}
-	if named, err := reference.ParseNormalizedNamed(ref); err == nil {
+	if len(names) == 0 {
+		if named, err := reference.ParseNormalizedNamed(ref); err == nil {
+			names = append(names, named)
+		}
+	}
+	for _, named := range names {
 		if e := v.byName[lookupName(named)]; e != nil {
 			return e, nil
 		}

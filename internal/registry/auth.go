@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 
 	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/registry/route"
 )
 
 // An authorization is what to say to one endpoint once it has asked.
@@ -41,7 +42,7 @@ func (r *Repository) authorize(ctx context.Context, e *endpoint, headers []strin
 		return nil
 	}
 	var auth Auth
-	if e.registry {
+	if e.Home {
 		auth = r.auth
 	}
 	challenges := parseChallenges(headers)
@@ -75,13 +76,13 @@ func (r *Repository) authorize(ctx context.Context, e *endpoint, headers []strin
 	if len(challenges) == 0 {
 		return r.refused(e, "access without saying how to ask for it")
 	}
-	return fault.New(fault.Denied, "", "%s refuses access to repository %s: it wants the authentication scheme %.40q, which is not supported", e.host.address, r.path, challenges[0].scheme)
+	return fault.New(fault.Denied, "", "%s refuses access to repository %s: it wants the authentication scheme %.40q, which is not supported", e.Address, e.Repository, challenges[0].scheme)
 }
 
 func (a *authorization) store(value string) { a.value.Store(&value) }
 
 func (r *Repository) refused(e *endpoint, what string) error {
-	return fault.New(fault.Denied, "", "%s refuses %s to repository %s: 401 Unauthorized", e.host.address, what, r.path)
+	return fault.New(fault.Denied, "", "%s refuses %s to repository %s: 401 Unauthorized", e.Address, what, e.Repository)
 }
 
 func basic(a Auth) string {
@@ -93,16 +94,19 @@ func basic(a Auth) string {
 // distribution: docs/content/spec/auth/token.md and oauth.md.
 func (r *Repository) fetchToken(ctx context.Context, e *endpoint, c challenge, auth Auth) (string, error) {
 	limit := r.client.config.Stall
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, unavailable("the token server of %s takes longer than %s", e.host.address, limit))
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, unavailable("the token server of %s takes longer than %s", e.Address, limit))
 	defer cancel()
 	realm, err := url.Parse(c.params["realm"])
 	if err != nil || realm.Host == "" || (realm.Scheme != "http" && realm.Scheme != "https") {
-		return "", fault.New(fault.Denied, "", "%s refuses access to repository %s and names no usable token server", e.host.address, r.path)
+		return "", fault.New(fault.Denied, "", "%s refuses access to repository %s and names no usable token server", e.Address, e.Repository)
 	}
-	if realm.Scheme == "http" && e.host.scheme == "https" {
-		return "", fault.New(fault.Denied, "", "%s names the token server %s, to be spoken to without TLS: refused", e.host.address, realm.Host)
+	if realm.Scheme == "http" && e.scheme() == "https" {
+		return "", fault.New(fault.Denied, "", "%s names the token server %s, to be spoken to without TLS: refused", e.Address, realm.Host)
 	}
-	scope := "repository:" + r.path + ":pull"
+	scope := "repository:" + e.Repository + ":pull"
+	if asked := c.params["scope"]; strings.HasPrefix(asked, "repository:") && strings.HasSuffix(asked, ":pull") {
+		scope = asked // what the repository is called where the path says so
+	}
 	var req *http.Request
 	if auth.IdentityToken != "" {
 		form := url.Values{
@@ -126,13 +130,19 @@ func (r *Repository) fetchToken(ctx context.Context, e *endpoint, c challenge, a
 		}
 	}
 	if err != nil {
-		return "", fault.New(fault.Denied, "", "%s names no usable token server", e.host.address)
+		return "", fault.New(fault.Denied, "", "%s names no usable token server", e.Address)
 	}
 	req.Header.Set("User-Agent", r.client.config.UserAgent)
-	settings := r.client.config.Hosts[realm.Host]
-	server, err := r.client.host(realm.Scheme, realm.Host, settings)
+	server, err := r.client.tokenServer(e, realm)
 	if err != nil {
 		return "", err
+	}
+	if origin(realm) == origin(&url.URL{Scheme: e.scheme(), Host: e.Address}) {
+		for name, values := range e.Header {
+			if req.Header.Get(name) == "" {
+				req.Header[name] = values
+			}
+		}
 	}
 	resp, err := server.http.Do(req)
 	if err != nil {
@@ -142,12 +152,28 @@ func (r *Repository) fetchToken(ctx context.Context, e *endpoint, c challenge, a
 	return r.readToken(ctx, e, realm.Host, resp)
 }
 
+// tokenServer is the host that gives tokens for an endpoint. Unless something
+// is configured for it, it is spoken to as the endpoint is, as containerd does.
+func (c *Client) tokenServer(e *endpoint, realm *url.URL) (*host, error) {
+	if realm.Host == e.Address {
+		return e.host, nil
+	}
+	t, err := c.files.TLS(realm.Host)
+	if err != nil {
+		return nil, err
+	}
+	if len(t.CAs) == 0 && len(t.Pairs) == 0 && !t.SkipVerify {
+		t = e.TLS
+	}
+	return c.host(&route.Endpoint{Address: realm.Host, TLS: t, Dial: e.Dial, Proxy: e.Proxy})
+}
+
 func (r *Repository) readToken(ctx context.Context, e *endpoint, server string, resp *http.Response) (string, error) {
 	switch {
 	case resp.StatusCode >= 500 || resp.StatusCode == http.StatusTooManyRequests:
-		return "", unavailable("token server %s of %s answers %s", server, e.host.address, resp.Status)
+		return "", unavailable("token server %s of %s answers %s", server, e.Address, resp.Status)
 	case resp.StatusCode != http.StatusOK:
-		return "", fault.New(fault.Denied, "", "%s refuses access to repository %s: its token server %s answers %s", e.host.address, r.path, server, resp.Status)
+		return "", fault.New(fault.Denied, "", "%s refuses access to repository %s: its token server %s answers %s", e.Address, e.Repository, server, resp.Status)
 	}
 	var reply struct {
 		Token       string `json:"token"`
@@ -158,7 +184,7 @@ func (r *Repository) readToken(ctx context.Context, e *endpoint, server string, 
 		return "", transportError(ctx, "token server "+server, err)
 	}
 	if json.Unmarshal(body, &reply) != nil || reply.Token+reply.AccessToken == "" {
-		return "", unavailable("token server %s of %s answers without a token", server, e.host.address)
+		return "", unavailable("token server %s of %s answers without a token", server, e.Address)
 	}
 	if reply.Token != "" {
 		return reply.Token, nil

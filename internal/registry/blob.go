@@ -2,15 +2,8 @@ package registry
 
 import (
 	"context"
-	"crypto/x509"
-	"errors"
-	"fmt"
 	"hash"
 	"io"
-	"net"
-	"net/http"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -19,244 +12,188 @@ import (
 	"github.com/davit-runtime/davit/internal/fault"
 )
 
-// stallBytes is what a connection has to bring within Config.Stall/tries, else
-// another one is made; with 60 s that is 1.6 kB/s.
-const stallBytes = 32 << 10
-
-// A blob is read once, from the first byte to the last; a connection that
-// breaks or stalls on the way is replaced by another one from there on.
+// A blob is read once, from the first byte to the last. It comes by one
+// connection as a rule. Of a large one, pieces are fetched ahead by connections
+// of their own while it is the network that is waited for and not the reader:
+// behind a proxy or a content network each connection has its own limit.
 type blob struct {
-	repo     *Repository
-	ctx      context.Context
-	want     imagespec.Descriptor
-	hash     hash.Hash
-	offset   int64
-	endpoint int // index of the one being asked
-	failures int // in a row, without getting stallBytes further
-	gained   int64
-	waited   time.Duration // for those
+	repo   *Repository
+	ctx    context.Context
+	cancel context.CancelFunc // of the pieces
+	want   imagespec.Descriptor
+	hash   hash.Hash
+	offset int64
+	used   map[int]bool // endpoints that it came from
 
-	unslotted bool // small, fetched without waiting for a turn
+	direct *stream  // reads at offset; it may be without a connection
+	window []*piece // what comes after that, without gaps; the first one may be at offset
+	alone  bool     // no pieces: too small, or the registry has no ranges
+	err    error    // that Read returned
+	plan   plan
+}
 
-	body   io.ReadCloser // nil if there is no connection
-	cancel context.CancelCauseFunc
-	slot   chan struct{} // of the host; nil if there is no connection
+// A plan is what was measured since pieces were last thought about.
+type plan struct {
+	next   int64 // offset at which to think again
+	since  time.Time
+	waited time.Duration // for the network
+	width  int           // how many pieces are wanted
 }
 
 // Blob opens a blob. Reading it to its end returns io.EOF only if size and
-// digest are right. At most Config.Parallel blobs of a host are open at a time;
-// Blob waits for its turn. The caller closes it.
+// digest are right; an error of other content says Repository.Elsewhere what to
+// do about it. At most Config.Parallel blobs of a host are open at a time; Blob
+// waits for its turn. The caller closes it.
 func (r *Repository) Blob(ctx context.Context, d imagespec.Descriptor) (io.ReadCloser, error) {
-	return (&blob{repo: r, ctx: ctx, want: d}).open()
+	return r.open(ctx, d, true)
 }
 
-func (b *blob) open() (io.ReadCloser, error) {
-	algorithm := b.want.Digest.Algorithm()
+func (r *Repository) open(ctx context.Context, d imagespec.Descriptor, turn bool) (io.ReadCloser, error) {
+	algorithm := d.Digest.Algorithm()
 	if !algorithm.Available() {
-		return nil, fault.New(fault.Unknown, "", "blob %s: unknown kind of digest", b.want.Digest)
+		return nil, fault.New(fault.Unknown, "", "blob %s: unknown kind of digest", d.Digest)
 	}
-	b.hash = algorithm.Hash()
-	if err := b.connect(); err != nil {
-		b.disconnect()
+	ctx, cancel := context.WithCancel(ctx)
+	b := &blob{
+		repo: r, ctx: ctx, cancel: cancel, want: d, hash: algorithm.Hash(), used: map[int]bool{},
+		direct: &stream{repo: r, ctx: ctx, want: d, end: d.Size, turn: turn},
+		alone:  d.Size < r.client.large || cap(r.client.ahead) == 0,
+		plan:   plan{next: r.client.piece, since: time.Now()},
+	}
+	if err := b.direct.open(); err != nil {
+		_ = b.Close()
 		return nil, err
 	}
 	return b, nil
 }
 
+// Close ends all transfers. What was read stays read.
 func (b *blob) Close() error {
-	b.disconnect()
+	b.cancel()
+	b.drop()
+	b.direct.close()
 	return nil
 }
 
 // Read implements io.Reader.
 func (b *blob) Read(p []byte) (int, error) {
+	if b.err != nil {
+		return 0, b.err
+	}
 	if b.offset >= b.want.Size {
-		return 0, b.verify()
+		b.err = b.verify()
+		return 0, b.err
 	}
-	if rest := b.want.Size - b.offset; int64(len(p)) > rest {
-		p = p[:rest]
+	if !b.alone && b.offset >= b.plan.next {
+		b.think()
 	}
-	for {
-		if b.body == nil {
-			if err := b.connect(); err != nil {
-				return 0, err
-			}
-		}
-		n, err := b.readSome(p)
-		b.offset += int64(n)
-		b.gained += int64(n)
-		b.hash.Write(p[:n])
-		if b.gained >= stallBytes {
-			b.gained, b.waited, b.failures = 0, 0, 0
-		}
-		if err != nil && b.offset < b.want.Size {
-			b.disconnect()
-			if err := b.retry(err); err != nil {
+	start := time.Now()
+	n, err := b.read(p)
+	b.plan.waited += time.Since(start)
+	b.offset += int64(n)
+	b.hash.Write(p[:n])
+	b.err = err
+	return n, err
+}
+
+func (b *blob) read(p []byte) (int, error) {
+	limit := b.want.Size
+	if len(b.window) > 0 {
+		first := b.window[0]
+		if limit = first.from; limit <= b.offset {
+			n, err := b.readPiece(first, p)
+			if n > 0 || err != nil {
 				return n, err
 			}
+			return b.read(p) // the window is another one now, and not for the better
+		}
+	}
+	if b.direct.offset != b.offset {
+		b.direct.close()
+		b.direct.offset = b.offset
+	}
+	return b.direct.read(p[:min(int64(len(p)), limit-b.offset)])
+}
+
+// readPiece reads from the first piece. If that cannot be, the window is given
+// up and the connection that there is goes on; it is neither data nor an error.
+func (b *blob) readPiece(first *piece, p []byte) (int, error) {
+	err := first.answered(b.ctx)
+	if err == nil {
+		b.direct.close()
+		var n int
+		n, err = first.read(b.ctx, p)
+		if n > 0 && first.from+int64(first.taken) == first.to {
+			b.window = b.window[1:]
+			b.release(first)
+			if len(b.window) > 0 {
+				return n, nil
+			}
+			b.plan.next = b.offset // think again at once, or it is the direct stream's turn
 		}
 		if n > 0 {
 			return n, nil
 		}
-		if b.offset >= b.want.Size {
-			return 0, b.verify()
-		}
 	}
-}
-
-// readSome is one Read of the body that ends when the stall limit is reached.
-func (b *blob) readSome(p []byte) (int, error) {
-	limit := b.repo.client.config.Stall / tries
-	start := time.Now()
-	cancel := b.cancel // of this connection, also if the timer is late
-	stall := time.AfterFunc(limit-b.waited, func() { cancel(errStalled) })
-	n, err := b.body.Read(p)
-	stall.Stop()
-	b.waited += time.Since(start)
-	if err != nil && b.waited >= limit {
-		err = fmt.Errorf("%w: %d bytes in %s, %d of %d in all", errStalled, b.gained+int64(n), b.waited.Round(time.Second), b.offset+int64(n), b.want.Size)
-		b.waited = 0
-	}
-	return n, err
-}
-
-var errStalled = errors.New("the transfer stalled")
-
-// retry counts a failure and says whether to go on: nil, or the error to return.
-func (b *blob) retry(err error) error {
 	if cause := context.Cause(b.ctx); cause != nil {
-		return cause
+		return 0, cause
 	}
-	b.failures++
-	if b.failures >= tries {
-		if b.endpoint == len(b.repo.endpoints)-1 {
-			if errors.Is(err, io.EOF) {
-				err = fmt.Errorf("ends after %d of %d bytes", b.offset, b.want.Size)
-			}
-			return unavailable("%s: blob %s of repository %s: %w", b.host().address, b.want.Digest, b.repo.path, plain(err))
-		}
-		b.failures = 0
-		b.endpoint++
-	}
-	wait, _ := b.repo.delay(b.failures+1, nil)
-	return sleep(b.ctx, wait)
+	b.alone = true
+	b.drop()
+	_ = err // the connection that there is meets it, too, if it is one of the blob
+	return 0, nil
 }
 
-// plain drops the prefix that unavailable adds, to add it once.
-func plain(err error) error {
-	if text, ok := strings.CutPrefix(err.Error(), "RegistryUnavailable: "); ok {
-		return errors.New(text)
+// think decides how many pieces are to be fetched ahead: more when half of the
+// time went into waiting for the network, fewer when next to none did.
+func (b *blob) think() {
+	c := b.repo.client
+	busy := time.Since(b.plan.since)
+	width := b.plan.width
+	switch {
+	case b.plan.waited*2 >= busy:
+		width = min(max(2, width+1), cap(c.ahead))
+	case b.plan.waited*5 < busy:
+		width = max(width-1, 0)
 	}
-	return err
-}
-
-func (b *blob) host() *host { return b.repo.endpoints[b.endpoint].host }
-
-// connect asks for the blob from offset on, each endpoint in turn.
-func (b *blob) connect() error {
-	for {
-		err := b.connectTo(b.repo.endpoints[b.endpoint])
-		if err == nil {
-			return nil
+	b.plan = plan{next: b.offset + c.piece, since: time.Now(), width: width}
+	for len(b.window) < width {
+		from := b.offset + c.piece
+		if n := len(b.window); n > 0 {
+			from = b.window[n-1].to
 		}
-		b.disconnect()
-		if b.ctx.Err() != nil || b.endpoint == len(b.repo.endpoints)-1 {
-			return err
+		if from >= b.want.Size {
+			return
 		}
-		b.endpoint++
-	}
-}
-
-func (b *blob) connectTo(e *endpoint) error {
-	if !b.unslotted {
 		select {
-		case e.host.slots <- struct{}{}:
-			b.slot = e.host.slots
-		case <-b.ctx.Done():
-			return context.Cause(b.ctx)
+		case c.ahead <- struct{}{}:
+		default:
+			return // others have them all
 		}
+		b.window = append(b.window, b.fetch(from, min(from+c.piece, b.want.Size)))
 	}
-	ctx, cancel := context.WithCancelCause(b.ctx)
-	b.cancel = cancel
-	header := http.Header{}
-	if b.offset > 0 {
-		header.Set("Range", fmt.Sprintf("bytes=%d-", b.offset))
-	}
-	what := "blob " + b.want.Digest.String()
-	resp, err := b.repo.get(ctx, e, "blobs/"+b.want.Digest.String(), what, header)
-	if err != nil {
-		return err
-	}
-	b.body = resp.Body
-	from := int64(0)
-	if resp.StatusCode == http.StatusPartialContent {
-		from = rangeStart(resp.Header.Get("Content-Range"))
-	}
-	if resp.ContentLength >= 0 && from+resp.ContentLength != b.want.Size {
-		return fault.New(fault.Unknown, "", "%s: %s of repository %s has %d bytes, but its manifest says %d",
-			e.host.address, what, b.repo.path, from+resp.ContentLength, b.want.Size)
-	}
-	if from > b.offset || from < 0 {
-		return unavailable("%s: %s: asked for bytes from %d on, got %q", e.host.address, what, b.offset, resp.Header.Get("Content-Range"))
-	}
-	return b.skip(b.offset - from)
 }
 
-// skip passes over what came although it was not asked for.
-func (b *blob) skip(n int64) error {
-	buf := make([]byte, min(n, 64<<10))
-	for n > 0 {
-		got, err := b.readSome(buf[:min(n, int64(len(buf)))])
-		n -= int64(got)
-		if err != nil {
-			return transportError(b.ctx, b.host().address, err)
-		}
-		b.waited = 0
+// drop gives up the pieces.
+func (b *blob) drop() {
+	for _, p := range b.window {
+		p.stop()
 	}
-	return nil
-}
-
-// rangeStart reads "bytes 100-199/200"; -1 if it is something else.
-func rangeStart(value string) int64 {
-	first, _, _ := strings.Cut(strings.TrimPrefix(value, "bytes "), "-")
-	start, err := strconv.ParseInt(first, 10, 64)
-	if err != nil {
-		return -1
+	for _, p := range b.window {
+		b.release(p)
 	}
-	return start
-}
-
-func (b *blob) disconnect() {
-	if b.cancel != nil {
-		b.cancel(context.Canceled)
-	}
-	if b.body != nil {
-		_ = b.body.Close()
-		b.body = nil
-	}
-	if b.slot != nil {
-		<-b.slot
-		b.slot = nil
-	}
+	b.window = nil
 }
 
 func (b *blob) verify() error {
-	b.disconnect()
+	b.direct.close()
 	if got := digest.NewDigest(b.want.Digest.Algorithm(), b.hash); got != b.want.Digest {
-		return fault.New(fault.Unknown, "", "%s: blob %s of repository %s has other content: its digest is %s", b.host().address, b.want.Digest, b.repo.path, got)
+		for i := range b.direct.used {
+			b.used[i] = true
+		}
+		b.repo.lied(b.want.Digest, b.used)
+		e := b.direct.at()
+		return fault.New(fault.Unknown, "", "%s: blob %s of repository %s has %w: its digest is %s", e.Address, b.want.Digest, e.Repository, errOtherContent, got)
 	}
 	return io.EOF
-}
-
-// permanent reports whether asking again at once is pointless.
-func permanent(err error) bool {
-	var dns *net.DNSError
-	var cert x509.CertificateInvalidError
-	var name x509.HostnameError
-	var authority x509.UnknownAuthorityError
-	var timeout net.Error
-	if errors.As(err, &timeout) && timeout.Timeout() {
-		return true // it had Config.Stall
-	}
-	return errors.As(err, &dns) || errors.As(err, &cert) || errors.As(err, &name) || errors.As(err, &authority)
 }

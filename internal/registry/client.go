@@ -1,47 +1,39 @@
 package registry
 
 import (
-	"crypto/tls"
-	"crypto/x509"
-	"fmt"
-	"net"
+	"context"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/distribution/reference"
+	"golang.org/x/net/http/httpproxy"
 
 	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/registry/route"
 )
 
 // Config says how to reach registries. The zero value works.
 type Config struct {
-	// Hosts is keyed by a registry's name as it stands in references
-	// ("docker.io", "ghcr.io", "registry.local:5000"), or by a mirror's host.
-	Hosts map[string]HostConfig
+	Route route.Config // which files say where to ask
 
 	// Stall is how long a registry may bring next to nothing before the next
 	// endpoint is asked, or the pull fails; 60 s if zero.
 	Stall time.Duration
+	// MinRate is how many bytes a second are not next to nothing; 2048 if zero.
+	MinRate int64
 	// Parallel is how many blobs one host is asked for at a time, 3 if zero.
 	Parallel int
+	// Ahead is how many pieces of large blobs are fetched ahead of what is read
+	// at a time, each with a connection and 4 MiB of its own; 4 if zero, none
+	// if negative.
+	Ahead int
 	// UserAgent is sent with each request, "davit" if empty.
 	UserAgent string
-}
-
-// HostConfig is about one host. Its TLS settings hold for that host alone,
-// whether it is asked as a registry or as somebody's mirror.
-type HostConfig struct {
-	// Endpoints are the registry's mirrors, asked in order before the registry
-	// itself: "https://host[:port][/path]" or "host[:port]". They are never
-	// sent the caller's credentials, which were given for the registry.
-	Endpoints  []string
-	PlainHTTP  bool   // http; loopback hosts get it without being told
-	SkipVerify bool   // https with any certificate
-	CAFile     string // PEM file of authorities trusted besides the system's
+	// Proxy says through which proxy to go; as the environment does if nil.
+	Proxy func(*url.URL) (*url.URL, error)
 }
 
 // Auth is a caller's credentials. The zero value is anonymous.
@@ -54,37 +46,50 @@ type Auth struct {
 // A Client reaches registries. Safe for concurrent use.
 type Client struct {
 	config     Config
+	files      *route.Files
 	retryDelay time.Duration // before the first retry; doubles
 	retryLimit time.Duration // the longest Retry-After that is obeyed
+	piece      int64         // bytes that are fetched ahead with one request
+	large      int64         // bytes from which on a blob is fetched so
+	ahead      chan struct{} // one for each piece being fetched or kept
+	buffers    sync.Pool     // of *[]byte, for those
 
 	mu    sync.Mutex
-	hosts map[string]*host
+	hosts map[string]*host // by address and how it is spoken to
+	slots map[string]chan struct{}
 }
 
-// A host is one scheme and address, with its connections and its download slots.
-type host struct {
-	scheme, address string
-	http            *http.Client
-	slots           chan struct{}
-}
-
-// New returns a client. It opens no connection and reads no file: a missing
-// CAFile is an error of the pull that needs it.
+// New returns a client. It opens no connection and reads no file: what is
+// wrong with one is an error of the pull that needs it.
 func New(config Config) *Client {
 	if config.Stall == 0 {
 		config.Stall = time.Minute
 	}
+	if config.MinRate == 0 {
+		config.MinRate = 2 << 10
+	}
 	if config.Parallel == 0 {
 		config.Parallel = 3
+	}
+	if config.Ahead == 0 {
+		config.Ahead = 4
 	}
 	if config.UserAgent == "" {
 		config.UserAgent = "davit"
 	}
+	if config.Proxy == nil {
+		config.Proxy = httpproxy.FromEnvironment().ProxyFunc()
+	}
 	return &Client{
 		config:     config,
+		files:      route.New(config.Route),
 		retryDelay: 250 * time.Millisecond,
 		retryLimit: time.Minute,
+		piece:      4 << 20,
+		large:      32 << 20,
+		ahead:      make(chan struct{}, max(config.Ahead, 0)),
 		hosts:      map[string]*host{},
+		slots:      map[string]chan struct{}{},
 	}
 }
 
@@ -97,143 +102,77 @@ func (c *Client) Close() {
 	}
 }
 
-// endpoints returns where to ask for a repository, in order.
-func (c *Client) endpoints(named reference.Named) ([]*endpoint, error) {
-	domain := reference.Domain(named)
-	address := domain
-	if domain == "docker.io" || domain == "index.docker.io" {
-		address = "registry-1.docker.io"
-	}
-	var all []*endpoint
-	for _, mirror := range c.config.Hosts[domain].Endpoints {
-		e, err := c.mirror(mirror)
-		if err != nil {
-			return nil, err
-		}
-		e.query = "?ns=" + url.QueryEscape(domain)
-		all = append(all, e)
-	}
-	settings, ok := c.config.Hosts[address]
-	if !ok {
-		settings = c.config.Hosts[domain]
-	}
-	h, err := c.host(schemeOf(address, settings), address, settings)
+// Names returns the full names that ref may mean, each with a tag or a digest,
+// by the files as they were at the last pull. More than one are the candidates
+// for a short name, in order.
+func (c *Client) Names(ref string) ([]reference.Named, error) { return c.files.Names(ref) }
+
+// Find returns the repository that ref means, "busybox" say. For a short name
+// that several registries may have they are asked, in order, and the first that
+// has it is meant. Its Named is the name in full.
+func (c *Client) Find(ctx context.Context, ref string, auth Auth) (*Repository, error) {
+	routes, err := c.files.Routes(ref)
 	if err != nil {
 		return nil, err
 	}
-	return append(all, &endpoint{host: h, registry: true}), nil
+	var before []string
+	for i, r := range routes {
+		repo, err := c.repository(r, auth)
+		if err == nil && len(routes) > 1 {
+			what, _ := wanted(r.Named)
+			_, err = repo.Manifest(ctx, what)
+		}
+		if err == nil {
+			return repo, nil
+		}
+		last := i == len(routes)-1
+		if last && len(before) > 0 {
+			err = fault.New(fault.KindOf(err), "", "%w; the short name %q was searched for before: %s", err, ref, strings.Join(before, "; "))
+		}
+		if last || ctx.Err() != nil {
+			return nil, err
+		}
+		before = append(before, err.Error())
+	}
+	return nil, fault.New(fault.NotFound, "", "%q means nothing", ref)
 }
 
-func (c *Client) mirror(text string) (*endpoint, error) {
-	scheme, rest, found := strings.Cut(text, "://")
-	if !found {
-		scheme, rest = "", text
+// Repository returns the repository that named is in.
+func (c *Client) Repository(named reference.Named, auth Auth) (*Repository, error) {
+	r, err := c.files.Route(named)
+	if err != nil {
+		return nil, err
 	}
-	address, prefix, _ := strings.Cut(rest, "/")
-	if address == "" || (scheme != "" && scheme != "http" && scheme != "https") {
-		return nil, fault.New(fault.Invalid, "registry", "mirror %q is not an http or https address", text)
-	}
-	settings := c.config.Hosts[address]
-	if scheme == "" {
-		scheme = schemeOf(address, settings)
-	}
-	prefix = strings.Trim(prefix, "/")
-	if prefix == "v2" {
-		prefix = ""
-	}
-	if prefix != "" {
-		prefix = "/" + prefix
-	}
-	h, err := c.host(scheme, address, settings)
-	return &endpoint{host: h, prefix: prefix}, err
+	return c.repository(r, auth)
 }
 
-// schemeOf returns http for hosts configured so, and for loopback hosts unless
-// TLS settings say that they speak it.
-func schemeOf(address string, settings HostConfig) string {
-	name := address
-	if h, _, err := net.SplitHostPort(address); err == nil {
-		name = h
+func (c *Client) repository(r route.Route, auth Auth) (*Repository, error) {
+	if r.Blocked != nil {
+		return nil, fault.New(fault.Denied, "", "pulling %s is blocked: %s", r.Named, r.Blocked.Source)
 	}
-	name = strings.Trim(name, "[]")
-	ip := net.ParseIP(name)
-	loopback := name == "localhost" || (ip != nil && ip.IsLoopback())
-	tlsWanted := settings.SkipVerify || settings.CAFile != ""
-	if settings.PlainHTTP || (loopback && !tlsWanted) {
-		return "http"
+	// Who gave credentials with a short name took it to be of Docker Hub, as
+	// kubelets do; they are for nobody else.
+	if r.Short != nil && reference.Domain(r.Named) != "docker.io" {
+		auth = Auth{}
 	}
-	return "https"
-}
-
-func (c *Client) host(scheme, address string, settings HostConfig) (*host, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	key := scheme + "://" + address
-	if h := c.hosts[key]; h != nil {
-		return h, nil
-	}
-	t := &http.Transport{
-		Proxy:                 http.ProxyFromEnvironment,
-		DialContext:           (&net.Dialer{Timeout: 15 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
-		TLSHandshakeTimeout:   15 * time.Second,
-		ResponseHeaderTimeout: c.config.Stall,
-		MaxIdleConnsPerHost:   8,
-		IdleConnTimeout:       30 * time.Second,
-		DisableCompression:    true, // digests are of the bytes as stored
-		ForceAttemptHTTP2:     true,
-	}
-	if settings.SkipVerify || settings.CAFile != "" {
-		t.TLSClientConfig = &tls.Config{InsecureSkipVerify: settings.SkipVerify} // by the administrator's choice
-	}
-	if settings.CAFile != "" {
-		pool, err := x509.SystemCertPool()
+	repo := &Repository{client: c, auth: auth, named: r.Named, lies: map[lie]bool{}}
+	for i := range r.Endpoints {
+		e := &endpoint{Endpoint: r.Endpoints[i]}
+		e.token.busy = make(chan struct{}, 1)
+		h, err := c.host(&e.Endpoint)
 		if err != nil {
-			pool = x509.NewCertPool()
+			return nil, err
 		}
-		pem, err := os.ReadFile(settings.CAFile)
-		if err != nil {
-			return nil, fault.New(fault.Precondition, "registry", "certificates for %s: %w", address, err)
-		}
-		if !pool.AppendCertsFromPEM(pem) {
-			return nil, fault.New(fault.Precondition, "registry", "certificates for %s: no certificate in %s", address, settings.CAFile)
-		}
-		t.TLSClientConfig.RootCAs = pool
+		e.host = h
+		repo.endpoints = append(repo.endpoints, e)
 	}
-	h := &host{
-		scheme:  scheme,
-		address: address,
-		http:    &http.Client{Transport: t, CheckRedirect: checkRedirect},
-		slots:   make(chan struct{}, c.config.Parallel),
-	}
-	c.hosts[key] = h
-	return h, nil
+	return repo, nil
 }
 
-// checkRedirect lets a redirect go anywhere but out of TLS, and credentials
-// nowhere: net/http would send the header on to subdomains and to other ports,
-// and a form to whoever is named.
-func checkRedirect(req *http.Request, via []*http.Request) error {
-	if len(via) >= 10 {
-		return fmt.Errorf("stopped after %d redirects", len(via))
+// proxy is that of a request: the endpoint's own, else the environment's.
+func (c *Client) proxy(own *url.URL) func(*http.Request) (*url.URL, error) {
+	if own != nil {
+		return http.ProxyURL(own)
 	}
-	if via[len(via)-1].URL.Scheme == "https" && req.URL.Scheme != "https" {
-		return fmt.Errorf("redirect from https to %s refused", req.URL.Scheme)
-	}
-	if origin(req.URL) == origin(via[0].URL) {
-		return nil
-	}
-	if req.Method != http.MethodGet {
-		return fmt.Errorf("redirect of credentials to %s refused", req.URL.Host)
-	}
-	req.Header.Del("Authorization")
-	return nil
-}
-
-// origin is who answers for a URL. RFC 6454, section 4.
-func origin(u *url.URL) string {
-	port := u.Port()
-	if port == "" {
-		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
-	}
-	return u.Scheme + "://" + net.JoinHostPort(strings.ToLower(u.Hostname()), port)
+	return func(req *http.Request) (*url.URL, error) { return c.config.Proxy(req.URL) }
 }

@@ -24,6 +24,7 @@ import (
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/registry/route"
 )
 
 var content = bytes.Repeat([]byte("0123456789abcdef"), 32<<10) // 512 KiB
@@ -349,7 +350,7 @@ func TestMirrors(t *testing.T) {
 		r.URL.Path = "/" + rest
 		return false
 	})
-	config := Config{Hosts: map[string]HostConfig{hostOf(s): {Endpoints: []string{hostOf(down), mirror.URL + "/cache/"}}}}
+	config := withHosts(map[string]route.Host{hostOf(s): {Endpoints: []string{hostOf(down), mirror.URL + "/cache/"}}})
 	r := repository(t, config, hostOf(s), Auth{Username: "ann", Password: "s3cret"})
 	if _, err := r.Manifest(context.Background(), "1"); err != nil {
 		t.Error(err)
@@ -380,42 +381,37 @@ func TestTLS(t *testing.T) {
 	host := hostOf(s)
 	for _, c := range []struct {
 		name   string
-		config HostConfig
+		config route.Host
 		ok     bool
 	}{
-		{"certificate given", HostConfig{CAFile: ca}, true},
-		{"not verified", HostConfig{SkipVerify: true}, true},
-		{"plain http to a TLS port", HostConfig{}, false},
+		{"certificate given", route.Host{CAFile: ca}, true},
+		{"not verified", route.Host{SkipVerify: true}, true},
+		{"plain http to a TLS port", route.Host{}, false},
 	} {
-		r := repository(t, Config{Hosts: map[string]HostConfig{host: c.config}}, host, Auth{})
+		r := repository(t, withHosts(map[string]route.Host{host: c.config}), host, Auth{})
 		if _, err := r.Manifest(context.Background(), "1"); (err == nil) != c.ok {
 			t.Errorf("%s: %v", c.name, err)
 		}
 	}
-	r := repository(t, Config{Hosts: map[string]HostConfig{"localhost": {Endpoints: []string{s.URL}}}}, "localhost", Auth{})
+	r := repository(t, withHosts(map[string]route.Host{"localhost": {Endpoints: []string{s.URL}}}), "localhost", Auth{})
 	_, err := r.Manifest(context.Background(), "1")
 	if err == nil || !strings.Contains(err.Error(), "certificate") {
 		t.Errorf("an unknown authority: %v", err)
 	}
 }
 
-func TestSchemes(t *testing.T) {
-	for host, want := range map[string]string{
-		"localhost": "http", "localhost:5000": "http", "127.0.0.1": "http", "127.3.2.1:5000": "http", "[::1]:5000": "http",
-		"registry.example": "https", "registry.example:80": "https", "10.0.0.1:5000": "https", "localhost.example": "https",
-	} {
-		if got := schemeOf(host, HostConfig{}); got != want {
-			t.Errorf("%s: %s", host, got)
-		}
+// write writes a host's hosts.toml below dir.
+func write(t *testing.T, dir, host, text string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Join(dir, host), 0o755); err != nil {
+		t.Fatal(err)
 	}
-	if got := schemeOf("10.0.0.1:5000", HostConfig{PlainHTTP: true}); got != "http" {
-		t.Error(got)
-	}
-	e, err := New(Config{}).endpoints(must(reference.ParseNormalizedNamed("busybox")))
-	if err != nil || len(e) != 1 || e[0].url("library/busybox", "manifests/latest") != "https://registry-1.docker.io/v2/library/busybox/manifests/latest" {
-		t.Errorf("%+v %v", e, err)
+	if err := os.WriteFile(filepath.Join(dir, host, "hosts.toml"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
 	}
 }
+
+func withHosts(hosts map[string]route.Host) Config { return Config{Route: route.Config{Hosts: hosts}} }
 
 func must[T any](v T, err error) T {
 	if err != nil {

@@ -5,10 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net/http"
-	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/distribution/reference"
@@ -16,10 +16,8 @@ import (
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/registry/route"
 )
-
-// tries is how often one thing is asked for without getting any further.
-const tries = 3
 
 // A Repository is one repository, seen with one caller's credentials. It holds
 // the tokens got with them, so it should not outlive the call they came with.
@@ -27,43 +25,39 @@ const tries = 3
 type Repository struct {
 	client    *Client
 	auth      Auth
-	domain    string // as in the reference
-	path      string
+	named     reference.Named
 	endpoints []*endpoint
+
+	mu   sync.Mutex
+	lies map[lie]bool // who sent what it is not
+}
+
+type lie struct {
+	endpoint int
+	digest   digest.Digest
 }
 
 // An endpoint is a mirror, or the registry itself.
 type endpoint struct {
-	host     *host
-	prefix   string // of the path, without "/v2"
-	query    string // appended to each URL
-	registry bool   // the one that credentials are for
-	token    authorization
+	route.Endpoint
+	host  *host
+	token authorization
+	plain atomic.Bool           // https is not spoken there
+	down  atomic.Pointer[error] // why it could not be used a moment ago
 }
 
-// Repository returns the repository that named is in.
-func (c *Client) Repository(named reference.Named, auth Auth) (*Repository, error) {
-	endpoints, err := c.endpoints(named)
-	if err != nil {
-		return nil, err
-	}
-	for _, e := range endpoints {
-		e.token.busy = make(chan struct{}, 1)
-	}
-	return &Repository{
-		client:    c,
-		auth:      auth,
-		domain:    reference.Domain(named),
-		path:      reference.Path(named),
-		endpoints: endpoints,
-	}, nil
-}
+// Named is the full name that the repository was asked for by, with a tag or a
+// digest.
+func (r *Repository) Named() reference.Named { return r.named }
 
 // Manifest fetches what a tag or a digest names. With a digest the content is
 // verified; with a tag the result's Digest is computed from the content.
 func (r *Repository) Manifest(ctx context.Context, tagOrDigest string) (*Manifest, error) {
+	_, err := digest.Parse(tagOrDigest)
+	byDigest := err == nil
+	may := func(e *endpoint) bool { return e.Pull && (byDigest || e.Resolve) }
 	var m *Manifest
-	err := r.each(ctx, func(e *endpoint) (err error) {
+	err = r.each(ctx, may, func(e *endpoint) (err error) {
 		m, err = r.manifestFrom(ctx, e, tagOrDigest)
 		return err
 	})
@@ -71,154 +65,173 @@ func (r *Repository) Manifest(ctx context.Context, tagOrDigest string) (*Manifes
 }
 
 func (r *Repository) manifestFrom(ctx context.Context, e *endpoint, tagOrDigest string) (*Manifest, error) {
-	header := http.Header{"Accept": acceptManifests}
 	what := "manifest " + tagOrDigest
-	limit := 2 * r.client.config.Stall
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, unavailable("%s takes longer than %s to send %s", e.host.address, limit, what))
+	limit := 2*r.client.config.Stall + r.client.retryLimit
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, unavailable("%s takes longer than %s to send %s", e.Address, limit, what))
 	defer cancel()
-	resp, err := r.get(ctx, e, "manifests/"+tagOrDigest, what, header)
+	resp, err := r.do(ctx, e, request{path: "manifests/" + tagOrDigest, what: what, header: http.Header{"Accept": acceptManifests}})
 	if err != nil {
 		return nil, err
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxManifest+1))
+	body, err := r.readAll(ctx, e, resp.Body, what)
 	if err != nil {
-		return nil, transportError(ctx, e.host.address, err)
+		return nil, err
 	}
 	if len(body) > maxManifest {
-		return nil, fault.New(fault.Unknown, "", "%s: %s of repository %s is larger than %d bytes", e.host.address, what, r.path, maxManifest)
+		return nil, fault.New(fault.Unknown, "", "%s: %s of repository %s is larger than %d bytes", e.Address, what, e.Repository, maxManifest)
 	}
 	got := digest.FromBytes(body)
 	if want, err := digest.Parse(tagOrDigest); err == nil {
 		if got = want.Algorithm().FromBytes(body); got != want {
-			return nil, fault.New(fault.Unknown, "", "%s: manifest %s of repository %s has other content: its digest is %s", e.host.address, want, r.path, got)
+			return nil, fault.New(fault.Unknown, "", "%s: manifest %s of repository %s has other content: its digest is %s", e.Address, want, e.Repository, got)
 		}
 	}
 	return parseManifest(resp.Header.Get("Content-Type"), got, body)
 }
 
+// readAll reads a manifest, which has to come within the stall limit.
+func (r *Repository) readAll(ctx context.Context, e *endpoint, body io.ReadCloser, what string) ([]byte, error) {
+	limit := r.client.config.Stall
+	stall := time.AfterFunc(limit, func() { _ = body.Close() })
+	data, err := io.ReadAll(io.LimitReader(body, maxManifest+1))
+	if !stall.Stop() && err != nil && ctx.Err() == nil {
+		return nil, unavailable("%s takes longer than %s to send %s", e.Address, limit, what)
+	}
+	if err != nil {
+		return nil, transportError(ctx, e.Address, err)
+	}
+	return data, nil
+}
+
 // Config fetches a small blob whole, verified.
 func (r *Repository) Config(ctx context.Context, d imagespec.Descriptor) ([]byte, error) {
 	if d.Size > maxConfig {
-		return nil, fault.New(fault.Unknown, "", "the configuration %s of repository %s is larger than %d bytes", d.Digest, r.path, maxConfig)
+		return nil, fault.New(fault.Unknown, "", "the configuration %s of repository %s is larger than %d bytes", d.Digest, r.path(), maxConfig)
 	}
-	blob, err := (&blob{repo: r, ctx: ctx, want: d, unslotted: true}).open()
-	if err != nil {
-		return nil, err
+	var data []byte
+	for {
+		blob, err := r.open(ctx, d, false)
+		if err != nil {
+			return nil, err
+		}
+		data, err = io.ReadAll(blob)
+		_ = blob.Close()
+		if err == nil || !r.Elsewhere(err, d.Digest) {
+			return data, err
+		}
 	}
-	defer blob.Close()
-	return io.ReadAll(blob)
 }
 
-// each asks the endpoints in order until one succeeds. The error is the last
-// one's, the registry's own, with those of the mirrors behind it.
-func (r *Repository) each(ctx context.Context, ask func(*endpoint) error) error {
-	var mirrors []string
+// path is the repository's name as the user knows it.
+func (r *Repository) path() string { return reference.Path(r.named) }
+
+// each asks the endpoints in order until one succeeds; those that were down a
+// moment ago only if there are no others. The error is the last one's, which is
+// the registry itself as a rule, with those of the others behind it.
+func (r *Repository) each(ctx context.Context, may func(*endpoint) bool, ask func(*endpoint) error) error {
+	var all []*endpoint
+	var before []string
 	for _, e := range r.endpoints {
+		if !may(e) {
+			continue
+		}
+		if why := e.down.Load(); why != nil {
+			before = append(before, (*why).Error())
+			continue
+		}
+		all = append(all, e)
+	}
+	if all == nil {
+		before = nil
+		for _, e := range r.endpoints {
+			if may(e) {
+				all = append(all, e)
+			}
+		}
+	}
+	if all == nil {
+		return fault.New(fault.Denied, "", "no endpoint for %s has the capability to be asked for it: %s", r.named, r.sources())
+	}
+	for i, e := range all {
 		err := ask(e)
 		if err == nil || ctx.Err() != nil {
 			return err
 		}
-		if e.registry {
-			if len(mirrors) > 0 {
-				return fault.New(fault.KindOf(err), "", "%w; before that its mirrors: %s", err, strings.Join(mirrors, "; "))
-			}
-			return err
+		if i == len(all)-1 {
+			return after(err, before)
 		}
-		mirrors = append(mirrors, err.Error())
+		before = append(before, err.Error())
 	}
-	panic("a repository without a registry")
+	return nil
 }
 
-// get sends a GET for a path below the repository and returns the answer if it
-// is a success: it gets authorization where asked to, and asks again when the
-// connection breaks, the registry is out of order, or says when to come back.
-// ctx covers the reading of the body as well.
-func (r *Repository) get(ctx context.Context, e *endpoint, path, what string, header http.Header) (*http.Response, error) {
-	var authorized int
-	for try := 1; ; {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, e.url(r.path, path), nil)
-		if err != nil {
-			return nil, fault.New(fault.Invalid, "registry", "address of %s at %s: %w", what, e.host.address, errors.Unwrap(err))
-		}
-		for key, values := range header {
-			req.Header[key] = values
-		}
-		req.Header.Set("User-Agent", r.client.config.UserAgent)
-		used := e.token.set(req)
+// after adds to an error those of the endpoints that were asked before.
+func after(err error, before []string) error {
+	if len(before) == 0 {
+		return err
+	}
+	return fault.New(fault.KindOf(err), "", "%w; before that its mirrors: %s", err, strings.Join(before, "; "))
+}
 
-		resp, err := e.host.http.Do(req)
-		switch {
-		case err != nil:
-			err = transportError(ctx, e.host.address, err)
-			if ctx.Err() != nil || permanent(err) || try >= tries {
-				return nil, err
-			}
-		case resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusPartialContent:
-			return resp, nil
-		case resp.StatusCode == http.StatusUnauthorized && authorized < 2:
-			authorized++
-			drain(resp)
-			if err := r.authorize(ctx, e, resp.Header.Values("Www-Authenticate"), used); err != nil {
-				return nil, err
-			}
-			continue
-		case try < tries && (resp.StatusCode >= 500 || resp.StatusCode == http.StatusTooManyRequests):
-			drain(resp)
-		default:
-			return nil, r.statusError(e, what, resp)
+// sources says where the endpoints come from.
+func (r *Repository) sources() string {
+	var all []string
+	for _, e := range r.endpoints {
+		for _, s := range e.Settings {
+			all = append(all, fmt.Sprintf("%s (%s)", s.Key, s.Source))
 		}
-		wait, ok := r.delay(try, resp)
-		if !ok {
-			return nil, unavailable("%s asks to be left alone for %s (%s)", e.host.address, wait, resp.Status)
-		}
-		if err := sleep(ctx, wait); err != nil {
-			return nil, err
-		}
-		try++
+	}
+	return strings.Join(all, ", ")
+}
+
+// errOtherContent marks the error of a blob that is not what it should be.
+var errOtherContent = errors.New("other content")
+
+// lied notes that the content of a digest from these endpoints was another.
+func (r *Repository) lied(d digest.Digest, endpoints map[int]bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i := range endpoints {
+		r.lies[lie{i, d}] = true
 	}
 }
 
-func (e *endpoint) url(repository, path string) string {
-	return fmt.Sprintf("%s://%s%s/v2/%s/%s%s", e.host.scheme, e.host.address, e.prefix, repository, path, e.query)
+// may reports whether an endpoint may be asked for a blob.
+func (r *Repository) may(i int, d digest.Digest) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.endpoints[i].Pull && !r.lies[lie{i, d}]
 }
 
-// delay returns how long to wait before asking again, and whether that is
-// short enough to do.
-func (r *Repository) delay(try int, resp *http.Response) (time.Duration, bool) {
-	if resp != nil {
-		if wait, ok := retryAfter(resp.Header.Get("Retry-After"), time.Now()); ok {
-			return wait, wait <= r.client.retryLimit
+// Elsewhere reports whether err, of a blob that was read, is that it had other
+// content than its digest says, and there is an endpoint left that may have the
+// right one: Blob would ask that one.
+func (r *Repository) Elsewhere(err error, d digest.Digest) bool {
+	if !errors.Is(err, errOtherContent) {
+		return false
+	}
+	for i := range r.endpoints {
+		if r.may(i, d) {
+			return true
 		}
 	}
-	wait := r.client.retryDelay << (try - 1)
-	return wait + rand.N(wait/2+1), true
+	return false
 }
 
-// retryAfter reads the header of that name. RFC 9110, section 10.2.3.
-func retryAfter(value string, now time.Time) (time.Duration, bool) {
-	if seconds, err := strconv.ParseUint(value, 10, 31); err == nil {
-		return time.Duration(seconds) * time.Second, true
+// Again reports whether it is worth asking again for a blob that could not be
+// used, for err: whether its content is another than its digest says, which it
+// reads on to see, and there is an endpoint left that may have the right one.
+func (r *Repository) Again(blob io.Reader, d digest.Digest, err error) bool {
+	others := 0
+	for i := range r.endpoints {
+		if r.may(i, d) {
+			others++
+		}
 	}
-	if at, err := http.ParseTime(value); err == nil {
-		return max(at.Sub(now), 0), true
+	if others < 2 || !fault.Is(err, fault.Unknown) {
+		return r.Elsewhere(err, d)
 	}
-	return 0, false
-}
-
-// drain lets the connection be used again, if that is cheap.
-func drain(resp *http.Response) {
-	_, _ = io.CopyN(io.Discard, resp.Body, 16<<10)
-	_ = resp.Body.Close()
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
+	_, readErr := io.Copy(io.Discard, blob)
+	return r.Elsewhere(readErr, d)
 }

@@ -1,6 +1,7 @@
 package writable
 
 import (
+	"context"
 	"errors"
 	"os"
 	"time"
@@ -197,4 +198,22 @@ func (w *walk) rest(entries int) error {
 	err := w.pause(time.Since(w.since))
 	w.since = time.Now()
 	return err
+}
+
+// Measure returns what the tree at root takes on disk, in bytes and inodes,
+// counted at once. None there is nothing.
+func Measure(ctx context.Context, root string) (bytes, inodes uint64, err error) {
+	w := walk{pause: func(time.Duration) error { return context.Cause(ctx) }}
+	var st unix.Stat_t
+	if err := unix.Lstat(root, &st); err != nil {
+		if errors.Is(err, unix.ENOENT) {
+			return 0, 0, nil
+		}
+		return 0, 0, &os.PathError{Op: "stat", Path: root, Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return uint64(st.Blocks) * 512, 1, nil
+	}
+	blocks, inodes, err := w.measure(root)
+	return blocks * 512, inodes, err
 }

@@ -1,4 +1,4 @@
-package main
+package images
 
 import (
 	"bufio"
@@ -12,37 +12,38 @@ import (
 	"github.com/spf13/cobra"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/davit-runtime/davit/cmd/davit/console"
 	"github.com/davit-runtime/davit/internal/play"
 )
 
-func (a *app) imagesCommand() *cobra.Command {
+func (c commands) imagesCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "images [IMAGE]",
 		Short: "List images",
 		Long:  "List images, or only IMAGE. With -o json: the CRI's ListImagesResponse.",
 		Args:  cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			images, err := a.listImages(cmd.Context(), args...)
+			images, err := List(cmd.Context(), c.Console, args...)
 			if err != nil {
 				return fmt.Errorf("list images: %w", err)
 			}
-			if a.output == "json" {
-				return a.printJSON(&runtimeapi.ListImagesResponse{Images: images})
+			if c.JSON() {
+				return c.PrintMessage(&runtimeapi.ListImagesResponse{Images: images})
 			}
-			return a.printTable("IMAGE ID SIZE", imageRows(images))
+			return c.PrintTable("IMAGE ID SIZE", imageRows(images))
 		},
 	}
 }
 
-// listImages returns all images, or the one that is named, by its status: some
+// List returns all images, or the one that is named, by its status: some
 // runtimes list all whatever is asked for.
-func (a *app) listImages(ctx context.Context, name ...string) ([]*runtimeapi.Image, error) {
-	ctx, cancel := a.call(ctx, 0)
+func List(ctx context.Context, c *console.Console, name ...string) ([]*runtimeapi.Image, error) {
+	ctx, cancel := c.Call(ctx, 0)
 	defer cancel()
 	if len(name) == 0 {
-		return a.client.Images(ctx, nil)
+		return c.Client.Images(ctx, nil)
 	}
-	r, err := a.client.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: name[0]}})
+	r, err := c.Client.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: name[0]}})
 	if r.GetImage() == nil {
 		return nil, err
 	}
@@ -61,26 +62,26 @@ func imageRows(images []*runtimeapi.Image) [][]string {
 			names = []string{"-"}
 		}
 		for _, n := range names {
-			rows = append(rows, []string{n, short(i.Id), play.FormatBytes(i.Size)})
+			rows = append(rows, []string{n, console.Short(i.Id), play.FormatBytes(i.Size)})
 		}
 	}
 	slices.SortFunc(rows, slices.Compare[[]string])
 	return rows
 }
 
-func (a *app) pullCommand() *cobra.Command {
+func (c commands) pullCommand() *cobra.Command {
 	var creds string
 	cmd := &cobra.Command{
 		Use:   "pull IMAGE",
 		Short: "Pull an image",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			auth, err := a.parseCreds(creds)
+			auth, err := c.parseCreds(creds)
 			if err != nil {
 				return err
 			}
-			end := newSteps(a.err).step(play.StepImage, args[0])
-			r, err := a.client.PullImage(cmd.Context(), &runtimeapi.PullImageRequest{
+			end := NewSteps(c.Console, c.Err).Step(play.StepImage, args[0])
+			r, err := c.Client.PullImage(cmd.Context(), &runtimeapi.PullImageRequest{
 				Image: &runtimeapi.ImageSpec{Image: args[0]}, Auth: auth,
 			})
 			if err != nil {
@@ -88,10 +89,10 @@ func (a *app) pullCommand() *cobra.Command {
 				return fmt.Errorf("pull %s: %w", args[0], err)
 			}
 			end("pulled")
-			if a.output == "json" {
-				return a.printJSON(r)
+			if c.JSON() {
+				return c.PrintMessage(r)
 			}
-			_, err = fmt.Fprintln(a.out, r.ImageRef)
+			_, err = fmt.Fprintln(c.Out, r.ImageRef)
 			return err
 		},
 	}
@@ -99,12 +100,12 @@ func (a *app) pullCommand() *cobra.Command {
 	return cmd
 }
 
-func (a *app) parseCreds(creds string) (*runtimeapi.AuthConfig, error) {
+func (c commands) parseCreds(creds string) (*runtimeapi.AuthConfig, error) {
 	if creds == "" {
 		return nil, nil
 	}
 	if creds == "-" {
-		line, err := bufio.NewReader(a.in).ReadString('\n')
+		line, err := bufio.NewReader(c.In).ReadString('\n')
 		if err != nil && !errors.Is(err, io.EOF) {
 			return nil, fmt.Errorf("--creds: %w", err)
 		}
@@ -114,11 +115,11 @@ func (a *app) parseCreds(creds string) (*runtimeapi.AuthConfig, error) {
 	if !ok || user == "" {
 		return nil, errors.New("--creds must be USER:PASSWORD")
 	}
-	a.credsGiven = true
+	c.CredsGiven = true
 	return &runtimeapi.AuthConfig{Username: user, Password: password}, nil
 }
 
-func (a *app) rmiCommand() *cobra.Command {
+func (c commands) rmiCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "rmi IMAGE...",
 		Short: "Remove images with all their names",
@@ -126,33 +127,33 @@ func (a *app) rmiCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var errs []error
 			for _, image := range args {
-				errs = append(errs, a.removeImage(cmd, image))
+				errs = append(errs, c.removeImage(cmd, image))
 			}
 			return errors.Join(errs...)
 		},
 	}
 }
 
-func (a *app) removeImage(cmd *cobra.Command, image string) error {
-	ctx, cancel := a.call(cmd.Context(), 0)
+func (c commands) removeImage(cmd *cobra.Command, image string) error {
+	ctx, cancel := c.Call(cmd.Context(), 0)
 	defer cancel()
 	spec := &runtimeapi.ImageSpec{Image: image}
-	r, err := a.client.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: spec})
+	r, err := c.Client.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: spec})
 	if err != nil {
 		return fmt.Errorf("remove image %s: %w", image, err)
 	}
 	if r.Image == nil { // the CRI's RemoveImage would succeed
-		return &notFound{"image", image, "davit images"}
+		return &console.NotFound{What: "image", Ref: image, Hint: "davit images"}
 	}
 	// By its ID: of a tag some runtimes remove that alone.
 	spec = &runtimeapi.ImageSpec{Image: r.Image.Id}
-	if _, err := a.client.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: spec}); err != nil {
+	if _, err := c.Client.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: spec}); err != nil {
 		return fmt.Errorf("remove image %s: %w", image, err)
 	}
 	also := ""
 	if more := slices.DeleteFunc(slices.Clone(r.Image.RepoTags), func(tag string) bool { return tag == image }); len(more) > 0 {
 		also = ", and with it " + strings.Join(more, ", ")
 	}
-	_, err = fmt.Fprintf(a.out, "image %s removed%s\n", image, also)
+	_, err = fmt.Fprintf(c.Out, "image %s removed%s\n", image, also)
 	return err
 }

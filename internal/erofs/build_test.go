@@ -1,0 +1,59 @@
+package erofs_test
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/davit-runtime/davit/internal/erofs"
+	"github.com/davit-runtime/davit/internal/layer/layertest"
+)
+
+// A made image is one of a test.
+type made struct {
+	*os.File
+	erofs.Summary
+	recipe bytes.Buffer
+}
+
+// build makes an image that must be possible.
+func build(t testing.TB, stream []byte) *made {
+	t.Helper()
+	m := &made{File: newFile(t)}
+	var err error
+	m.Summary, err = erofs.Build(context.Background(), bytes.NewReader(stream), m.File, erofs.Options{Limit: 1 << 30, Recipe: &m.recipe})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func newFile(t testing.TB) *os.File {
+	t.Helper()
+	f, err := os.Create(filepath.Join(t.TempDir(), "image"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = f.Close() })
+	return f
+}
+
+func TestSumAndRebuild(t *testing.T) {
+	stream := layertest.Tar(
+		layertest.Entry{Name: "a", Content: "x"}, layertest.Entry{Name: "d/"}, layertest.Entry{Name: "d/b", Content: strings.Repeat("y", 3<<20+17)},
+		layertest.Entry{Name: "h", Hard: "a"}, layertest.Entry{Name: "e", Content: strings.Repeat("z", 4096)}, layertest.Entry{Name: "f", Content: strings.Repeat("w", 8191)},
+	)
+	stream = append(stream, "and more behind the end"...)
+	m := build(t, stream)
+	sum, err := erofs.Sum(context.Background(), m, m.Bytes)
+	if err != nil || sum != m.Sum {
+		t.Errorf("%s, not %s: %v", sum, m.Sum, err)
+	}
+	var again bytes.Buffer
+	if err := erofs.Rebuild(context.Background(), &m.recipe, m, &again); err != nil || !bytes.Equal(again.Bytes(), stream) {
+		t.Errorf("%d bytes, not %d: %v", again.Len(), len(stream), err)
+	}
+}

@@ -1,0 +1,284 @@
+package erofs
+
+import (
+	"crypto/sha256"
+	"slices"
+
+	"github.com/davit-runtime/davit/internal/fault"
+)
+
+const (
+	chunkSize = 1 << 20 // what is written, and summed up, at a time
+
+	minGroup = 4 * blockSize
+	maxGroup = 128 * blockSize // of metadata in one place
+
+	openBlocks = 16 // of metadata, into which what comes next may go
+
+	maxBlocks = 1<<32 - 2
+)
+
+// A space is the image as it grows. Room is given out from the front to the
+// back, to content and to groups of blocks for metadata: inodes, and what is
+// packed behind them. A chunk of it is in memory until all in it is final,
+// and the first one to the end.
+//
+// At most two groups are open at a time, so at most seven chunks are.
+type space struct {
+	out    File
+	end    int64 // of what is given out
+	chunks []*chunk
+	free   []*chunk
+	sums   [][sha256.Size]byte
+
+	written int64 // the file's length
+
+	groups [2]span // the one in use, and the one before
+	next   int64   // block of the group in use
+	packed int64   // bytes of metadata so far
+	open   []packing
+}
+
+// A fileError is one of the image's file.
+type fileError struct {
+	op  string
+	err error
+}
+
+func (e *fileError) Error() string { return e.op + ": " + e.err.Error() }
+func (e *fileError) Unwrap() error { return e.err }
+
+// A span is a part of the image.
+type span struct{ from, to int64 }
+
+// A chunk is chunkSize bytes of the image.
+type chunk struct {
+	index int64
+	data  []byte
+	left  int // bytes that are not final
+}
+
+// A packing is a block of metadata that has room.
+type packing struct {
+	at   int64
+	used int
+}
+
+func newSpace(out File) *space {
+	s := &space{out: out, sums: make([][sha256.Size]byte, 1)}
+	s.end = blockSize
+	clear(s.bytes(0, blockSize)) // the superblock's, and the root's
+	return s
+}
+
+// chunkAt returns the chunk that has offset at, which is not final.
+func (s *space) chunkAt(at int64) *chunk {
+	index := at / chunkSize
+	for _, c := range s.chunks {
+		if c.index == index {
+			return c
+		}
+	}
+	var c *chunk
+	if n := len(s.free); n > 0 {
+		c, s.free = s.free[n-1], s.free[:n-1]
+	} else {
+		c = &chunk{data: make([]byte, chunkSize)}
+	}
+	c.index, c.left = index, chunkSize
+	s.chunks = append(s.chunks, c)
+	return c
+}
+
+// bytes returns the bytes at an offset, at most n: as many as are in one chunk.
+func (s *space) bytes(at int64, n int64) []byte {
+	in := at % chunkSize
+	return s.chunkAt(at).data[in:min(in+n, chunkSize)]
+}
+
+// finish says that n bytes, all in one chunk, are final.
+func (s *space) finish(at int64, n int) error {
+	c := s.chunkAt(at)
+	if c.left -= n; c.left > 0 {
+		return nil
+	}
+	return s.flush(c, chunkSize)
+}
+
+// flush writes the first n bytes of a chunk, of which nothing will change.
+func (s *space) flush(c *chunk, n int) error {
+	for int64(len(s.sums)) <= c.index {
+		s.sums = append(s.sums, [sha256.Size]byte{})
+	}
+	s.sums[c.index] = sumOf(c.data[:n])
+	s.chunks = slices.DeleteFunc(s.chunks, func(o *chunk) bool { return o == c })
+	s.free = append(s.free, c)
+	return s.write(c.data[:n], c.index*chunkSize)
+}
+
+// write writes data, without the blocks that are zero: they stay holes.
+func (s *space) write(data []byte, at int64) error {
+	for from := 0; from < len(data); {
+		if isZero(data[from : from+blockSize]) {
+			from += blockSize
+			continue
+		}
+		to := from + blockSize
+		for to < len(data) && !isZero(data[to:to+blockSize]) {
+			to += blockSize
+		}
+		if err := s.writeAll(data[from:to], at+int64(from)); err != nil {
+			return err
+		}
+		from = to
+	}
+	return nil
+}
+
+func (s *space) writeAll(data []byte, at int64) error {
+	if _, err := s.out.WriteAt(data, at); err != nil {
+		return &fileError{"write the layer's image", err}
+	}
+	s.written = max(s.written, at+int64(len(data)))
+	return nil
+}
+
+// isZero reports whether a block, or several, have nothing but zeros.
+func isZero(p []byte) bool {
+	for ; len(p) >= 8; p = p[8:] {
+		if le.Uint64(p) != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// take gives out blocks for n bytes at the end.
+func (s *space) take(n int64) (int64, error) {
+	at := s.end
+	if n > maxBlocks*blockSize-at-blockSize {
+		return 0, fault.New(fault.Exhausted, "", "the layer needs an image larger than EROFS can have")
+	}
+	s.end += (n + blockSize - 1) &^ (blockSize - 1)
+	return at, nil
+}
+
+// pack gives out n bytes for an inode and what is behind it, in one block,
+// zeroed, until the next call.
+func (s *space) pack(n int) (at int64, p []byte, err error) {
+	n = align(n, slotSize)
+	best := -1
+	for i, b := range s.open {
+		if b.used+n <= blockSize && (best < 0 || b.used > s.open[best].used) {
+			best = i
+		}
+	}
+	if best < 0 {
+		if err := s.openBlock(); err != nil {
+			return 0, nil, err
+		}
+		best = len(s.open) - 1
+	}
+	b := &s.open[best]
+	at = b.at + int64(b.used)
+	b.used += n
+	s.packed += int64(n)
+	return at, s.bytes(at, int64(n)), nil
+}
+
+// openBlock opens one more block of metadata, and closes the fullest if there
+// are too many.
+func (s *space) openBlock() error {
+	if len(s.open) == openBlocks {
+		fullest := 0
+		for i, b := range s.open {
+			if b.used > s.open[fullest].used {
+				fullest = i
+			}
+		}
+		if err := s.close(fullest); err != nil {
+			return err
+		}
+	}
+	if s.next == s.groups[0].to {
+		if err := s.openGroup(); err != nil {
+			return err
+		}
+	}
+	s.open = append(s.open, packing{at: s.next})
+	clear(s.bytes(s.next, blockSize))
+	s.next += blockSize
+	return nil
+}
+
+func (s *space) close(i int) error {
+	at := s.open[i].at
+	s.open = slices.Delete(s.open, i, i+1)
+	return s.finish(at, blockSize)
+}
+
+// openGroup takes room for a group, the larger the more metadata there is. Of
+// blocks that are open, those of the last group stay so.
+func (s *space) openGroup() error {
+	for i := len(s.open) - 1; i >= 0; i-- {
+		if at := s.open[i].at; at >= s.groups[1].from && at < s.groups[1].to {
+			if err := s.close(i); err != nil {
+				return err
+			}
+		}
+	}
+	size := min(max(s.packed&^(blockSize-1), minGroup), maxGroup)
+	at, err := s.take(size)
+	if err != nil {
+		return err
+	}
+	s.groups[1], s.groups[0] = s.groups[0], span{at, at + size}
+	s.next = at
+	return nil
+}
+
+// closeGroups ends the packing. What the last group has too much is given
+// back, or stays a hole.
+func (s *space) closeGroups() error {
+	for len(s.open) > 0 {
+		if err := s.close(0); err != nil {
+			return err
+		}
+	}
+	group := s.groups[0]
+	s.groups = [2]span{}
+	if group.to == s.end {
+		s.end = max(s.next, blockSize)
+		return nil
+	}
+	for ; s.next < group.to; s.next += blockSize {
+		clear(s.bytes(s.next, blockSize))
+		if err := s.finish(s.next, blockSize); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// flushAll writes what is left, and the block of the superblock last of all.
+func (s *space) flushAll() (string, error) {
+	slices.SortFunc(s.chunks, func(a, b *chunk) int { return int(b.index - a.index) })
+	for len(s.chunks) > 1 {
+		c := s.chunks[0]
+		if err := s.flush(c, int(min(chunkSize, s.end-c.index*chunkSize))); err != nil {
+			return "", err
+		}
+	}
+	first := s.chunks[0]
+	n := int(min(chunkSize, s.end))
+	s.sums[0] = sumOf(first.data[:n])
+	if err := s.write(first.data[blockSize:n], blockSize); err != nil {
+		return "", err
+	}
+	if s.written < s.end && s.end > blockSize { // it ends in a hole
+		if err := s.writeAll(make([]byte, blockSize), s.end-blockSize); err != nil {
+			return "", err
+		}
+	}
+	return sumOfSums(s.sums), s.writeAll(first.data[:blockSize], 0)
+}
