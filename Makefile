@@ -13,6 +13,7 @@ IMAGE       ?=
 CRITEST     ?=
 CONFORMFLAGS ?=
 KUBELETFLAGS ?=
+IMAGESFLAGS ?=
 PREVIOUS    ?= $(shell git describe --tags --abbrev=0 2>/dev/null)
 
 PREFIX  ?= /usr/local
@@ -26,10 +27,10 @@ CORE     := $(wildcard internal/pod internal/monitor internal/monitor/server int
 GOTEST   := go run ./test/gotest -skips test/skips.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help build install install-files deb check lint test test-root test-crash test-race fuzz bench demo conform e2e-kubelet generate deps tools clean
+.PHONY: help build install install-files deb check lint test test-root test-crash test-race fuzz bench bench-images trial-kills trial-power demo conform e2e-kubelet generate deps tools clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## build bin/davitd, bin/davit-monitor and bin/davit: static, no cgo
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ $(addprefix ./cmd/,$(BINARIES))
@@ -82,6 +83,20 @@ fuzz: ## each fuzz target for FUZZTIME (20s)
 bench: build ## start, exec and stop of pods, memory, log throughput: a table, and bin/bench.json (ENDPOINT= for another runtime)
 	go build -o bin/davit-bench ./test/bench
 	DAVIT_BIN=$(CURDIR)/bin bin/davit-bench -json bin/bench.json $(if $(ENDPOINT),-endpoint $(ENDPOINT)) $(BENCHFLAGS)
+
+bench-images: build ## (as root) pulls of a large image beside containerd 2.4, built from source, and cold starts: tables; fails if a limit is exceeded
+	@test/install.sh images
+	test/images/build.sh bin/rival
+	go build -o bin/davit-bench-images ./test/images
+	DAVIT_BIN=$(CURDIR)/bin bin/davit-bench-images -containerd bin/rival/containerd -json bin/bench-images.json $(IMAGESFLAGS)
+
+trial-kills: tools build ## (as root) davitd killed 200 times in the middle of pulls
+	DAVIT_BIN=$(CURDIR)/bin DAVIT_TRIAL_KILLS=$${DAVIT_TRIAL_KILLS:-200} $(GOTEST) -- -timeout 60m -count 1 -v -run TestKillWhilePulling ./test/trial
+
+trial-power: build ## (as root) 50 power cuts while davitd pulls in a virtual machine (amd64; DAVIT_TRIAL_ACCEL=kvm where that works)
+	@test/install.sh power
+	test/trial/kernel.sh bin/kernel
+	DAVIT_BIN=$(CURDIR)/bin DAVIT_TRIAL_KERNEL=$(CURDIR)/bin/kernel $(GOTEST) -- -timeout 120m -count 1 -v -run TestPowerCuts ./test/trial
 
 demo: ## (as root) a pod from its manifest to its end, on a registry and a davitd of its own
 	@test/install.sh demo

@@ -1,5 +1,6 @@
 #!/bin/bash
-# install.sh demo|test|kubelet: install from Debian what is missing for the demonstration, for all tests, or for those with kubelets.
+# install.sh demo|test|kubelet|images|power: install from Debian what is missing for the demonstration, for all tests, for those
+# with kubelets, for the comparison of pulls, or for the trial of power cuts.
 set -euo pipefail
 
 missing=()
@@ -23,7 +24,11 @@ case ${1:-} in
 demo)
 	need crun crun runc
 	;;
-test | kubelet)
+images)
+	need crun crun runc
+	need e2fsprogs mke2fs
+	;;
+test | kubelet | power)
 	need crun crun
 	need runc runc
 	need erofs-utils fsck.erofs
@@ -33,10 +38,12 @@ test | kubelet)
 	need containernetworking-plugins /usr/lib/cni/bridge /opt/cni/bin/bridge
 	need gcc gcc # the race detector
 	need libc6-dev /usr/include/stdlib.h
-	[[ $1 == test ]] || need containerd containerd # times are compared with its
+	need e2fsprogs mke2fs
+	[[ $1 != kubelet ]] || need containerd containerd # times are compared with its
+	[[ $1 != power ]] || need qemu-system-x86 qemu-system-x86_64
 	;;
 *)
-	echo "usage: install.sh demo|test|kubelet" >&2
+	echo "usage: install.sh demo|test|kubelet|images|power" >&2
 	exit 2
 	;;
 esac

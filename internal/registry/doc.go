@@ -4,7 +4,12 @@
 // It owns connections, tokens, retries and the verification of what it
 // fetched: bytes that do not match their digest never reach the caller as a
 // success. It keeps nothing on disk, and no credentials or tokens beyond one
-// Repository value. Package image calls it.
+// Repository value. Which endpoints there are package route knows. Package image
+// calls it.
+//
+// A blob is a stream: what package image reads is verified at its end, and a
+// broken connection is replaced on the way. Of large blobs pieces are fetched
+// ahead while the network is what is waited for.
 //
 // Errors: fault.Unknown with a text that begins "RegistryUnavailable: " if the
 // registry cannot be reached or is out of order (the kubelet looks for that

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -62,15 +63,17 @@ func (w *world) says(id, wanted string, command ...string) {
 // its files and processes are nobody's.
 func TestUserNamespace(t *testing.T) {
 	w := newWorld(t, "")
-	status, err := w.c.RuntimeServiceClient.Status(w.ctx, &runtimeapi.StatusRequest{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, h := range status.RuntimeHandlers {
-		if !h.Features.UserNamespaces || !h.Features.RecursiveReadOnlyMounts {
-			t.Errorf("handler %q: %v; davitd says\n%s", h.Name, h.Features, w.d.Log())
+	var status *runtimeapi.StatusResponse
+	w.await("trials of what the OCI runtimes can do", func() bool { // they go on after davitd began to serve
+		r, err := w.c.RuntimeServiceClient.Status(w.ctx, &runtimeapi.StatusRequest{})
+		if err != nil {
+			t.Fatal(err)
 		}
-	}
+		status = r
+		return !slices.ContainsFunc(r.RuntimeHandlers, func(h *runtimeapi.RuntimeHandler) bool {
+			return !h.Features.UserNamespaces || !h.Features.RecursiveReadOnlyMounts
+		})
+	})
 	if !status.Features.UserNamespacesHostNetwork {
 		t.Error("not on the host's network")
 	}
