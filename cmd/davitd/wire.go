@@ -290,6 +290,6 @@ func (p *parts) surface(ctx context.Context, c *config, log *slog.Logger) *cri.S
 // own is what davit's own service calls. Watches end with ctx.
 func (p *parts) own(ctx context.Context, c *config) imageapi.Parts {
 	return imageapi.Parts{
-		Pulls: p.images, Store: p.images, Registries: p.images, Archives: imageapi.Files{Of: p.images, Spool: c.Root}, Stopping: ctx.Done(),
+		Pulls: p.images, Store: p.images, Checker: p.images, Registries: p.images, Archives: imageapi.Files{Of: p.images, Spool: c.Root}, Stopping: ctx.Done(),
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"net"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
+	"google.golang.org/protobuf/proto"
 
 	imagev1 "github.com/davit-runtime/davit/api/image/v1"
 	"github.com/davit-runtime/davit/internal/archive"
@@ -90,6 +92,30 @@ func TestWatchPulls(t *testing.T) {
 	all, err = watch(t, c, &imagev1.WatchPullsRequest{Image: "docker.io/library/busybox:latest"})
 	if err == nil || len(all) != 3 || len(all[0].Pulls) != 1 || len(all[1].Pulls) != 0 || all[2].Pulls[0].Error != "no\uFFFDt there" {
 		t.Errorf("of one image: %v, %v", all, err)
+	}
+}
+
+// TestManyPulls: a state that is too long for one message comes in several.
+func TestManyPulls(t *testing.T) {
+	var many []image.PullState
+	for i := range 2000 {
+		p := image.PullState{ID: fmt.Sprint(i), Ref: "reg.example/a:1"}
+		for range 100 {
+			p.Layers = append(p.Layers, image.LayerState{Progress: image.Progress{Layer: "sha256:" + strings.Repeat("a", 64), Bytes: 1 << 30, Total: 1 << 40}})
+		}
+		many = append(many, p)
+	}
+	c := dial(t, imageapi.Parts{Pulls: told{many}})
+	all, err := watch(t, c, &imagev1.WatchPullsRequest{Once: true})
+	seen, largest := map[string]bool{}, 0
+	for _, answer := range all {
+		largest = max(largest, proto.Size(answer))
+		for _, p := range answer.Pulls {
+			seen[p.Id] = true
+		}
+	}
+	if err != nil || len(seen) != len(many) || largest > 2<<20 {
+		t.Errorf("%d pulls in %d answers of at most %d bytes, %v", len(seen), len(all), largest, err)
 	}
 }
 

@@ -48,6 +48,7 @@ type Parts struct {
 	Pulls      Pulls
 	Archives   Archives
 	Store      Store
+	Checker    Checker
 	Registries Registries
 	// Stopping is closed when davitd is to stop: watches end then.
 	Stopping <-chan struct{}

@@ -12,6 +12,7 @@
 //	serve NAME [SPEC.json]
 //	                     push an image, busybox or as described, as $REGISTRY/NAME
 //	archive NAME FILE    write a docker-archive with busybox as NAME
+//	damage DIR           change a byte in the middle of the largest file there
 //	await SECONDS 'PATTERN' davit ARGS...
 //	                     repeat the command until its output matches
 //	fetch URL            print a page; waits until somebody listens
@@ -90,6 +91,7 @@ func TestScripts(t *testing.T) {
 			"serve":    serve,
 			"archive":  archive,
 			"await":    await,
+			"damage":   damage,
 			"fetch":    fetch,
 			"empty":    empty,
 		},
@@ -285,6 +287,30 @@ func archive(ts *testscript.TestScript, _ bool, args []string) {
 	img, err := testkit.Busybox()
 	ts.Check(err)
 	ts.Check(tarball.WriteToFile(ts.MkAbs(args[1]), tag, img))
+}
+
+func damage(ts *testscript.TestScript, _ bool, args []string) {
+	if len(args) != 1 {
+		ts.Fatalf("usage: damage DIR")
+	}
+	entries, err := os.ReadDir(args[0])
+	ts.Check(err)
+	var largest string
+	var size int64
+	for _, e := range entries {
+		if info, err := e.Info(); err == nil && info.Mode().IsRegular() && info.Size() > size {
+			largest, size = filepath.Join(args[0], e.Name()), info.Size()
+		}
+	}
+	f, err := os.OpenFile(largest, os.O_RDWR, 0)
+	ts.Check(err)
+	defer f.Close()
+	b := make([]byte, 1)
+	_, err = f.ReadAt(b, size/2)
+	ts.Check(err)
+	b[0] ^= 1
+	_, err = f.WriteAt(b, size/2)
+	ts.Check(err)
 }
 
 func await(ts *testscript.TestScript, neg bool, args []string) {
