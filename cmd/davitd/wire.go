@@ -108,7 +108,7 @@ func run(ctx context.Context, c *config, log *slog.Logger) error {
 		sockets[c.ImageSocket] = surface.ImageServer()
 	}
 	for _, s := range sockets {
-		imageapi.Register(s, p.own(ctx))
+		imageapi.Register(s, p.own(ctx, c))
 	}
 	return serve(ctx, sockets, log, func() string {
 		pods, containers := p.pods.States()
@@ -295,6 +295,8 @@ func (p *parts) surface(ctx context.Context, c *config, log *slog.Logger) *cri.S
 }
 
 // own is what davit's own service calls. Watches end with ctx.
-func (p *parts) own(ctx context.Context) imageapi.Parts {
-	return imageapi.Parts{Pulls: p.images, Registries: p.images, Stopping: ctx.Done()}
+func (p *parts) own(ctx context.Context, c *config) imageapi.Parts {
+	return imageapi.Parts{
+		Pulls: p.images, Store: p.images, Checker: p.images, Registries: p.images, Archives: imageapi.Files{Of: p.images, Spool: c.Root}, Stopping: ctx.Done(),
+	}
 }
