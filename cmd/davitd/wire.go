@@ -146,7 +146,11 @@ func lock(c *config) (unlock func(), err error) {
 // already is returned beside an error, to be closed.
 func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 	p := &parts{}
-	var err error
+	// Records of pods and containers are in directories that go with them.
+	err := store.Sweep(c.Root, filepath.Join(c.Root, "*"), filepath.Join(c.Root, "seccomp", "*"), filepath.Join(c.Root, "images", "*"))
+	if err != nil {
+		log.Warn("what an earlier davitd began to write is not deleted", "error", err)
+	}
 	if p.host, err = ocispec.ProbeHost(); err != nil {
 		return p, err
 	}
