@@ -30,6 +30,7 @@ type config struct {
 	DefaultRuntime string                   `toml:"default_runtime"`
 	Runtimes       map[string]runtimeConfig `toml:"runtimes"` // by RuntimeClass handler
 	Network        networkConfig            `toml:"network"`
+	Images         imagesConfig             `toml:"images"`
 	NRI            nriConfig                `toml:"nri"`
 	Streaming      streamingConfig          `toml:"streaming"`
 	CDISpecDirs    []string                 `toml:"cdi_spec_dirs"` // the last one wins; /etc/cdi and /var/run/cdi if left out
@@ -63,7 +64,7 @@ const maxState = 107 - len("/monitor.sock")
 // readConfig reads the file at path over the defaults. A missing file is an
 // error only if it was asked for.
 func readConfig(path string, required bool) (*config, error) {
-	c := &config{Root: "/var/lib/davit", State: defaultState, CDISpecDirs: cdi.Default(), sources: sources{Pull: defaultPull()}}
+	c := &config{Root: "/var/lib/davit", State: defaultState, CDISpecDirs: cdi.Default(), Images: defaultImages(), sources: sources{file: path, Pull: defaultPull()}}
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) && !required {
 		return c, nil
@@ -71,7 +72,6 @@ func readConfig(path string, required bool) (*config, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.file = path
 	if err := c.parse(path, data); err != nil {
 		return nil, err
 	}
@@ -146,6 +146,7 @@ func (c *config) check() error {
 		}
 		absolute("runtimes."+handler+".path", r.Path)
 	}
+	c.Images.check(bad, absolute)
 	c.NRI.check(bad, absolute)
 	absolute("network.cni_conf_dir", c.Network.CNIConfDir)
 	absolute("network.cni_conf_template", c.Network.CNIConfTemplate)

@@ -44,6 +44,12 @@ endpoints = ["https://mirror.example/v2", "mirror.example:5000"]
 plain_http = true
 skip_verify = true
 ca_file = "/ca.pem"
+[images]
+pinned = ["busybox", "registry.example/*"]
+[images.verifiers]
+bin_dir = "/v"
+max_verifiers = 3
+per_verifier_timeout = "5s"
 [pull]
 hosts_dirs = ["/h"]
 registries_conf = ""
@@ -99,6 +105,9 @@ ahead = 0
 		{"[registries.a]\nendpoints = [\"https://u:secret@b\"]\n", `f: registries.a.endpoints: "(not shown)"`},
 		{"[pull]\nstall = \"1ms\"\n", `f: pull.stall: 1ms is not from 1s`},
 		{"[pull]\nhosts_dirs = [\"certs.d\"]\n", `f: pull.hosts_dirs: `},
+		{"[images]\npinned = [\"A B\"]\n", `f: images.pinned: "A B" is neither`},
+		{"[images.verifiers]\nbin_dir = \"bin\"\n", `f: images.verifiers.bin_dir: "bin" is not an absolute path`},
+		{"[images.verifiers]\nper_verifier_timeout = \"2h\"\n", `f: images.verifiers.per_verifier_timeout: 2h0m0s is not`},
 		{"[registries.a]\nca_file = \"ca\"\n", `f: registries.a.ca_file: `},
 	} {
 		err := (&config{}).parse("f", []byte(tt.text))

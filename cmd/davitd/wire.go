@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 
@@ -81,6 +82,7 @@ func run(ctx context.Context, c *config, log *slog.Logger) error {
 	work("pods", p.pods.Serve)
 	work("keeper", p.keeper.run)
 	work("damage", p.damage.watch)
+	work("images", p.images.Run)
 	work("memory", newHeap().watch)
 	if p.plugins != nil {
 		work("nri", func(ctx context.Context) error { return p.plugins.Run(ctx, p.pods) })
@@ -106,7 +108,7 @@ func run(ctx context.Context, c *config, log *slog.Logger) error {
 		sockets[c.ImageSocket] = surface.ImageServer()
 	}
 	for _, s := range sockets {
-		imageapi.Register(s, p.own(ctx))
+		imageapi.Register(s, p.own(ctx, c))
 	}
 	return serve(ctx, sockets, log, func() string {
 		pods, containers := p.pods.States()
@@ -172,10 +174,14 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 	if err = p.network.Claim(); err != nil {
 		return p, err
 	}
-	if p.images, err = image.Open(image.Config{
+	store := image.Config{
 		Root: filepath.Join(c.Root, "images"), State: filepath.Join(c.State, "images"), Damaged: c.damaged(),
 		Registry: c.registry(), Log: log,
-	}); err != nil {
+	}
+	if err = c.Images.apply(&store, log); err != nil {
+		return p, err
+	}
+	if p.images, err = image.Open(store); err != nil {
 		return p, err
 	}
 	if p.streams, err = c.Streaming.listen(log); err != nil {
@@ -267,7 +273,7 @@ func (p *parts) surface(ctx context.Context, c *config, log *slog.Logger) *cri.S
 			SystemdCgroup: p.cgroups.Driver() == cgroup.Systemd,
 			RuntimeReady:  func() error { return cmp.Or(p.runtimes.ready(), p.keeper.err()) },
 			NetworkReady:  p.network.Status,
-			Troubles:      func() []string { return append(p.damage.list(), p.network.Owed()...) },
+			Troubles:      func() []string { return slices.Concat(p.damage.list(), p.images.Troubles(), p.network.Owed()) },
 			Spec: func(id string) ([]byte, error) {
 				return os.ReadFile(filepath.Join(c.State, "containers", id, "config.json"))
 			},
@@ -279,6 +285,7 @@ func (p *parts) surface(ctx context.Context, c *config, log *slog.Logger) *cri.S
 				"cgroupDriver":            p.cgroups.Driver(),
 				"cgroupLayout":            p.cgroups.Layout(),
 				"streaming":               p.streams.URL(),
+				"imageLayers":             p.images.Layers(),
 				"root":                    c.Root,
 				"state":                   c.State,
 			},
@@ -288,6 +295,8 @@ func (p *parts) surface(ctx context.Context, c *config, log *slog.Logger) *cri.S
 }
 
 // own is what davit's own service calls. Watches end with ctx.
-func (p *parts) own(ctx context.Context) imageapi.Parts {
-	return imageapi.Parts{Pulls: p.images, Registries: p.images, Stopping: ctx.Done()}
+func (p *parts) own(ctx context.Context, c *config) imageapi.Parts {
+	return imageapi.Parts{
+		Pulls: p.images, Store: p.images, Checker: p.images, Registries: p.images, Archives: imageapi.Files{Of: p.images, Spool: c.Root}, Stopping: ctx.Done(),
+	}
 }

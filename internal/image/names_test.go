@@ -85,7 +85,7 @@ func TestFind(t *testing.T) {
 		idA: named("docker.io/library/busybox:latest", "docker.io/library/busybox@"+d),
 		idB: named("ghcr.io/o/p:1"),
 		idC: named("localhost:5000/cafe:v"),
-	}})
+	}}, Pins{})
 	for ref, want := range map[string]string{
 		"busybox": idA, "busybox:latest": idA, "library/busybox": idA, "docker.io/busybox": idA, "index.docker.io/library/busybox:latest": idA,
 		"busybox@" + d: idA, "busybox:any@" + d: idA, idA: idA, idA[7:]: idA, idA[:20]: idA, "aaaa": idA, "aaab": idB, "sha256:cafe": idC, "caf": idC,
@@ -109,7 +109,7 @@ func FuzzReference(f *testing.F) {
 	for _, s := range []string{"busybox", "a.b:5000/c/d:e@sha256:" + strings.Repeat("0", 64), "sha256:abc", "[::1]:5000/x", "../x", "A/b"} {
 		f.Add(s)
 	}
-	v := newView(content{images: map[string]*record{"sha256:" + strings.Repeat("a", 64): {Names: []string{"docker.io/library/busybox:latest"}, Config: []byte("{}")}}})
+	v := newView(content{images: map[string]*record{"sha256:" + strings.Repeat("a", 64): {Names: []string{"docker.io/library/busybox:latest"}, Config: []byte("{}")}}}, Pins{})
 	f.Fuzz(func(t *testing.T, ref string) {
 		_, _ = v.find(ref)
 		named, err := parseRef(ref)
