@@ -88,7 +88,7 @@ func (c commands) watchPulls(ctx context.Context, request *imagev1.WatchPullsReq
 	var d display = &lines{out: c.Out}
 	switch {
 	case c.JSON():
-		d = jsonLines{c.Console}
+		d = jsonLines(c)
 	case isTerminal(c.Out):
 		b := newBars(c.Out)
 		defer b.close()
