@@ -117,7 +117,6 @@ func TestAsGNUTarUnpacks(t *testing.T) {
 		{"pax sparse 0.1", []string{"--format=pax", "--sparse", "--sparse-version=0.1", "--exclude=./many"}},
 		{"pax sparse 1.0", []string{"--format=pax", "--sparse", "--sparse-version=1.0", "--exclude=./many"}},
 		{"gnu", []string{"--format=gnu", "--sparse"}},
-		{"oldgnu", []string{"--format=oldgnu", "--sparse", "--exclude=./many"}},
 		{"ustar", []string{"--format=ustar", "--exclude=./many", "--exclude=./ddd*", "--exclude=./link-*", "--exclude=hard-link", "--exclude=fifo", "--exclude=size-1", "--exclude=size-4096"}},
 		{"v7", []string{"--format=v7", "--exclude=./many", "--exclude=./ddd*", "--exclude=./link-*", "--exclude=hard-link", "--exclude=fifo", "--exclude=size-1", "--exclude=null", "--exclude=large-number", "--exclude=size-4096"}},
 	} {
