@@ -15,6 +15,7 @@ import (
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/layer"
 	"github.com/davit-runtime/davit/internal/registry"
 	"github.com/davit-runtime/davit/internal/testkit"
 )
@@ -31,9 +32,11 @@ func openStore(t testing.TB, dir string) *Store {
 	return s
 }
 
+// testConfig is with layers of the kind that DAVIT_TEST_LAYERS names.
 func testConfig(dir string) Config {
 	return Config{
-		Root: filepath.Join(dir, "root"), State: filepath.Join(dir, "state"), Platform: "linux/amd64/v3",
+		Layers: layer.Kind(os.Getenv("DAVIT_TEST_LAYERS")),
+		Root:   filepath.Join(dir, "root"), State: filepath.Join(dir, "state"), Platform: "linux/amd64/v3",
 		Registry: registry.Config{Stall: 30 * time.Second},
 		Log:      slog.New(slog.DiscardHandler),
 	}
