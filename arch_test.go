@@ -54,7 +54,7 @@ var imports = map[string][]string{
 	// Of cgroup and monitor, cri uses value types that pod hands through.
 	"internal/cri": slices.Concat(base, []string{"internal/pod", "internal/image", "internal/stream", "internal/cgroup", "internal/monitor", "internal/network", "internal/namespace", "internal/stats", "internal/cri/metrics", "internal/cri/validate"}),
 	// What images are and come from, to be told.
-	"internal/imageapi":     slices.Concat(base, []string{"api/image/v1", "internal/image", "internal/registry", "internal/registry/route"}),
+	"internal/imageapi":     slices.Concat(base, []string{"api/image/v1", "internal/archive", "internal/image", "internal/registry", "internal/registry/route"}),
 	"internal/cri/validate": base,
 	"internal/stream":       slices.Concat(base, []string{"internal/monitor"}), // its value types
 	"internal/cri/metrics":  slices.Concat(base, []string{"internal/stats", "internal/cgroup", "internal/namespace"}),

@@ -108,7 +108,7 @@ func run(ctx context.Context, c *config, log *slog.Logger) error {
 		sockets[c.ImageSocket] = surface.ImageServer()
 	}
 	for _, s := range sockets {
-		imageapi.Register(s, p.own(ctx))
+		imageapi.Register(s, p.own(ctx, c))
 	}
 	return serve(ctx, sockets, log, func() string {
 		pods, containers := p.pods.States()
@@ -146,7 +146,11 @@ func lock(c *config) (unlock func(), err error) {
 // already is returned beside an error, to be closed.
 func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 	p := &parts{}
-	var err error
+	// Records of pods and containers are in directories that go with them.
+	err := store.Sweep(c.Root, filepath.Join(c.Root, "*"), filepath.Join(c.Root, "seccomp", "*"), filepath.Join(c.Root, "images", "*"))
+	if err != nil {
+		log.Warn("what an earlier davitd began to write is not deleted", "error", err)
+	}
 	if p.host, err = ocispec.ProbeHost(); err != nil {
 		return p, err
 	}
@@ -295,6 +299,8 @@ func (p *parts) surface(ctx context.Context, c *config, log *slog.Logger) *cri.S
 }
 
 // own is what davit's own service calls. Watches end with ctx.
-func (p *parts) own(ctx context.Context) imageapi.Parts {
-	return imageapi.Parts{Pulls: p.images, Registries: p.images, Stopping: ctx.Done()}
+func (p *parts) own(ctx context.Context, c *config) imageapi.Parts {
+	return imageapi.Parts{
+		Pulls: p.images, Store: p.images, Checker: p.images, Registries: p.images, Archives: imageapi.Files{Of: p.images, Spool: c.Root}, Stopping: ctx.Done(),
+	}
 }

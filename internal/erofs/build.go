@@ -46,8 +46,8 @@ type Summary struct {
 // An error leaves out with anything in it, but without a superblock.
 func Build(ctx context.Context, stream io.Reader, out File, o Options) (Summary, error) {
 	b := &builder{
-		ctx: ctx, in: newRecorder(stream, o), space: newSpace(out), tree: newTree(),
-		left: o.Limit, uuid: o.UUID, scratch: make([]byte, blockSize),
+		ctx: ctx, in: newRecorder(ctx, stream, o), space: newSpace(out), tree: newTree(),
+		left: o.Limit, limit: o.Limit, uuid: o.UUID, scratch: make([]byte, blockSize),
 	}
 	b.tree.readLink = b.space.readLink
 	if err := b.read(); err != nil {
@@ -63,7 +63,8 @@ type builder struct {
 	space  *space
 	tree   *tree
 	shared shared
-	left   int64 // bytes of content that are still allowed
+	limit  int64 // bytes of content that are allowed
+	left   int64 // and still are
 	uuid   [16]byte
 
 	scratch []byte // of a block

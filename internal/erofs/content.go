@@ -71,7 +71,7 @@ func (s *space) takeBlock(content []byte) (int64, error) {
 // the rest behind the inode if there is room.
 func (b *builder) file(h *tar.Header, content *tar.Reader, name string, dir uint32, base string) error {
 	if h.Size < 0 || h.Size > b.left {
-		return fault.New(fault.Exhausted, "", "the layer holds files of more than the bytes that are allowed")
+		return fault.New(fault.Exhausted, "", "the layer holds files of more than the %d bytes that are allowed", b.limit)
 	}
 	b.left -= h.Size
 	n, attrs, err := b.inode(h, typeRegular)

@@ -23,6 +23,7 @@ const maxLiteral = 64 << 10
 // A recorder reads the stream and writes the recipe of it. What is read
 // becomes part of the recipe unless it goes into the image, or is claimed later.
 type recorder struct {
+	ctx    context.Context
 	stream io.Reader
 	recipe io.Writer // may be nil
 	limit  int64     // of bytes in the recipe
@@ -40,8 +41,8 @@ type recorder struct {
 	err error // of the recipe's writer
 }
 
-func newRecorder(stream io.Reader, o Options) *recorder {
-	r := &recorder{stream: bufio.NewReaderSize(stream, 64<<10), recipe: o.Recipe, limit: o.Limit + 1<<30}
+func newRecorder(ctx context.Context, stream io.Reader, o Options) *recorder {
+	r := &recorder{ctx: ctx, stream: bufio.NewReaderSize(stream, 64<<10), recipe: o.Recipe, limit: max(o.Limit, o.Limit+1<<30)}
 	if r.recipe != nil {
 		r.literal = make([]byte, 0, maxLiteral+4096)
 		r.put([]byte{recipeVersion})
@@ -51,6 +52,9 @@ func newRecorder(stream io.Reader, o Options) *recorder {
 
 // Read implements io.Reader.
 func (r *recorder) Read(p []byte) (int, error) {
+	if r.ctx.Err() != nil {
+		return 0, context.Cause(r.ctx)
+	}
 	n, err := r.stream.Read(p)
 	if r.recipe == nil || n == 0 {
 		return n, err

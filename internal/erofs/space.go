@@ -1,7 +1,6 @@
 package erofs
 
 import (
-	"crypto/sha256"
 	"slices"
 
 	"github.com/davit-runtime/davit/internal/fault"
@@ -29,7 +28,7 @@ type space struct {
 	end    int64 // of what is given out
 	chunks []*chunk
 	free   []*chunk
-	sums   [][sha256.Size]byte
+	sums   []chunkSum
 
 	written int64 // the file's length
 
@@ -65,7 +64,7 @@ type packing struct {
 }
 
 func newSpace(out File) *space {
-	s := &space{out: out, sums: make([][sha256.Size]byte, 1)}
+	s := &space{out: out, sums: make([]chunkSum, 1)}
 	s.end = blockSize
 	clear(s.bytes(0, blockSize)) // the superblock's, and the root's
 	return s
@@ -108,7 +107,7 @@ func (s *space) finish(at int64, n int) error {
 // flush writes the first n bytes of a chunk, of which nothing will change.
 func (s *space) flush(c *chunk, n int) error {
 	for int64(len(s.sums)) <= c.index {
-		s.sums = append(s.sums, [sha256.Size]byte{})
+		s.sums = append(s.sums, chunkSum{})
 	}
 	s.sums[c.index] = sumOf(c.data[:n])
 	s.chunks = slices.DeleteFunc(s.chunks, func(o *chunk) bool { return o == c })

@@ -54,7 +54,6 @@ type dir struct {
 
 	// when all is known
 	subdirs uint32
-	nodes   uint32 // how many
 	inode   uint64
 }
 

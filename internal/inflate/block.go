@@ -49,7 +49,6 @@ func (r *Reader) block() error {
 	if err != nil {
 		return err
 	}
-	pair(&r.lit)
 	r.at = atCodes
 	r.giveBack()
 	return nil

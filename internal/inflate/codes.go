@@ -5,8 +5,9 @@ import "encoding/binary"
 const (
 	windowSize = 256 << 10
 	history    = 32 << 10
-	// A round of the loop writes up to a match and what copying in words writes
-	// beyond it, or some pairs of literals.
+	windowMask = windowSize - 1
+	// A round of the loop writes up to a match, and what copying in words writes
+	// beyond it.
 	matchSlack = 258 + 32
 	full       = windowSize - matchSlack
 	inSlack    = 2 * 8 // a round reads two words, the second up to a word after the first
@@ -55,21 +56,12 @@ type (
 
 // refill has at least 56 of the next bits in b.
 func refill(in *inputArray, pos int, b uint64, n uint) (int, uint64, uint) {
-	const mask = inputSize - 1
-	b |= binary.LittleEndian.Uint64(in[pos&mask:pos&mask+8]) << (n & 63)
+	b |= binary.LittleEndian.Uint64(in[pos&inputMask:pos&inputMask+8]) << (n & 63)
 	return pos + int(63-n)>>3, b, n | 56
 }
 
-// put writes one literal or two.
-func put(out *windowArray, wr int, e uint32) int {
-	const mask = windowSize - 1
-	binary.LittleEndian.PutUint16(out[wr&mask:wr&mask+2], uint16(e>>16))
-	return wr + 1 + int(e>>12&1)
-}
-
 func move16(out *windowArray, to, from int) {
-	const mask = windowSize - 1
-	*(*[16]byte)(out[to&mask : to&mask+16]) = *(*[16]byte)(out[from&mask : from&mask+16])
+	*(*[16]byte)(out[to&windowMask : to&windowMask+16]) = *(*[16]byte)(out[from&windowMask : from&windowMask+16])
 }
 
 // value is the length or distance that an entry and its extra bits make.
@@ -93,19 +85,23 @@ func (r *Reader) fast() {
 		pos, b, n = refill(in, pos, b, n)
 		e := lit[b&litMask]
 		if e&isLiteral != 0 {
-			wr = put(out, wr, e)
+			out[wr&windowMask] = byte(e >> 16)
+			wr++
 			b, n = use(b, n, e)
 			e = lit[b&litMask]
 			if e&isLiteral != 0 {
-				wr = put(out, wr, e)
+				out[wr&windowMask] = byte(e >> 16)
+				wr++
 				b, n = use(b, n, e)
 				e = lit[b&litMask]
 				if e&isLiteral != 0 {
-					wr = put(out, wr, e)
+					out[wr&windowMask] = byte(e >> 16)
+					wr++
 					b, n = use(b, n, e)
 					e = lit[b&litMask]
 					if e&isLiteral != 0 {
-						wr = put(out, wr, e)
+						out[wr&windowMask] = byte(e >> 16)
+						wr++
 						b, n = use(b, n, e)
 						continue
 					}
@@ -117,7 +113,8 @@ func (r *Reader) fast() {
 				b, n = use(b, n, e)
 				e = lit[second(e, b)&(litSize-1)]
 				if e&isLiteral != 0 {
-					wr = put(out, wr, e)
+					out[wr&windowMask] = byte(e >> 16)
+					wr++
 					b, n = use(b, n, e)
 					continue
 				}
@@ -163,19 +160,18 @@ func (r *Reader) fast() {
 
 // repeat copies a match that is less than 16 bytes back.
 func repeat(out *windowArray, to, distance, length int) {
-	const outMask = windowSize - 1
 	from, end := to-distance, to+length
 	if distance == 1 {
-		v := uint64(out[from&outMask]) * 0x0101010101010101
+		v := uint64(out[from&windowMask]) * 0x0101010101010101
 		for ; to < end; to += 8 {
-			binary.LittleEndian.PutUint64(out[to&outMask:to&outMask+8], v)
+			binary.LittleEndian.PutUint64(out[to&windowMask:to&windowMask+8], v)
 		}
 		return
 	}
 	step := min(distance, 8) // each word that is written is right for so many bytes
 	for ; to < end; to, from = to+step, from+step {
-		v := binary.LittleEndian.Uint64(out[from&outMask : from&outMask+8])
-		binary.LittleEndian.PutUint64(out[to&outMask:to&outMask+8], v)
+		v := binary.LittleEndian.Uint64(out[from&windowMask : from&windowMask+8])
+		binary.LittleEndian.PutUint64(out[to&windowMask:to&windowMask+8], v)
 	}
 }
 
@@ -191,9 +187,6 @@ func (r *Reader) careful() error {
 		e = r.lit[second(e, r.bits)&(litSize-1)]
 	}
 	used := uint(e & 63)
-	if e&isLiteral != 0 {
-		used = uint(e >> 8 & 15) // of a pair, the second may be missing
-	}
 	if used > r.n {
 		return r.short()
 	}

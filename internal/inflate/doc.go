@@ -4,8 +4,7 @@
 // 400 KiB for each.
 //
 // What makes it quick: 64 bits of input at hand, refilled without a branch;
-// tables of which an entry is all there is to know of a symbol, or two literals
-// at once; and a window that is written straight through, 32 KiB of history
+// tables of which an entry is all there is to know of a symbol; and a window that is written straight through, 32 KiB of history
 // before 224 KiB of room, so that a match is copied in words and what is given
 // out was never copied before. Indices are masked by the sizes of arrays, by
 // which the compiler knows that they are in bounds: there is no unsafe here.

@@ -8,6 +8,7 @@ import (
 
 const (
 	inputSize = 64 << 10
+	inputMask = inputSize - 1
 	wordSlack = 8 // by which arrays are longer than their masks, for words that begin at the last index
 )
 

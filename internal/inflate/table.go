@@ -6,15 +6,14 @@ import "math/bits"
 // part has. The entry that is found says, in
 //
 //	bits  0– 5  how many bits it stands for: code and extra bits
-//	bits  8–11  how many of them are the code; of two literals, the first code
+//	bits  8–11  how many of them are the code
 //	bits 12–15  what it is
-//	bits 16–31  literals, the first in the lower byte; or what the extra bits are added to
+//	bits 16–31  a literal, or what the extra bits are added to
 //
 // and if it is a link: that the first part's bits are used up, how many bits
 // the second lookup takes, and where its part of the table begins.
 const (
 	isLiteral = 1 << 15
-	isPair    = 1 << 12 // of a literal: there are two
 	isOther   = 1 << 14 // neither literal nor match: the next three tell
 	isLink    = 1 << 13
 	isEnd     = 1 << 12
@@ -178,20 +177,4 @@ func increment(code, n uint) uint {
 	}
 	high := uint(bits.Len(zeros)) - 1
 	return code&(1<<high-1) | 1<<high
-}
-
-// pair makes entries of two literals where both codes are in what was looked
-// up. Entries are gone through from the last, since what comes after a code is
-// found further ahead.
-func pair(table *[litSize]uint32) {
-	for i := 1<<litBits - 1; i >= 0; i-- {
-		a := table[i]
-		if a&isLiteral == 0 {
-			continue
-		}
-		b := table[uint(i)>>(a&63)]
-		if b&isLiteral != 0 && a&63+b&63 <= litBits {
-			table[i] = isLiteral | isPair | a&63 + b&63 | a&0xff0f00 | b<<8&0xff000000
-		}
-	}
 }

@@ -7,11 +7,11 @@ import (
 	"hash"
 	"io"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/inflate"
 )
 
 // NewReader decompresses a layer's blob (gzip, zstd or plain, told by its first
@@ -23,18 +23,23 @@ func NewReader(blob io.Reader, diffID digest.Digest, limit int64) (io.ReadCloser
 		return nil, fault.New(fault.Unknown, "", "diff ID %.100q: %w", diffID, err)
 	}
 	src := &source{r: blob}
-	r := &reader{src: src, blob: bufio.NewReaderSize(src, 128<<10), diffID: diffID, hash: diffID.Algorithm().Hash(), limit: limit}
-	magic, err := r.blob.Peek(4)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, r.explain(err)
+	magic := make([]byte, 4)
+	n, err := io.ReadFull(src, magic)
+	if err != nil && src.err != nil {
+		return nil, src.err
+	}
+	magic = magic[:n]
+	r := &reader{src: src, blob: io.MultiReader(bytes.NewReader(magic), src), diffID: diffID, hash: diffID.Algorithm().Hash(), limit: limit}
+	if !bytes.HasPrefix(magic, []byte{0x1f, 0x8b}) { // else it is read in bits and pieces
+		r.blob = bufio.NewReaderSize(r.blob, 128<<10)
 	}
 	switch {
 	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
-		z, err := gzip.NewReader(r.blob)
+		z, err := inflate.NewReader(r.blob)
 		if err != nil {
 			return nil, r.explain(err)
 		}
-		r.stream, r.stop = z, func() { _ = z.Close() }
+		r.stream, r.stop = z, func() {}
 	case bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}):
 		z, err := zstd.NewReader(r.blob, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(128<<20), zstd.WithDecoderLowmem(true))
 		if err != nil {
@@ -49,7 +54,7 @@ func NewReader(blob io.Reader, diffID digest.Digest, limit int64) (io.ReadCloser
 
 type reader struct {
 	src    *source
-	blob   *bufio.Reader
+	blob   io.Reader // all of it
 	stream io.Reader
 	stop   func()
 	diffID digest.Digest

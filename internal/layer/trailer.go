@@ -82,10 +82,6 @@ func damaged(format string, args ...any) error {
 	return fault.New(fault.Unknown, "", "the file is damaged: "+format, args...)
 }
 
-// isDamage reports whether err tells of the file's content, rather than of the
-// disk or the process.
-func isDamage(err error) bool { return fault.Is(err, fault.Unknown) }
-
 // readTrailer reads and checks a file's end, its size and its first block. It
 // is cheap; what is between, verify looks at.
 func readTrailer(f io.ReaderAt, size int64) (*trailer, error) {

@@ -148,7 +148,7 @@ func (c *Client) Repository(named reference.Named, auth Auth) (*Repository, erro
 
 func (c *Client) repository(r route.Route, auth Auth) (*Repository, error) {
 	if r.Blocked != nil {
-		return nil, fault.New(fault.Denied, "", "pulling %s is blocked: %s", r.Named, r.Blocked.Source)
+		return nil, fault.New(fault.Precondition, "", "pulling %s is blocked: %s", r.Named, r.Blocked.Source)
 	}
 	// Who gave credentials with a short name took it to be of Docker Hub, as
 	// kubelets do; they are for nobody else.

@@ -14,5 +14,6 @@
 // Errors: fault.Unknown with a text that begins "RegistryUnavailable: " if the
 // registry cannot be reached or is out of order (the kubelet looks for that
 // prefix, so nothing may be put before it), Denied for refused credentials,
-// NotFound for what the registry does not have.
+// NotFound for what the registry does not have, Precondition for what the files
+// forbid and for files that cannot be used.
 package registry

@@ -235,7 +235,7 @@ func TestHostsFile(t *testing.T) {
 	}
 	write(t, dir, hostOf(s), "server = \""+mirror.URL+"\"\ncapabilities = [\"pull\"]\n")
 	_, err = repository(t, Config{Route: route.Config{HostsDirs: []string{dir}}}, hostOf(s), Auth{}).Manifest(context.Background(), "1")
-	check(t, err, fault.Denied, "capability", filepath.Join(dir, hostOf(s), "hosts.toml:2"))
+	check(t, err, fault.Precondition, "capability", filepath.Join(dir, hostOf(s), "hosts.toml:2"))
 }
 
 // A proxy that connects anywhere, and says whereto and with which password.

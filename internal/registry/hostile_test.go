@@ -361,7 +361,7 @@ func TestMirrorThatLies(t *testing.T) {
 func TestGzipBomb(t *testing.T) {
 	var bomb bytes.Buffer
 	z := gzip.NewWriter(&bomb)
-	for range 64 {
+	for range 16 {
 		_, _ = z.Write(make([]byte, 1<<20))
 	}
 	_ = z.Close()
@@ -414,4 +414,15 @@ func named(t *testing.T, ref string) reference.Named {
 		t.Fatal(err)
 	}
 	return n
+}
+
+func FuzzRange(f *testing.F) {
+	for _, s := range []string{"bytes 0-1/2", "bytes 5-9/*", "bytes */7", "bytes 9-1/3", "bytes 1-2/99999999999999999999"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, value string) {
+		if r, ok := parseRange(value); ok && (r.from < 0 || r.to < r.from || r.total >= 0 && r.total <= r.to) {
+			t.Errorf("%q: %+v", value, r)
+		}
+	})
 }

@@ -187,7 +187,7 @@ func TestPiecesAreGivenUp(t *testing.T) {
 
 // However large a blob is, and however slowly it is read, memory is bounded.
 func TestPiecesTakeLittleMemory(t *testing.T) {
-	const size = 96 << 20
+	const size = 48 << 20
 	page := make([]byte, 1<<20)
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		http.ServeContent(w, r, "", time.Time{}, io.NewSectionReader(zeros{page}, 0, size))

@@ -126,32 +126,24 @@ func (r *Repository) Config(ctx context.Context, d imagespec.Descriptor) ([]byte
 // path is the repository's name as the user knows it.
 func (r *Repository) path() string { return reference.Path(r.named) }
 
-// each asks the endpoints in order until one succeeds; those that were down a
-// moment ago only if there are no others. The error is the last one's, which is
-// the registry itself as a rule, with those of the others behind it.
+// each asks the endpoints in order until one succeeds. The error is the last
+// one's, which is the registry itself as a rule, with those of the others behind
+// it.
 func (r *Repository) each(ctx context.Context, may func(*endpoint) bool, ask func(*endpoint) error) error {
 	var all []*endpoint
 	var before []string
-	for _, e := range r.endpoints {
+	for i, e := range r.endpoints {
 		if !may(e) {
 			continue
 		}
-		if why := e.down.Load(); why != nil {
-			before = append(before, (*why).Error())
+		if why := r.passOver(i, func(j int) bool { return may(r.endpoints[j]) }); why != nil {
+			before = append(before, why.Error())
 			continue
 		}
 		all = append(all, e)
 	}
 	if all == nil {
-		before = nil
-		for _, e := range r.endpoints {
-			if may(e) {
-				all = append(all, e)
-			}
-		}
-	}
-	if all == nil {
-		return fault.New(fault.Denied, "", "no endpoint for %s has the capability to be asked for it: %s", r.named, r.sources())
+		return fault.New(fault.Precondition, "", "no endpoint for %s has the capability to be asked for it: %s", r.named, r.sources())
 	}
 	for i, e := range all {
 		err := ask(e)
@@ -162,6 +154,18 @@ func (r *Repository) each(ctx context.Context, may func(*endpoint) bool, ask fun
 			return after(err, before)
 		}
 		before = append(before, err.Error())
+	}
+	return nil
+}
+
+// passOver says why an endpoint is not worth asking: it was down a moment ago. The
+// last one that may be asked is asked all the same.
+func (r *Repository) passOver(i int, may func(int) bool) error {
+	why := r.endpoints[i].down.Load()
+	for j := i + 1; why != nil && j < len(r.endpoints); j++ {
+		if may(j) {
+			return *why
+		}
 	}
 	return nil
 }

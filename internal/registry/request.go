@@ -53,7 +53,7 @@ func (r *Repository) do(ctx context.Context, e *endpoint, q request) (*http.Resp
 			if ctx.Err() != nil {
 				return nil, err
 			}
-			if q.once || permanent(err) || try >= limit {
+			if q.once || permanent(err) || try >= limit || isRefused(err) && e != r.endpoints[len(r.endpoints)-1] {
 				e.down.Store(&err)
 				return nil, err
 			}

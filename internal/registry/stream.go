@@ -59,17 +59,12 @@ type connection struct {
 }
 
 // next moves on to the next endpoint that may be asked; false if there is none.
-// Those that are down come in turn only if all are.
 func (s *stream) next(from int) bool {
-	for _, skipDown := range []bool{true, false} {
-		for i := from; i < len(s.repo.endpoints); i++ {
-			if s.repo.may(i, s.want.Digest) && !(skipDown && s.repo.endpoints[i].down.Load() != nil) {
-				s.endpoint = i
-				return true
-			}
-		}
-		if from > 0 {
-			return false
+	may := func(i int) bool { return s.repo.may(i, s.want.Digest) }
+	for i := from; i < len(s.repo.endpoints); i++ {
+		if may(i) && s.repo.passOver(i, may) == nil {
+			s.endpoint = i
+			return true
 		}
 	}
 	return false
@@ -79,7 +74,7 @@ func (s *stream) next(from int) bool {
 func (s *stream) open() error {
 	s.used = map[int]bool{}
 	if !s.next(0) {
-		return fault.New(fault.Denied, "", "no endpoint for %s is left that may be asked for blob %s: %s", s.repo.named, s.want.Digest, s.repo.sources())
+		return fault.New(fault.Precondition, "", "no endpoint for %s is left that may be asked for blob %s: %s", s.repo.named, s.want.Digest, s.repo.sources())
 	}
 	return s.connect()
 }

@@ -23,14 +23,12 @@ import (
 // modules are the drivers that the machine needs, beside those they need.
 var modules = []string{"virtio_pci", "virtio_blk", "virtio_net", "crc32c_generic", "ext4", "overlay", "loop", "erofs"}
 
-// A machine is a virtual one: a kernel, davitd, program guest, and one disk,
-// whose every write is logged.
+// A machine is a virtual one: a kernel, davitd, program guest, and one disk.
 type machine struct {
 	kernel    string // a directory with boot/vmlinuz-* and lib/modules/*, as kernel.sh makes it
 	dir       string
-	disk      string
-	log       string // of all writes to the disk, as dm-log-writes has it
-	variables map[string]string
+	blockdevs []string          // QEMU's options for its disk
+	variables map[string]string // on the kernel's command line
 }
 
 // run starts the machine and waits until it turns itself off. The machine
@@ -40,22 +38,21 @@ func (m *machine) run(ctx context.Context, t *testing.T) error {
 	if err != nil || len(vmlinuz) != 1 {
 		return fmt.Errorf("%d kernels in %s, want 1", len(vmlinuz), m.kernel)
 	}
-	append := "console=ttyS0 quiet panic=-1 net.ifnames=0 mitigations=off random.trust_cpu=on tsc=reliable no_timer_check"
+	line := "console=ttyS0 quiet panic=-1 net.ifnames=0 mitigations=off random.trust_cpu=on tsc=reliable no_timer_check"
 	for name, value := range m.variables {
-		append += fmt.Sprintf(" %s=%s", name, value)
+		line += fmt.Sprintf(" %s=%s", name, value)
 	}
 	accel := os.Getenv("DAVIT_TRIAL_ACCEL")
 	if accel == "" {
 		accel = "tcg,thread=multi" // everywhere; kvm is ten times as fast where it works
 	}
-	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", "-accel", accel, "-cpu", "max", "-smp", "2", "-m", "1024",
-		"-display", "none", "-nodefaults", "-no-reboot", "-serial", "stdio",
-		"-kernel", vmlinuz[0], "-initrd", filepath.Join(m.dir, "initrd.gz"), "-append", append,
-		"-blockdev", "driver=file,node-name=file,cache.no-flush=on,filename="+m.disk,
-		"-blockdev", "driver=file,node-name=log,cache.no-flush=on,filename="+m.log,
-		"-blockdev", "driver=blklogwrites,node-name=disk,file=file,log=log",
+	args := []string{
+		"-accel", accel, "-cpu", "max", "-smp", "2", "-m", "1024", "-display", "none", "-nodefaults", "-no-reboot", "-serial", "stdio",
+		"-kernel", vmlinuz[0], "-initrd", filepath.Join(m.dir, "initrd.gz"), "-append", line,
 		"-device", "virtio-blk-pci,drive=disk,write-cache=on",
-		"-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net", "-device", "virtio-rng-pci")
+		"-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net", "-device", "virtio-rng-pci",
+	}
+	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", slices.Concat(args, m.blockdevs)...)
 	cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -71,7 +68,7 @@ func (m *machine) run(ctx context.Context, t *testing.T) error {
 	for lines := bufio.NewScanner(out); lines.Scan(); {
 		line := strings.TrimSpace(lines.Text())
 		done = done || line == "guest: done"
-		if strings.HasPrefix(line, "guest:") {
+		if strings.HasPrefix(line, "load:") {
 			t.Log(line)
 		}
 		if last = slices.Concat(last, []string{line}); len(last) > 30 {

@@ -18,6 +18,6 @@
 // "blocked" of registries.conf holds whatever else says so.
 //
 // Errors: fault.Precondition for a file that cannot be used, with the file and
-// the line at the beginning; Invalid for a reference; Denied for one that is
-// blocked or a short name that the files refuse.
+// the line at the beginning, and for a short name that the files refuse; Invalid
+// for what is no reference.
 package route

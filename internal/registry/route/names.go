@@ -78,9 +78,9 @@ func (n *names) candidates(ref string) ([]candidate, error) {
 	case n.searchFrom == "":
 		return []candidate{{Named: named}}, nil
 	case len(n.search) == 0:
-		return nil, fault.New(fault.Denied, "", "%q is a short name, and %s lists no registry to search for it: use a full name, or add an alias", ref, n.searchFrom)
+		return nil, fault.New(fault.Precondition, "", "%q is a short name, and %s lists no registry to search for it: use a full name, or add an alias", ref, n.searchFrom)
 	case len(n.search) > 1 && n.mode == "enforcing":
-		return nil, fault.New(fault.Denied, "", "%q is a short name, for which %s lists %s, and %s wants one to be chosen: use a full name, or add an alias",
+		return nil, fault.New(fault.Precondition, "", "%q is a short name, for which %s lists %s, and %s wants one to be chosen: use a full name, or add an alias",
 			ref, n.searchFrom, strings.Join(n.search, ", "), n.modeFrom)
 	}
 	var all []candidate

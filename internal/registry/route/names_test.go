@@ -39,7 +39,7 @@ func TestShortNames(t *testing.T) {
 		}
 		text := fmt.Sprint(got)
 		if err != nil {
-			if text = strings.ReplaceAll(err.Error(), filepath.Join(dir, "registries.conf"), "REGISTRIES"); !fault.Is(err, fault.Denied) {
+			if text = strings.ReplaceAll(err.Error(), filepath.Join(dir, "registries.conf"), "REGISTRIES"); !fault.Is(err, fault.Precondition) {
 				t.Errorf("%s: %v", c.name, err)
 			}
 		}

@@ -152,11 +152,17 @@ func (d *Disk) Written() (int64, error) {
 	return sectors * 512, err
 }
 
+// Device returns the loop device's file.
+func (d *Disk) Device() string { return d.device.Name() }
+
 // Close unmounts it, lets go of the loop device, and removes the file.
-func (d *Disk) Close() error {
+func (d *Disk) Close() error { return errors.Join(d.Detach(), os.Remove(d.file)) }
+
+// Detach is Close, but the file stays.
+func (d *Disk) Detach() error {
 	err := d.unmount()
 	if err != nil {
 		err = errors.Join(err, unix.Unmount(d.Dir, unix.MNT_DETACH))
 	}
-	return errors.Join(err, d.device.Close(), os.Remove(d.file))
+	return errors.Join(err, d.device.Close())
 }

@@ -1,7 +1,5 @@
 // Command guest is all there is in the machine of the trial of power cuts: its
-// first process. It runs davitd on the machine's disk and has it pull and
-// remove images. What it did, and what it was answered, it writes to the disk
-// behind the file system, so that it stands in order among davitd's own writes.
+// first process. It runs davitd on the machine's disk and gives it work.
 //
 // Its settings are variables on the kernel's command line.
 package main
@@ -9,7 +7,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -18,14 +15,13 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unsafe"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/davit-runtime/davit/internal/testkit"
+	"github.com/davit-runtime/davit/test/trial/load"
 )
 
 func main() {
@@ -61,11 +57,20 @@ func run() error {
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
-	m, err := openMarks()
+	offset, err := strconv.ParseInt(os.Getenv("TRIAL_MARKS"), 10, 64)
 	if err != nil {
 		return err
 	}
-	return work(ctx, c, m)
+	pulls, err := strconv.Atoi(os.Getenv("TRIAL_PULLS"))
+	if err != nil {
+		return err
+	}
+	seed, err := strconv.ParseUint(os.Getenv("TRIAL_SEED"), 10, 64)
+	if err != nil {
+		return err
+	}
+	refs := strings.Split(os.Getenv("TRIAL_REFS"), ",")
+	return load.Run(ctx, c, load.Marks{Device: "/dev/vda", Offset: offset}, refs, pulls, seed)
 }
 
 // arrange makes a system of what the kernel unpacked.
@@ -87,7 +92,7 @@ func arrange() error {
 	}
 	slices.Sort(modules) // their names begin with the order
 	for _, file := range modules {
-		if err := load(file); err != nil {
+		if err := insert(file); err != nil {
 			return fmt.Errorf("load %s: %w", file, err)
 		}
 	}
@@ -106,7 +111,7 @@ func arrange() error {
 	return fmt.Errorf("mount the disk: %w", err)
 }
 
-func load(file string) error {
+func insert(file string) error {
 	f, err := os.Open(file)
 	if err != nil {
 		return err
@@ -131,96 +136,6 @@ func connect() error {
 		address := &netlink.Addr{IPNet: &net.IPNet{IP: net.IPv4(10, 0, 2, 15), Mask: net.CIDRMask(24, 32)}}
 		if err := netlink.AddrAdd(link, address); err != nil {
 			return err
-		}
-	}
-	return nil
-}
-
-// marks are blocks on the disk behind the file system, one for each event.
-type marks struct {
-	disk   *os.File
-	at     int64
-	buffer []byte // aligned, as O_DIRECT needs it
-}
-
-const block = 4096
-
-func openMarks() (*marks, error) {
-	at, err := strconv.ParseInt(os.Getenv("TRIAL_MARKS"), 10, 64)
-	if err != nil {
-		return nil, err
-	}
-	// Not O_SYNC: that would have the disk write out what davitd has left in its cache.
-	disk, err := os.OpenFile("/dev/vda", os.O_WRONLY|unix.O_DIRECT, 0)
-	if err != nil {
-		return nil, err
-	}
-	buffer := make([]byte, 2*block)
-	skip := block - int(uintptr(unsafe.Pointer(&buffer[0]))%block)
-	return &marks{disk, at, buffer[skip : skip+block]}, nil
-}
-
-func (m *marks) write(event, tag string) error {
-	clear(m.buffer)
-	copy(m.buffer, event+" "+tag)
-	_, err := m.disk.WriteAt(m.buffer, m.at)
-	m.at += block
-	fmt.Println("guest:", event, tag)
-	return err
-}
-
-// work pulls and removes images until enough were pulled: those that are not
-// there all at once or one after the other, and then some are removed.
-func work(ctx context.Context, c *testkit.Client, m *marks) error {
-	pulls, err := strconv.Atoi(os.Getenv("TRIAL_PULLS"))
-	if err != nil {
-		return err
-	}
-	seed, err := strconv.ParseUint(os.Getenv("TRIAL_SEED"), 10, 64)
-	if err != nil {
-		return err
-	}
-	random := rand.New(rand.NewPCG(seed, 2))
-	refs := strings.Split(os.Getenv("TRIAL_REFS"), ",")
-	present := map[string]bool{}
-	for pulls > 0 {
-		var group errgroup.Group
-		group.SetLimit(1 + random.IntN(len(refs)))
-		var answered []string
-		for _, ref := range refs {
-			if present[ref] {
-				continue
-			}
-			pulls--
-			present[ref] = true
-			answered = append(answered, ref)
-			if err := m.write("pulling", ref); err != nil {
-				return err
-			}
-			group.Go(func() error {
-				_, err := c.Pull(ctx, ref)
-				return err
-			})
-		}
-		if err := group.Wait(); err != nil {
-			return err
-		}
-		for _, ref := range answered {
-			if err := m.write("pulled", ref); err != nil {
-				return err
-			}
-		}
-		for _, ref := range refs {
-			if random.IntN(3) == 0 {
-				continue
-			}
-			present[ref] = false
-			if err := m.write("removing", ref); err != nil {
-				return err
-			}
-			if _, err := c.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}}); err != nil {
-				return err
-			}
 		}
 	}
 	return nil
