@@ -26,14 +26,20 @@ import (
 
 	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/image"
+	"github.com/davit-runtime/davit/internal/layer"
 	"github.com/davit-runtime/davit/internal/testkit"
 )
 
 func openStore(t *testing.T) *image.Store {
 	t.Helper()
+	return openStoreOf(t, layer.Auto)
+}
+
+func openStoreOf(t *testing.T, kind layer.Kind) *image.Store {
+	t.Helper()
 	dir := t.TempDir()
 	s, err := image.Open(image.Config{
-		Root: filepath.Join(dir, "root"), State: filepath.Join(dir, "state"), Platform: "linux/amd64", Log: slog.New(slog.DiscardHandler),
+		Root: filepath.Join(dir, "root"), State: filepath.Join(dir, "state"), Platform: "linux/amd64", Layers: kind, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -19,6 +19,7 @@ import (
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/layer"
 	"github.com/davit-runtime/davit/internal/testkit"
 )
 
@@ -26,9 +27,15 @@ import (
 // right; loaded again, the image has the ID and the layers that it had.
 func TestSave(t *testing.T) {
 	testkit.Root(t)
+	for _, kind := range []layer.Kind{layer.Auto, layer.Directories} {
+		t.Run(string(kind), func(t *testing.T) { testSave(t, kind) })
+	}
+}
+
+func testSave(t *testing.T, kind layer.Kind) {
 	ctx := context.Background()
 	one, two := newSample("amd64"), newSample("arm64") // of which the second layer is the same
-	from := openStore(t)
+	from := openStoreOf(t, kind)
 	for i, s := range []*sample{one, two} {
 		full := []string{"docker.io/library/sample:1", "registry.example/two:x"}[i]
 		a, err := OpenDir(s.index(full, strings.Replace(full, ":", ":again-", 1)).dir(t))

@@ -22,7 +22,7 @@ import (
 // dirs keeps each layer as a directory of files: <root>/<id>/fs, the id with
 // "-" for ":". Whiteouts are in it as overlayfs wants them: character devices
 // 0:0, and trusted.overlay.opaque on directories. Beside it info.json has the
-// layer's Info.
+// layer's Info, and recipe what makes its tar stream again.
 type dirs struct {
 	root    string
 	staging string
@@ -110,11 +110,16 @@ func (d *dirs) unpack(ctx context.Context, id string, stream io.Reader) (Info, e
 			return nil, err
 		}
 		defer t.close()
-		u := unpacker{tree: t, limit: d.limit}
-		if err := u.run(ctx, stream); err != nil {
+		script, err := newScript(stream, d.staging)
+		if err != nil {
 			return nil, err
 		}
-		return t.implicitDirs(), nil
+		defer script.recipe.close()
+		u := unpacker{tree: t, limit: d.limit, script: script}
+		if err := u.run(ctx, script); err != nil {
+			return nil, err
+		}
+		return t.implicitDirs(), script.save(filepath.Join(filepath.Dir(fs), scriptFile))
 	})
 }
 

@@ -262,16 +262,13 @@ func (s *Store) Verify(ctx context.Context, id string, pace func(ctx context.Con
 // Stream writes the stream that a layer was made of: the one that its ID is
 // the digest of. native tells that it is an EROFS image and no tar stream.
 //
-// It returns Unimplemented for a layer that is kept as a directory, which does
-// not tell.
+// It returns Unimplemented for a layer that was made a directory by a davit
+// that did not write down how to.
 func (s *Store) Stream(ctx context.Context, id string, w io.Writer) (native bool, err error) {
 	if s.isFile(id) {
 		return s.files.stream(ctx, id, w)
 	}
-	if _, err := s.dirs.inspect(id); err != nil {
-		return false, err
-	}
-	return false, fault.New(fault.Unimplemented, "layer", "layer %s is kept as a directory, of which its tar stream cannot be made again", id)
+	return false, s.dirs.stream(ctx, id, w)
 }
 
 // Remove takes a layer out of the store at once; a directory's files go later.

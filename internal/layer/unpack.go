@@ -29,6 +29,7 @@ type unpacker struct {
 	written int64
 	buf     []byte
 	times   []dirTime
+	script  *script // is what the stream is read through
 }
 
 // A dirTime is set last, since making entries in a directory changes it.
@@ -302,8 +303,13 @@ func (u *unpacker) fill(f *os.File, h *tar.Header, content io.Reader) error {
 		}
 		return f.Truncate(w.at)
 	}
+	done, err := u.script.file(h)
+	if err != nil {
+		return err
+	}
+	defer done()
 	// Neither side may take short cuts past the buffer.
-	_, err := io.CopyBuffer(struct{ io.Writer }{f}, struct{ io.Reader }{content}, u.buf)
+	_, err = io.CopyBuffer(struct{ io.Writer }{f}, struct{ io.Reader }{content}, u.buf)
 	return streamError(err)
 }
 
