@@ -42,11 +42,19 @@ func Make(file, dir string, bytes int64) (*Disk, error) {
 
 // Open mounts a disk image at dir, which it makes.
 func Open(file, dir string) (*Disk, error) {
+	return open(file, dir, unix.LO_FLAGS_AUTOCLEAR|unix.LO_FLAGS_DIRECT_IO)
+}
+
+// OpenSerial is Open, but the file sees one request at a time, which not every
+// file's server can do without.
+func OpenSerial(file, dir string) (*Disk, error) { return open(file, dir, unix.LO_FLAGS_AUTOCLEAR) }
+
+func open(file, dir string, flags uint32) (*Disk, error) {
 	d := &Disk{Dir: dir, file: file}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
-	if err := d.attach(); err != nil {
+	if err := d.attach(flags); err != nil {
 		return nil, err
 	}
 	if err := d.mount(); err != nil {
@@ -57,7 +65,7 @@ func Open(file, dir string) (*Disk, error) {
 
 // attach finds a free loop device for the file. The device goes by itself with
 // its last user.
-func (d *Disk) attach() error {
+func (d *Disk) attach(flags uint32) error {
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
 		return err
@@ -69,7 +77,7 @@ func (d *Disk) attach() error {
 	}
 	defer backing.Close()
 	config := unix.LoopConfig{Fd: uint32(backing.Fd())}
-	config.Info.Flags = unix.LO_FLAGS_AUTOCLEAR | unix.LO_FLAGS_DIRECT_IO
+	config.Info.Flags = flags
 	for range 50 {
 		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
 		if err != nil {
