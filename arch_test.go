@@ -54,7 +54,7 @@ var imports = map[string][]string{
 	// Of cgroup and monitor, cri uses value types that pod hands through.
 	"internal/cri": slices.Concat(base, []string{"internal/pod", "internal/image", "internal/stream", "internal/cgroup", "internal/monitor", "internal/network", "internal/namespace", "internal/stats", "internal/cri/metrics", "internal/cri/validate"}),
 	// What images are and come from, to be told.
-	"internal/imageapi":     slices.Concat(base, []string{"api/image/v1", "internal/image", "internal/registry", "internal/registry/route"}),
+	"internal/imageapi":     slices.Concat(base, []string{"api/image/v1", "internal/archive", "internal/image", "internal/registry", "internal/registry/route"}),
 	"internal/cri/validate": base,
 	"internal/stream":       slices.Concat(base, []string{"internal/monitor"}), // its value types
 	"internal/cri/metrics":  slices.Concat(base, []string{"internal/stats", "internal/cgroup", "internal/namespace"}),
@@ -64,7 +64,8 @@ var imports = map[string][]string{
 	"internal/volume":       base,
 	"internal/compact":      {},
 	"internal/keeper":       {"internal/monitor", "internal/fault"},
-	"internal/image":        slices.Concat(base, []string{"internal/registry", "internal/layer", "internal/overlay", "internal/writable", "internal/idmap"}),
+	"internal/image":        slices.Concat(base, []string{"internal/registry", "internal/layer", "internal/overlay", "internal/writable", "internal/idmap", "internal/patrol"}),
+	"internal/patrol":       base,
 	"internal/overlay":      {"internal/idmap", "internal/fault"},
 	"internal/writable":     {},
 	"internal/archive":      {"internal/image", "internal/registry", "internal/fault"},
@@ -85,7 +86,8 @@ var imports = map[string][]string{
 	"internal/nri":            base,
 	"internal/registry":       slices.Concat(base, []string{"internal/registry/route"}),
 	"internal/registry/route": {"internal/fault"},
-	"internal/layer":          slices.Concat(base, []string{"internal/erofs", "internal/inflate"}),
+	"internal/layer":          slices.Concat(base, []string{"internal/erofs", "internal/inflate", "internal/layer/mount"}),
+	"internal/layer/mount":    {"internal/fault"},
 	"internal/erofs":          {"internal/fault"},
 	"internal/inflate":        {},
 	"internal/store":          {"internal/fault"},

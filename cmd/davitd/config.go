@@ -64,7 +64,7 @@ const maxState = 107 - len("/monitor.sock")
 // readConfig reads the file at path over the defaults. A missing file is an
 // error only if it was asked for.
 func readConfig(path string, required bool) (*config, error) {
-	c := &config{Root: "/var/lib/davit", State: defaultState, CDISpecDirs: cdi.Default(), Images: defaultImages(), sources: sources{Pull: defaultPull()}}
+	c := &config{Root: "/var/lib/davit", State: defaultState, CDISpecDirs: cdi.Default(), Images: defaultImages(), sources: sources{file: path, Pull: defaultPull()}}
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) && !required {
 		return c, nil
@@ -72,7 +72,6 @@ func readConfig(path string, required bool) (*config, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.file = path
 	if err := c.parse(path, data); err != nil {
 		return nil, err
 	}

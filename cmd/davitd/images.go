@@ -3,14 +3,17 @@ package main
 import (
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/davit-runtime/davit/internal/image"
+	"github.com/davit-runtime/davit/internal/layer"
 	"github.com/davit-runtime/davit/internal/verifier"
 )
 
 // imagesConfig is about images, wherever they come from.
 type imagesConfig struct {
+	Store     layer.Kind      `toml:"store"`  // how new layers are kept; empty is auto
 	Pinned    []string        `toml:"pinned"` // names, or patterns with "*"
 	Verifiers verifiersConfig `toml:"verifiers"`
 }
@@ -31,6 +34,9 @@ func (i *imagesConfig) check(bad func(key, format string, args ...any), absolute
 	if _, err := image.ParsePins(i.Pinned); err != nil {
 		bad("images.pinned", "%v", err)
 	}
+	if i.Store != "" && !slices.Contains(layer.Kinds, i.Store) {
+		bad("images.store", "%q is not one of %v", i.Store, layer.Kinds)
+	}
 	absolute("images.verifiers.bin_dir", i.Verifiers.Dir)
 	if t := time.Duration(i.Verifiers.Timeout); t < 0 || t > time.Hour {
 		bad("images.verifiers.per_verifier_timeout", "%v is not from 0s to 1h", t)
@@ -39,6 +45,7 @@ func (i *imagesConfig) check(bad func(key, format string, args ...any), absolute
 
 // apply puts into the image store's configuration what is said here of it.
 func (i *imagesConfig) apply(to *image.Config, log *slog.Logger) error {
+	to.Layers = i.Store
 	var err error
 	if to.Pinned, err = image.ParsePins(i.Pinned); err != nil {
 		return fmt.Errorf("images.pinned: %w", err)

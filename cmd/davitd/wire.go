@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 
@@ -81,6 +82,7 @@ func run(ctx context.Context, c *config, log *slog.Logger) error {
 	work("pods", p.pods.Serve)
 	work("keeper", p.keeper.run)
 	work("damage", p.damage.watch)
+	work("images", p.images.Run)
 	work("memory", newHeap().watch)
 	if p.plugins != nil {
 		work("nri", func(ctx context.Context) error { return p.plugins.Run(ctx, p.pods) })
@@ -106,7 +108,7 @@ func run(ctx context.Context, c *config, log *slog.Logger) error {
 		sockets[c.ImageSocket] = surface.ImageServer()
 	}
 	for _, s := range sockets {
-		imageapi.Register(s, p.own(ctx))
+		imageapi.Register(s, p.own(ctx, c))
 	}
 	return serve(ctx, sockets, log, func() string {
 		pods, containers := p.pods.States()
@@ -144,7 +146,11 @@ func lock(c *config) (unlock func(), err error) {
 // already is returned beside an error, to be closed.
 func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 	p := &parts{}
-	var err error
+	// Records of pods and containers are in directories that go with them.
+	err := store.Sweep(c.Root, filepath.Join(c.Root, "*"), filepath.Join(c.Root, "seccomp", "*"), filepath.Join(c.Root, "images", "*"))
+	if err != nil {
+		log.Warn("what an earlier davitd began to write is not deleted", "error", err)
+	}
 	if p.host, err = ocispec.ProbeHost(); err != nil {
 		return p, err
 	}
@@ -271,7 +277,7 @@ func (p *parts) surface(ctx context.Context, c *config, log *slog.Logger) *cri.S
 			SystemdCgroup: p.cgroups.Driver() == cgroup.Systemd,
 			RuntimeReady:  func() error { return cmp.Or(p.runtimes.ready(), p.keeper.err()) },
 			NetworkReady:  p.network.Status,
-			Troubles:      func() []string { return append(p.damage.list(), p.network.Owed()...) },
+			Troubles:      func() []string { return slices.Concat(p.damage.list(), p.images.Troubles(), p.network.Owed()) },
 			Spec: func(id string) ([]byte, error) {
 				return os.ReadFile(filepath.Join(c.State, "containers", id, "config.json"))
 			},
@@ -283,6 +289,7 @@ func (p *parts) surface(ctx context.Context, c *config, log *slog.Logger) *cri.S
 				"cgroupDriver":            p.cgroups.Driver(),
 				"cgroupLayout":            p.cgroups.Layout(),
 				"streaming":               p.streams.URL(),
+				"imageLayers":             p.images.Layers(),
 				"root":                    c.Root,
 				"state":                   c.State,
 			},
@@ -292,6 +299,8 @@ func (p *parts) surface(ctx context.Context, c *config, log *slog.Logger) *cri.S
 }
 
 // own is what davit's own service calls. Watches end with ctx.
-func (p *parts) own(ctx context.Context) imageapi.Parts {
-	return imageapi.Parts{Pulls: p.images, Registries: p.images, Stopping: ctx.Done()}
+func (p *parts) own(ctx context.Context, c *config) imageapi.Parts {
+	return imageapi.Parts{
+		Pulls: p.images, Store: p.images, Checker: p.images, Registries: p.images, Archives: imageapi.Files{Of: p.images, Spool: c.Root}, Stopping: ctx.Done(),
+	}
 }

@@ -112,12 +112,15 @@ func FuzzAsDirs(f *testing.F) {
 			t.Fatal(err)
 		}
 		defer trash.Close()
-		dirs, err := layer.OpenDirs(filepath.Join(dir, "layers"), trash, 1<<20, func(string) bool { return true })
+		dirs, err := layer.Open(layer.Config{
+			Root: filepath.Join(dir, "layers"), State: filepath.Join(dir, "state"), Kind: layer.Directories, Limit: 1 << 20,
+			Trash: trash, Log: slog.New(slog.DiscardHandler),
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer func() { _ = dirs.Close() }()
-		info, err := dirs.Unpack(context.Background(), "sha256:1", bytes.NewReader(stream))
+		info, err := dirs.Unpack(context.Background(), "sha256:1", layer.Blob{}, bytes.NewReader(stream))
 		b := &buffer{}
 		s, imageErr := buildIn(b, bytes.NewReader(stream), 1<<20)
 		if (err == nil) != (imageErr == nil) {
@@ -126,10 +129,11 @@ func FuzzAsDirs(f *testing.F) {
 		if err != nil {
 			return
 		}
-		lower, err := dirs.Lower("sha256:1")
+		lower, done, err := dirs.Use("sha256:1")
 		if err != nil {
 			t.Fatal(err)
 		}
+		defer done()
 		shown := describe(t, lower)
 		// Dirs goes by the name, and tells of a directory that is gone if
 		// there is one again, by a symbolic link or over a whiteout.

@@ -31,11 +31,11 @@ func fsck(t testing.TB, file string) {
 // A pair makes of each layer a directory and an image, and requires them to be
 // the same, or neither to be.
 type pair struct {
-	*layer.Dirs
+	*layer.Store
 	t *testing.T
 }
 
-func (p pair) Unpack(ctx context.Context, id string, stream io.Reader) (layer.Info, error) {
+func (p pair) Unpack(ctx context.Context, id string, blob layer.Blob, stream io.Reader) (layer.Info, error) {
 	data, streamErr := io.ReadAll(stream)
 	again := func() io.Reader {
 		if streamErr != nil {
@@ -43,7 +43,7 @@ func (p pair) Unpack(ctx context.Context, id string, stream io.Reader) (layer.In
 		}
 		return bytes.NewReader(data)
 	}
-	info, err := p.Dirs.Unpack(ctx, id, again())
+	info, err := p.Store.Unpack(ctx, id, blob, again())
 	m := &made{File: newFile(p.t)}
 	var imageErr error
 	m.Summary, imageErr = erofs.Build(ctx, again(), m.File, erofs.Options{Limit: 1 << 30})
@@ -53,10 +53,11 @@ func (p pair) Unpack(ctx context.Context, id string, stream io.Reader) (layer.In
 	if err != nil || imageErr != nil {
 		return info, err
 	}
-	lower, err := p.Lower(id)
+	lower, done, err := p.Use(id)
 	if err != nil {
 		return info, err
 	}
+	defer done()
 	if !slices.Equal(info.Implicit, m.Implicit) {
 		p.t.Errorf("implicit are %q as image, not %q", m.Implicit, info.Implicit)
 	}
@@ -91,7 +92,10 @@ func TestSameAsDirs(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(trash.Close)
-		dirs, err := layer.OpenDirs(filepath.Join(dir, "layers"), trash, 1<<30, func(string) bool { return true })
+		dirs, err := layer.Open(layer.Config{
+			Root: filepath.Join(dir, "layers"), State: filepath.Join(dir, "state"), Kind: layer.Directories, Limit: 1 << 30,
+			Trash: trash, Log: slog.New(slog.DiscardHandler),
+		})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -153,7 +153,11 @@ func (s *Store) unpack(ctx context.Context, f *flight, w wanted, blob io.Reader)
 		return layer.Info{}, err
 	}
 	defer tar.Close()
-	return s.layers.Unpack(ctx, w.id, tar)
+	from := layer.Blob{MediaType: w.MediaType, Digest: w.Digest.String(), Size: w.Size}
+	if isNative(w.MediaType) {
+		return s.layers.Adopt(ctx, w.id, from, tar)
+	}
+	return s.layers.Unpack(ctx, w.id, from, tar)
 }
 
 // A meter counts what is read, and gives the slot for unpacking back while the

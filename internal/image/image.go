@@ -8,7 +8,8 @@
 // package layer. Packages cri and pod call it.
 //
 // On disk, below Config.Root: images.db (images with their manifests and
-// configurations, and the layers there are), layers/, writable/<container>
+// configurations, and the layers there are), records/ (copies of that, of which
+// it is made again), layers/, writable/<container>
 // (writable layers, each with the lease that keeps the layers below it),
 // trash/. Whoever removes something from the database does so before the files
 // go, whoever adds does so after the files are durable; files that the
@@ -17,7 +18,6 @@ package image
 
 import (
 	"context"
-	"io"
 	"log/slog"
 	"time"
 
@@ -65,6 +65,8 @@ type Config struct {
 	// Platform is which image of an index to take, "os/arch[/variant]"; empty
 	// means what runs on this machine.
 	Platform string
+	// Layers is how new layers are kept: layer.Auto if empty.
+	Layers layer.Kind
 	// MaxLayerBytes is how large one unpacked layer may be, 64 GiB if zero.
 	MaxLayerBytes int64
 	Log           *slog.Logger // slog.Default if nil
@@ -109,14 +111,4 @@ const (
 // String returns the phase's name.
 func (p Phase) String() string {
 	return [...]string{"waiting", "downloading", "unpacking", "done"}[min(p, Done)]
-}
-
-// layers keeps unpacked layers. layer.Dirs implements it; the contract, in
-// tests, is layer/layertest.
-type layers interface {
-	Unpack(ctx context.Context, id string, tar io.Reader) (layer.Info, error)
-	Mend(ctx context.Context, id string, stack []layer.Part) (layer.Info, bool, error)
-	Sync(ids []string) error
-	Lower(id string) (string, error)
-	Remove(id string) error
 }

@@ -225,7 +225,14 @@ func isLayer(mediaType string) bool {
 			return rest == "" || rest == ".gzip" || rest == "+gzip" || rest == ".zstd" || rest == "+zstd"
 		}
 	}
-	return false
+	return isNative(mediaType)
+}
+
+// isNative tells layers that are EROFS images from tar streams. erofs-container
+// specification: application/vnd.erofs.layer.v1, also compressed as a whole.
+func isNative(mediaType string) bool {
+	rest, ok := strings.CutPrefix(mediaType, "application/vnd.erofs.layer.v1")
+	return ok && (rest == "" || rest == "+gzip" || rest == "+zstd")
 }
 
 // obtain gets all layers, the largest first, since it takes the longest.
@@ -295,6 +302,9 @@ func (p *pull) commit(ctx context.Context, id string, r *record, list []wanted, 
 		return err
 	}
 	defer release()
+	if id := s.gone(r.Layers); id != "" {
+		return fault.New(fault.Unavailable, "", "layer %s turned out to be damaged meanwhile: pull again", id)
+	}
 	v := s.view.Load()
 	if old := v.images[id]; old != nil && slices.Equal(old.Layers, r.Layers) && named(v, id, p.names) {
 		return nil
@@ -343,8 +353,12 @@ func mendID(list []wanted) string {
 	for _, w := range list {
 		b.WriteString(w.id + "\n")
 	}
-	return "mend:" + digest.FromString(b.String()).Encoded()
+	return mendPrefix + digest.FromString(b.String()).Encoded()
 }
+
+const mendPrefix = "mend:"
+
+func isMend(id string) bool { return strings.HasPrefix(id, mendPrefix) }
 
 // parseConfig reads an image's configuration.
 func parseConfig(data []byte) (imagespec.Image, error) {

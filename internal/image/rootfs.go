@@ -26,11 +26,12 @@ type MountOptions struct {
 // is gone. After an error, too, Unmount releases what there is.
 //
 // NotFound if the image is not present.
-func (s *Store) Mount(_ context.Context, id, imageID string, o MountOptions) (string, error) {
-	lowers, err := s.borrow(id, imageID)
+func (s *Store) Mount(ctx context.Context, id, imageID string, o MountOptions) (string, error) {
+	lowers, done, err := s.borrow(ctx, id, imageID)
 	if err != nil {
 		return "", err
 	}
+	defer done()
 	s.tally.Begin(id)
 	return s.mountRoot(id, lowers, o)
 }
@@ -68,33 +69,26 @@ func (s *Store) mountRoot(id string, lowers []string, options MountOptions) (str
 }
 
 // borrow takes a lease on an image for id, which may hold it already, writes
-// it down, and returns the directories of the image's layers, topmost first.
-func (s *Store) borrow(id, imageID string) ([]string, error) {
+// it down, and returns the directories of the image's layers, topmost first, to
+// be stacked before done is called.
+func (s *Store) borrow(ctx context.Context, id, imageID string) (lowers []string, done func(), err error) {
 	if id == "" || id != filepath.Base(id) || strings.HasPrefix(id, ".") {
-		return nil, fault.New(fault.Invalid, "image.Mount", "container ID %q", id)
+		return nil, nil, fault.New(fault.Invalid, "image.Mount", "container ID %q", id)
 	}
 	l, created, err := s.lease(id, imageID)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	writable := s.config.writable(id)
 	if err := makeDir(writable, 0o700); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if created {
 		if err := store.SaveJSON(leaseFile(writable), leaseVersion, l); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
-	lowers := make([]string, 0, len(l.Layers)+2)
-	for _, layerID := range l.Layers {
-		lower, err := s.layers.Lower(layerID)
-		if err != nil {
-			return nil, err
-		}
-		lowers = append(lowers, lower)
-	}
-	return lowers, nil
+	return s.useLayers(ctx, l.Layers)
 }
 
 // lease returns the container's lease, a new one on the image if it has none.

@@ -110,6 +110,11 @@ func TestMountAgain(t *testing.T) {
 	if err := unix.Unmount(path, 0); err != nil {
 		t.Fatal(err)
 	}
+	for _, name := range names(t, filepath.Join(dir, "state/layers")) {
+		if err := unix.Unmount(filepath.Join(dir, "state/layers", name), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
 	// As if the machine had gone: the mark of a volatile mount is still there.
 	if err := os.MkdirAll(filepath.Join(dir, "root/writable/c/work/work/incompat/volatile"), 0o700); err != nil {
 		t.Fatal(err)

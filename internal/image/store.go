@@ -24,7 +24,7 @@ type Store struct {
 	config   Config
 	platform imagespec.Platform
 	registry *registry.Client
-	layers   layers
+	layers   *layer.Store
 	trash    *layer.Trash
 	db       *database
 	cpu      chan struct{} // slots for unpacking
@@ -115,54 +115,44 @@ func (s *Store) load() (err error) {
 	for id := range s.use.leases {
 		s.tally.Adopt(id)
 	}
-	needed := s.use.needed(&content)
-	dirs, err := layer.OpenDirs(filepath.Join(s.config.Root, "layers"), s.trash, s.config.MaxLayerBytes,
-		func(id string) bool { return needed[id] })
-	if err != nil {
+	if s.layers, err = layer.Open(layer.Config{
+		Root: filepath.Join(s.config.Root, "layers"), State: filepath.Join(s.config.State, "layers"), Kind: s.config.Layers,
+		Limit: s.config.MaxLayerBytes, Trash: s.trash, Log: s.config.Log,
+	}); err != nil {
 		return err
 	}
-	s.layers, s.closers = dirs, append(s.closers, dirs.Close)
-	s.forgetMissing(&content)
+	s.closers = append(s.closers, func() error { return errors.Join(s.sweep(0), s.layers.Close()) })
+	if err := s.loadContent(&content); err != nil {
+		return err
+	}
+	needed := s.use.needed(&content)
+	if err := s.layers.Retain(func(id string) bool { return needed[id] }); err != nil {
+		return err
+	}
 	s.view.Store(newView(content, s.config.Pinned))
 	return nil
 }
 
-// forgetMissing drops images that cannot be whole, for want of a layer, and
-// layers that nobody needs. A disk too full to write that down is no reason not
-// to start: what is dropped in memory only is dropped again the next time.
-func (s *Store) forgetMissing(c *content) {
-	var dropped changes
-	for id, r := range c.images {
-		for _, l := range r.Layers {
-			_, err := s.layers.Lower(l)
-			if _, ok := c.layers[l]; !ok || err != nil {
-				s.config.Log.Warn("an image has lost a layer and is given up", "image", id, "names", r.Names, "layer", l)
-				delete(c.images, id)
-				dropped.dropImages = append(dropped.dropImages, id)
-				break
-			}
+// loadContent completes what the database says by what else is on disk.
+func (s *Store) loadContent(c *content) error {
+	restored := s.db.fresh
+	if restored {
+		if err := s.restore(c); err != nil {
+			return err
 		}
 	}
-	needed := s.use.needed(c)
-	for id := range c.layers {
-		if _, err := s.layers.Lower(id); err == nil && needed[id] {
-			continue
-		}
-		delete(c.layers, id)
-		dropped.dropLayers = append(dropped.dropLayers, id)
-		if err := s.layers.Remove(id); err != nil {
-			s.config.Log.Warn("removing a layer that nobody needs", "layer", id, "error", err)
-		}
+	if err := s.loadLosses(c); err != nil {
+		return err
 	}
-	if len(dropped.dropLayers)+len(dropped.dropImages) == 0 {
-		return
+	s.examine(c)
+	if restored && len(c.images) > 0 {
+		s.config.Log.Warn("the image database was made again of its copies", "images", len(c.images), "layers", len(c.layers))
+		return s.db.update(changes{images: c.images, layers: c.layers})
 	}
-	if err := s.db.apply(dropped); err != nil {
-		s.config.Log.Warn("writing down which images are gone", "error", err)
-	}
+	return nil
 }
 
-// Close ends pulls and lets go of the database. Mounts stay.
+// Close ends pulls and lets go of the database. Mounts of containers stay.
 func (s *Store) Close() error {
 	s.cancel()
 	s.wg.Wait()
@@ -176,6 +166,9 @@ func (s *Store) Close() error {
 	}
 	return errors.Join(errs...)
 }
+
+// Layers tells, for people, how new layers are kept.
+func (s *Store) Layers() string { return s.layers.Describe() }
 
 // List returns all images, sorted by ID. The caller must not change them.
 func (s *Store) List() []Image { return s.view.Load().list }
@@ -260,7 +253,7 @@ func (s *Store) Remove(ctx context.Context, ref string) error {
 	if err != nil {
 		release()
 		if fault.Is(err, fault.NotFound) {
-			return nil
+			return s.forgetLoss(ref)
 		}
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/davit-runtime/davit/internal/overlay"
 	"github.com/davit-runtime/davit/internal/writable"
 )
 
@@ -40,9 +41,11 @@ type ImageUsage struct {
 
 // A LayerUsage is what one layer takes, as it was counted when it was made.
 type LayerUsage struct {
-	ID     string
-	Bytes  uint64
-	Images int // that have it; 0 if only containers do
+	ID      string
+	Bytes   uint64
+	Images  int    // that have it; 0 if only containers do
+	Kind    string // how it is kept: "erofs" or "directory"
+	Mounted bool   // as a file system of its own
 }
 
 // A WritableUsage is what a container's writable layer takes.
@@ -136,16 +139,22 @@ func (v *view) usage(u *DiskUsage) {
 
 // walkRoot adds what is in the store's directory beside layers.
 func (s *Store) walkRoot(ctx context.Context, u *DiskUsage) error {
-	known := map[string]bool{}
-	for _, l := range u.Layers {
-		known[strings.Replace(l.ID, ":", "-", 1)] = true
+	known := map[string]*LayerUsage{}
+	for i, l := range u.Layers {
+		known[strings.Replace(l.ID, ":", "-", 1)] = &u.Layers[i]
 	}
 	other := map[string]uint64{}
 	err := s.each("", func(name, path string) error {
 		switch name {
 		case "layers":
 			return s.each(name, func(layer, path string) error {
-				if known[strings.TrimSuffix(layer, ".erofs")] {
+				name, erofs := strings.CutSuffix(layer, ".erofs")
+				if l := known[name]; l != nil {
+					l.Kind = "directory"
+					if erofs {
+						l.Kind = "erofs"
+						l.Mounted, _ = overlay.IsMount(filepath.Join(s.config.State, "layers", name)) // not there: not mounted
+					}
 					return nil
 				}
 				size, _, err := writable.Measure(ctx, path)

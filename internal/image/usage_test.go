@@ -101,6 +101,11 @@ func TestDiskUsage(t *testing.T) {
 		t.Fatal(err)
 	}
 	u = check("a container")
+	for _, l := range u.Layers {
+		if l.Kind == "" || l.Mounted != (l.Kind == "erofs") {
+			t.Errorf("%+v", l)
+		}
+	}
 	if len(u.Writable) != 1 || u.Writable[0].Container != "c" || u.Writable[0].Bytes < 8<<20 {
 		t.Errorf("%+v", u.Writable)
 	}

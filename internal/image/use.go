@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/davit-runtime/davit/internal/layer"
 	"github.com/davit-runtime/davit/internal/store"
@@ -23,6 +22,7 @@ type use struct {
 	flights map[string]*flight       // being fetched and unpacked
 	fresh   map[string]layer.Info    // complete, but not in the database yet
 	dying   map[string]chan struct{} // being removed; closed when gone
+	losses  map[string]*loss         // images that were given up, and are to come back
 	configs map[string]*config       // of images being pulled
 }
 
@@ -33,15 +33,22 @@ func newUse() use {
 		flights: map[string]*flight{},
 		fresh:   map[string]layer.Info{},
 		dying:   map[string]chan struct{}{},
+		losses:  map[string]*loss{},
 		configs: map[string]*config{},
 	}
 }
 
-// needed returns the layers of images and of containers.
+// needed returns the layers of images, of those that are to come back, and of
+// containers.
 func (u *use) needed(c *content) map[string]bool {
 	ids := map[string]bool{}
 	for _, r := range c.images {
 		for _, id := range r.Layers {
+			ids[id] = true
+		}
+	}
+	for _, l := range u.losses {
+		for _, id := range l.record.Layers {
 			ids[id] = true
 		}
 	}
@@ -146,6 +153,9 @@ func (s *Store) settle(c changes) {
 	for _, id := range slices.Collect(maps.Keys(c.layers)) {
 		delete(s.use.fresh, id)
 	}
+	for id := range c.images {
+		delete(s.use.losses, id)
+	}
 	s.view.Store(s.view.Load().with(c))
 }
 
@@ -175,9 +185,8 @@ func readLeases(dir, layers string, log *slog.Logger) (map[string]lease, error) 
 		if err != nil {
 			log.Warn("a container's lease on its image is lost: no layer is removed before the container is", "container", e.Name(), "error", err)
 			l = lease{}
-			all, _ := filepath.Glob(filepath.Join(layers, "sha256-*")) // none: no layers
-			for _, path := range all {
-				l.Layers = append(l.Layers, strings.Replace(filepath.Base(path), "-", ":", 1))
+			if l.Layers, err = layer.IDs(layers); err != nil {
+				return nil, err
 			}
 		}
 		leases[e.Name()] = l

@@ -36,6 +36,7 @@ type changes struct {
 	layers     map[string]layer.Info
 	dropImages []string
 	dropLayers []string
+	lost       map[string]*loss // images that are dropped, but not forgotten
 }
 
 // A view is the content at one moment, with what readers ask for. Immutable.
@@ -94,6 +95,9 @@ func (v *view) with(c changes) *view {
 	maps.Copy(next.images, c.images)
 	maps.Copy(next.layers, c.layers)
 	for _, id := range c.dropImages {
+		delete(next.images, id)
+	}
+	for id := range c.lost {
 		delete(next.images, id)
 	}
 	for _, id := range c.dropLayers {

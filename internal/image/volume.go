@@ -43,11 +43,12 @@ const volumeMark = ".volume-"
 //
 // NotFound if the image is not present, or has no such part; Precondition if
 // that is neither a directory nor a file.
-func (s *Store) MountVolume(_ context.Context, v Volume) (string, error) {
-	lowers, err := s.borrow(v.id(), v.ImageID)
+func (s *Store) MountVolume(ctx context.Context, v Volume) (string, error) {
+	lowers, done, err := s.borrow(ctx, v.id(), v.ImageID)
 	if err != nil {
 		return "", err
 	}
+	defer done()
 	// The kernel stacks at least two.
 	bottom := filepath.Join(s.config.writable(v.id()), "bottom")
 	if err := makeDir(bottom, 0o755); err != nil {

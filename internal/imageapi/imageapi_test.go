@@ -11,6 +11,7 @@ import (
 	"net"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -19,8 +20,10 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
+	"google.golang.org/protobuf/proto"
 
 	imagev1 "github.com/davit-runtime/davit/api/image/v1"
+	"github.com/davit-runtime/davit/internal/archive"
 	"github.com/davit-runtime/davit/internal/image"
 	"github.com/davit-runtime/davit/internal/imageapi"
 	"github.com/davit-runtime/davit/internal/registry"
@@ -92,6 +95,30 @@ func TestWatchPulls(t *testing.T) {
 	}
 }
 
+// TestManyPulls: a state that is too long for one message comes in several.
+func TestManyPulls(t *testing.T) {
+	var many []image.PullState
+	for i := range 2000 {
+		p := image.PullState{ID: fmt.Sprint(i), Ref: "reg.example/a:1"}
+		for range 100 {
+			p.Layers = append(p.Layers, image.LayerState{Progress: image.Progress{Layer: "sha256:" + strings.Repeat("a", 64), Bytes: 1 << 30, Total: 1 << 40}})
+		}
+		many = append(many, p)
+	}
+	c := dial(t, imageapi.Parts{Pulls: told{many}})
+	all, err := watch(t, c, &imagev1.WatchPullsRequest{Once: true})
+	seen, largest := map[string]bool{}, 0
+	for _, answer := range all {
+		largest = max(largest, proto.Size(answer))
+		for _, p := range answer.Pulls {
+			seen[p.Id] = true
+		}
+	}
+	if err != nil || len(seen) != len(many) || largest > 2<<20 {
+		t.Errorf("%d pulls in %d answers of at most %d bytes, %v", len(seen), len(all), largest, err)
+	}
+}
+
 // watch returns all answers, and the error at the end unless it is io.EOF.
 func watch(t *testing.T, c imagev1.ImagesClient, r *imagev1.WatchPullsRequest) (all []*imagev1.WatchPullsResponse, err error) {
 	t.Helper()
@@ -110,23 +137,58 @@ func watch(t *testing.T, c imagev1.ImagesClient, r *imagev1.WatchPullsRequest) (
 
 // archives are functions.
 type archives struct {
-	load func(ctx context.Context, from io.Reader) ([]image.Image, error)
-	save func(ctx context.Context, to io.Writer, refs []string, f imageapi.Format) error
+	imageapi.Archives
+	read  func(ctx context.Context, from io.Reader) (*archive.Archive, error)
+	save  func(ctx context.Context, refs []string, to io.Writer) error
+	store *archive.Archive // another runtime's
 }
 
-func (a archives) Load(ctx context.Context, from io.Reader) ([]image.Image, error) {
-	return a.load(ctx, from)
+func (a archives) Read(ctx context.Context, from io.Reader) (*archive.Archive, error) {
+	return a.read(ctx, from)
 }
 
-func (a archives) Save(ctx context.Context, to io.Writer, refs []string, f imageapi.Format) error {
-	return a.save(ctx, to, refs, f)
+func (a archives) Save(ctx context.Context, refs []string, to io.Writer) error {
+	return a.save(ctx, refs, to)
+}
+
+func (a archives) Storage(root string) (*archive.Archive, error) {
+	if root != "/store" {
+		return nil, fmt.Errorf("there is no %s", root)
+	}
+	return a.store, nil
+}
+
+// kept is a store that takes what it is offered.
+type kept struct {
+	names []string
+	fail  string // an image that it does not take
+	usage image.DiskUsage
+}
+
+func (k *kept) Import(_ context.Context, o image.Offer, _ image.PullOptions) (image.Image, error) {
+	if k.fail != "" && slices.Contains(o.Names, k.fail) {
+		return image.Image{}, errors.New("no such luck")
+	}
+	k.names = append(k.names, o.Names...)
+	return image.Image{ID: "sha256:1"}, nil
+}
+
+func (k *kept) DiskUsage(context.Context) (image.DiskUsage, error) { return k.usage, nil }
+
+func offers(names ...string) *archive.Archive {
+	a := &archive.Archive{}
+	for _, n := range names {
+		a.Offers = append(a.Offers, image.Offer{Names: []string{n}})
+	}
+	return a
 }
 
 func TestLoad(t *testing.T) {
 	var got []byte
-	c := dial(t, imageapi.Parts{Archives: archives{load: func(_ context.Context, from io.Reader) (_ []image.Image, err error) {
+	store := &kept{}
+	c := dial(t, imageapi.Parts{Store: store, Archives: archives{read: func(_ context.Context, from io.Reader) (_ *archive.Archive, err error) {
 		got, err = io.ReadAll(from)
-		return []image.Image{{ID: "sha256:1", RepoTags: []string{"a:1", "b:1"}}}, err
+		return offers("a:1", "b:1"), err
 	}}})
 	want := noise(3 << 20)
 	s, err := c.Load(t.Context())
@@ -141,7 +203,7 @@ func TestLoad(t *testing.T) {
 		rest = rest[n:]
 	}
 	r, err := s.CloseAndRecv()
-	if err != nil || len(r.Images) != 1 || r.Images[0].Id != "sha256:1" || !slices.Equal(r.Images[0].Names, []string{"a:1", "b:1"}) {
+	if err != nil || len(r.Images) != 2 || r.Images[0].Id != "sha256:1" || r.Images[1].Names[0] != "b:1" || !slices.Equal(store.names, []string{"a:1", "b:1"}) {
 		t.Errorf("%v, %v", r, err)
 	}
 	if !bytes.Equal(got, want) {
@@ -153,7 +215,7 @@ func TestLoad(t *testing.T) {
 // the client's sending.
 func TestLoadBrokenOff(t *testing.T) {
 	ended := make(chan error, 1)
-	c := dial(t, imageapi.Parts{Archives: archives{load: func(_ context.Context, from io.Reader) ([]image.Image, error) {
+	c := dial(t, imageapi.Parts{Archives: archives{read: func(_ context.Context, from io.Reader) (*archive.Archive, error) {
 		_, err := io.Copy(io.Discard, from)
 		ended <- err
 		return nil, err
@@ -171,7 +233,7 @@ func TestLoadBrokenOff(t *testing.T) {
 		t.Errorf("the load ended by %v", err)
 	}
 
-	c = dial(t, imageapi.Parts{Archives: archives{load: func(context.Context, io.Reader) ([]image.Image, error) {
+	c = dial(t, imageapi.Parts{Archives: archives{read: func(context.Context, io.Reader) (*archive.Archive, error) {
 		return nil, errors.New("no archive")
 	}}})
 	if s, err = c.Load(t.Context()); err != nil {
@@ -188,8 +250,8 @@ func TestLoadBrokenOff(t *testing.T) {
 func TestSave(t *testing.T) {
 	want := noise(3<<20 + 7)
 	var asked string
-	c := dial(t, imageapi.Parts{Archives: archives{save: func(_ context.Context, to io.Writer, refs []string, f imageapi.Format) error {
-		asked = fmt.Sprint(refs, f)
+	c := dial(t, imageapi.Parts{Archives: archives{save: func(_ context.Context, refs []string, to io.Writer) error {
+		asked = fmt.Sprint(refs)
 		for rest := want; len(rest) > 0; {
 			n := min(len(rest), rand.IntN(1<<20))
 			if written, err := to.Write(rest[:n]); err != nil || written != n {
@@ -199,14 +261,12 @@ func TestSave(t *testing.T) {
 		}
 		return nil
 	}}})
-	got, largest, err := receive(t.Context(), c, &imagev1.SaveRequest{Images: []string{"a", "b"}, Format: imagev1.ArchiveFormat_ARCHIVE_FORMAT_DOCKER})
-	if err != nil || !bytes.Equal(got, want) || largest > 1<<20 || asked != fmt.Sprint([]string{"a", "b"}, imageapi.Docker) {
+	got, largest, err := receive(t.Context(), c, &imagev1.SaveRequest{Images: []string{"a", "b"}})
+	if err != nil || !bytes.Equal(got, want) || largest > 1<<20 || asked != fmt.Sprint([]string{"a", "b"}) {
 		t.Errorf("%d bytes, the largest piece %d, asked for %s, %v", len(got), largest, asked, err)
 	}
-	for _, bad := range []*imagev1.SaveRequest{{}, {Images: []string{"a"}, Format: 77}} {
-		if _, _, err := receive(t.Context(), c, bad); err == nil {
-			t.Errorf("%v was taken", bad)
-		}
+	if _, _, err := receive(t.Context(), c, &imagev1.SaveRequest{}); err == nil {
+		t.Error("an archive of nothing was made")
 	}
 }
 
@@ -231,7 +291,7 @@ func receive(ctx context.Context, c imagev1.ImagesClient, r *imagev1.SaveRequest
 // ends when the client goes.
 func TestSlowReader(t *testing.T) {
 	written, ended := make(chan int, 1<<20), make(chan error, 1)
-	c := dial(t, imageapi.Parts{Archives: archives{save: func(_ context.Context, to io.Writer, _ []string, _ imageapi.Format) error {
+	c := dial(t, imageapi.Parts{Archives: archives{save: func(_ context.Context, _ []string, to io.Writer) error {
 		for piece := make([]byte, 1<<20); ; {
 			n, err := to.Write(piece)
 			if err != nil {
@@ -314,5 +374,60 @@ func TestExplain(t *testing.T) {
 	}
 	if x := r.Routes[1]; x.Blocked.Value != "m.example" || len(x.Endpoints) != 0 {
 		t.Errorf("blocked = %v", x)
+	}
+}
+
+func TestImport(t *testing.T) {
+	store := &kept{fail: "reg/b:1"}
+	c := dial(t, imageapi.Parts{Store: store, Archives: archives{store: offers("docker.io/library/a:latest", "reg/b:1", "reg/c:1")}})
+	ask := func(r *imagev1.ImportRequest) string {
+		s, err := c.Import(t.Context(), r)
+		var told []string
+		for err == nil {
+			var answer *imagev1.ImportResponse
+			if answer, err = s.Recv(); err == nil {
+				told = append(told, fmt.Sprintf("%s:%s%s", answer.Name, answer.Error, answer.GetImage().GetId()))
+			}
+		}
+		if !errors.Is(err, io.EOF) {
+			told = append(told, status.Convert(err).Message())
+		}
+		return fmt.Sprint(told)
+	}
+	crio := imagev1.ForeignStore_FOREIGN_STORE_CRIO
+	for _, test := range []struct {
+		request *imagev1.ImportRequest
+		want    string
+	}{
+		{&imagev1.ImportRequest{Store: crio, Root: "/store"}, "[docker.io/library/a:latest:sha256:1 reg/b:1:no such luck reg/c:1:sha256:1]"},
+		{&imagev1.ImportRequest{Store: crio, Root: "/store", Images: []string{"a", "reg/d:1"}}, "[reg/d:1:it is not there docker.io/library/a:latest:sha256:1]"},
+		{&imagev1.ImportRequest{Store: crio, Root: "/other"}, "[there is no /other]"},
+		{&imagev1.ImportRequest{}, "[store: 0 is not known]"},
+	} {
+		if got := ask(test.request); got != test.want {
+			t.Errorf("%v: %s, want %s", test.request, got, test.want)
+		}
+	}
+	if want := []string{"docker.io/library/a:latest", "reg/c:1", "docker.io/library/a:latest"}; !slices.Equal(store.names, want) {
+		t.Errorf("imported %q", store.names)
+	}
+}
+
+func TestDiskUsage(t *testing.T) {
+	c := dial(t, imageapi.Parts{Store: &kept{usage: image.DiskUsage{
+		Images:   []image.ImageUsage{{ID: "sha256:1", Names: []string{"a:1"}, Bytes: 3, SharedBytes: 2, Containers: 1, Pinned: true}},
+		Layers:   []image.LayerUsage{{ID: "sha256:2", Bytes: 4, Images: 1}},
+		Writable: []image.WritableUsage{{Container: "c", Bytes: 5}}, Other: []image.OtherUsage{{What: "trash", Bytes: 6}},
+		FileSystem: image.FileSystem{Path: "/x", TotalBytes: 9, UsedBytes: 8, FreeBytes: 7},
+	}}})
+	r, err := c.DiskUsage(t.Context(), &imagev1.DiskUsageRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := fmt.Sprint(r.Images[0].Names, r.Images[0].Bytes, r.Images[0].SharedBytes, r.Images[0].Containers, r.Images[0].Pinned,
+		r.Layers[0].Bytes, r.Layers[0].Images, r.Writable[0].ContainerId, r.Writable[0].Bytes, r.Other[0].What, r.Other[0].Bytes,
+		r.FileSystem.Path, r.FileSystem.TotalBytes, r.FileSystem.UsedBytes, r.FileSystem.FreeBytes)
+	if want := fmt.Sprint([]string{"a:1"}, 3, 2, 1, true, 4, 1, "c", 5, "trash", 6, "/x", 9, 8, 7); got != want {
+		t.Errorf("%s, want %s", got, want)
 	}
 }

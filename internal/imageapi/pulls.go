@@ -6,6 +6,7 @@ import (
 
 	"github.com/distribution/reference"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	imagev1 "github.com/davit-runtime/davit/api/image/v1"
@@ -35,11 +36,29 @@ func (s *service) WatchPulls(r *imagev1.WatchPullsRequest, to grpc.ServerStreami
 			continue // another image's pull
 		}
 		quiet = len(answer.Pulls) == 0
-		if err := to.Send(answer); err != nil || r.Once {
+		if err := sendParts(to, answer); err != nil || r.Once {
 			return err
 		}
 	}
 	return context.Cause(ctx)
+}
+
+// partBytes is about how large an answer of WatchPulls may be. A pull is less.
+const partBytes = 1 << 20
+
+// sendParts sends an answer, in several if it is long.
+func sendParts(to grpc.ServerStreamingServer[imagev1.WatchPullsResponse], answer *imagev1.WatchPullsResponse) error {
+	part, size := &imagev1.WatchPullsResponse{}, 0
+	for _, p := range answer.Pulls {
+		if size > partBytes {
+			if err := to.Send(part); err != nil {
+				return err
+			}
+			part, size = &imagev1.WatchPullsResponse{}, 0
+		}
+		part.Pulls, size = append(part.Pulls, p), size+proto.Size(p)
+	}
+	return to.Send(part)
 }
 
 // isOf reports whether two references mean the same image; any, if image is empty.

@@ -8,6 +8,7 @@ import (
 	"google.golang.org/grpc"
 
 	imagev1 "github.com/davit-runtime/davit/api/image/v1"
+	"github.com/davit-runtime/davit/internal/archive"
 	"github.com/davit-runtime/davit/internal/image"
 	"github.com/davit-runtime/davit/internal/registry"
 )
@@ -18,22 +19,24 @@ type Pulls interface {
 	WatchPulls(ctx context.Context) iter.Seq[[]image.PullState]
 }
 
-// Archives turns images into one stream of bytes, and back.
+// Archives opens what images can be imported from, and writes it. Files
+// implements it.
 type Archives interface {
-	// Load adds the images of an archive. It reads from to its end, in order.
-	Load(ctx context.Context, from io.Reader) ([]image.Image, error)
+	// Read reads an archive to its end.
+	Read(ctx context.Context, stream io.Reader) (*archive.Archive, error)
+	// Containerd and Storage open other runtimes' stores.
+	Containerd(root, namespace string) (*archive.Archive, error)
+	Storage(root string) (*archive.Archive, error)
 	// Save writes an archive of the images that refs name.
-	Save(ctx context.Context, to io.Writer, refs []string, f Format) error
+	Save(ctx context.Context, refs []string, to io.Writer) error
 }
 
-// A Format is one of archives.
-type Format uint8
-
-// The formats that Save knows; Load recognizes them.
-const (
-	OCI Format = iota
-	Docker
-)
+// Store keeps images. *image.Store implements it.
+type Store interface {
+	// Import adds an image, verified and durable.
+	Import(ctx context.Context, o image.Offer, options image.PullOptions) (image.Image, error)
+	DiskUsage(ctx context.Context) (image.DiskUsage, error)
+}
 
 // Registries explains where images come from. *image.Store implements it.
 type Registries interface {
@@ -44,6 +47,8 @@ type Registries interface {
 type Parts struct {
 	Pulls      Pulls
 	Archives   Archives
+	Store      Store
+	Checker    Checker
 	Registries Registries
 	// Stopping is closed when davitd is to stop: watches end then.
 	Stopping <-chan struct{}

@@ -11,18 +11,19 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/store"
 )
 
-// Dirs keeps each layer as a directory of files: <root>/<id>/fs, the id with
+// dirs keeps each layer as a directory of files: <root>/<id>/fs, the id with
 // "-" for ":". Whiteouts are in it as overlayfs wants them: character devices
-// 0:0, and trusted.overlay.opaque on directories.
-//
-// Safe for concurrent use, but not for one ID at a time by several callers.
-type Dirs struct {
+// 0:0, and trusted.overlay.opaque on directories. Beside it info.json has the
+// layer's Info.
+type dirs struct {
 	root    string
 	staging string
 	trash   *Trash
@@ -30,24 +31,20 @@ type Dirs struct {
 	fd      *os.File // of root, on which the kernel reports what it could not write
 
 	mu    sync.Mutex
-	lost  int            // how often Sync had such an error
-	since map[string]int // lost when Unpack or Mend of a layer began, until Sync
+	lost  int            // how often sync had such an error
+	since map[string]int // lost when unpack of a layer began, until sync
 }
 
-// OpenDirs opens the store in root. Layers of which known returns false, and
-// what was being unpacked when the last process ended, go to the trash, which
-// must be on the same file system. Unpack refuses layers with files of more
-// than limit bytes in all.
-func OpenDirs(root string, trash *Trash, limit int64, known func(id string) bool) (*Dirs, error) {
-	d := &Dirs{root: root, staging: filepath.Join(root, "staging"), trash: trash, limit: limit, since: map[string]int{}}
+// openDirs opens the store in root. What was being unpacked when the last
+// process ended goes to the trash, which must be on the same file system.
+func openDirs(root string, trash *Trash, limit int64) (*dirs, error) {
+	d := &dirs{root: root, staging: filepath.Join(root, "staging"), trash: trash, limit: limit, since: map[string]int{}}
 	if err := os.MkdirAll(d.staging, 0o700); err != nil {
 		return nil, classify(err)
 	}
 	err := d.discard(d.staging, func(string) bool { return true })
 	if err == nil {
-		err = d.discard(root, func(name string) bool {
-			return name != filepath.Base(d.staging) && !known(strings.Replace(name, "-", ":", 1))
-		})
+		err = d.discard(root, func(name string) bool { return strings.HasPrefix(name, ".probe-") })
 	}
 	if err == nil {
 		d.fd, err = os.Open(root)
@@ -56,7 +53,7 @@ func OpenDirs(root string, trash *Trash, limit int64, known func(id string) bool
 }
 
 // discard puts those entries of dir into the trash that f says.
-func (d *Dirs) discard(dir string, f func(name string) bool) error {
+func (d *dirs) discard(dir string, f func(name string) bool) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return err
@@ -71,15 +68,17 @@ func (d *Dirs) discard(dir string, f func(name string) bool) error {
 	return nil
 }
 
-// Close lets go of the directory. The trash is its owner's to close.
-func (d *Dirs) Close() error { return d.fd.Close() }
+func (d *dirs) close() error { return d.fd.Close() }
 
-func (d *Dirs) dir(id string) string {
-	return filepath.Join(d.root, strings.Replace(id, ":", "-", 1))
+func (d *dirs) dir(id string) string { return filepath.Join(d.root, nameOf(id)) }
+
+func (d *dirs) has(id string) bool {
+	_, err := d.lower(id)
+	return err == nil
 }
 
-// Lower returns the directory to stack. NotFound if there is none.
-func (d *Dirs) Lower(id string) (string, error) {
+// lower returns the directory to stack. NotFound if there is none.
+func (d *dirs) lower(id string) (string, error) {
 	path := filepath.Join(d.dir(id), "fs")
 	if _, err := os.Lstat(path); err != nil {
 		return "", fault.New(fault.NotFound, "layer", "layer %s: %w", id, err)
@@ -87,10 +86,24 @@ func (d *Dirs) Lower(id string) (string, error) {
 	return path, nil
 }
 
-// Unpack makes layer id of a tar stream. It reads stream to its end; an error
-// of stream, also where io.EOF is due, undoes everything, so that a stream can
-// be one that verifies itself.
-func (d *Dirs) Unpack(ctx context.Context, id string, stream io.Reader) (Info, error) {
+// infoVersion is that of info.json.
+const infoVersion = 1
+
+func (d *dirs) infoFile(dir string) string { return filepath.Join(dir, "info.json") }
+
+// inspect implements Store.Inspect.
+func (d *dirs) inspect(id string) (*Info, error) {
+	if _, err := d.lower(id); err != nil {
+		return nil, err
+	}
+	var info Info
+	if err := store.LoadJSON(d.infoFile(d.dir(id)), infoVersion, &info); err != nil {
+		return nil, nil //nolint:nilerr // it is of no use as it is
+	}
+	return &info, nil
+}
+
+func (d *dirs) unpack(ctx context.Context, id string, stream io.Reader) (Info, error) {
 	return d.build(id, func(fs string) ([]string, error) {
 		t, err := openTree(fs)
 		if err != nil {
@@ -106,7 +119,7 @@ func (d *Dirs) Unpack(ctx context.Context, id string, stream io.Reader) (Info, e
 }
 
 // build lets fill make a layer's content and puts it in its place.
-func (d *Dirs) build(id string, fill func(fs string) (implicit []string, err error)) (Info, error) {
+func (d *dirs) build(id string, fill func(fs string) (implicit []string, err error)) (Info, error) {
 	d.mu.Lock()
 	d.since[id] = d.lost
 	d.mu.Unlock()
@@ -121,7 +134,7 @@ func (d *Dirs) build(id string, fill func(fs string) (implicit []string, err err
 	return info, nil
 }
 
-func (d *Dirs) fill(id, stage string, fill func(string) ([]string, error)) (info Info, err error) {
+func (d *dirs) fill(id, stage string, fill func(string) ([]string, error)) (info Info, err error) {
 	content := filepath.Join(stage, "fs")
 	if err := os.Mkdir(content, 0o755); err != nil {
 		return Info{}, err
@@ -135,6 +148,9 @@ func (d *Dirs) fill(id, stage string, fill func(string) ([]string, error)) (info
 	if info.Bytes, info.Inodes, err = measure(stage); err != nil {
 		return Info{}, err
 	}
+	if err := store.SaveJSON(d.infoFile(stage), infoVersion, info); err != nil {
+		return Info{}, err
+	}
 	if err := unix.Rename(stage, d.dir(id)); errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST) {
 		return info, d.trash.Put(stage) // there already; of the same digest, so of the same content
 	} else if err != nil {
@@ -143,11 +159,11 @@ func (d *Dirs) fill(id, stage string, fill func(string) ([]string, error)) (info
 	return info, nil
 }
 
-// Sync makes layers durable. It waits for other dirty data of the file system,
+// sync makes layers durable. It waits for other dirty data of the file system,
 // too: the price of a layer being many files. After an error the layers must
 // be removed: the kernel reports data that it lost only once, to whoever asks
 // first, which is why all layers of that time count as damaged.
-func (d *Dirs) Sync(ids []string) error {
+func (d *dirs) sync(ids []string) error {
 	err := unix.Syncfs(int(d.fd.Fd()))
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -166,9 +182,9 @@ func (d *Dirs) Sync(ids []string) error {
 	return nil
 }
 
-// Remove takes a layer out of the store at once; its files go later. It
+// remove takes a layer out of the store at once; its files go later. It
 // succeeds if there is none.
-func (d *Dirs) Remove(id string) error {
+func (d *dirs) remove(id string) error {
 	d.mu.Lock()
 	delete(d.since, id)
 	d.mu.Unlock()
@@ -203,10 +219,45 @@ func measure(root string) (bytes, inodes uint64, err error) {
 	return bytes, inodes, err
 }
 
-// classify gives an unclassified error its kind.
-func classify(err error) error {
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-		return fault.New(fault.Exhausted, "", "no space left for image layers: %w", err)
+// A dirLooker looks things up in a directory.
+type dirLooker struct{ root string }
+
+func (l dirLooker) look(name string) (kindOfFile, attributes, error) {
+	path := filepath.Join(l.root, name)
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); errors.Is(err, unix.ENOENT) {
+		return absent, attributes{}, nil
+	} else if err != nil {
+		return absent, attributes{}, err
 	}
-	return err
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return other, attributes{}, nil
+	}
+	all, err := xattrs(path)
+	return directory, attributes{mode: st.Mode & 0o7777, uid: st.Uid, gid: st.Gid, time: time.Unix(st.Mtim.Unix()), xattrs: all}, err
+}
+
+// xattrs returns a file's extended attributes.
+func xattrs(path string) (map[string]string, error) {
+	buf := make([]byte, 64<<10)
+	n, err := unix.Llistxattr(path, buf)
+	if errors.Is(err, unix.ENOTSUP) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	all := map[string]string{}
+	for name := range strings.SplitSeq(strings.TrimSuffix(string(buf[:n]), "\x00"), "\x00") {
+		if name == "" {
+			continue
+		}
+		value := make([]byte, 64<<10)
+		n, err := unix.Lgetxattr(path, name, value)
+		if err != nil {
+			return nil, err
+		}
+		all[name] = string(value[:n])
+	}
+	return all, nil
 }

@@ -1,75 +1,92 @@
 package layer
 
 import (
+	"archive/tar"
+	"bytes"
 	"context"
-	"errors"
-	"os"
-	"path/filepath"
+	"path"
 	"slices"
 	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
-// Mend makes layer id, to go on top of stack (topmost first), if directories in
-// stack hide the attributes of those below them. It returns false, and makes
-// nothing, if there are none.
-func (d *Dirs) Mend(ctx context.Context, id string, stack []Part) (Info, bool, error) {
-	s := make(stacked, 0, len(stack))
+// attributes are what a directory shows besides what is in it.
+type attributes struct {
+	mode     uint32 // permissions, set-user-ID and the like
+	uid, gid uint32
+	time     time.Time
+	xattrs   map[string]string // all of them
+}
+
+// A kindOfFile is what a name in a layer is.
+type kindOfFile uint8
+
+const (
+	absent kindOfFile = iota
+	directory
+	other // a whiteout, too
+)
+
+// A looker looks up a relative, clean name in one layer, "." for its root. It
+// follows no symbolic links; those above the name are real directories.
+type looker interface {
+	look(name string) (kindOfFile, attributes, error)
+}
+
+// A stacked is a stack of layers, topmost first.
+type stacked []stackedPart
+
+type stackedPart struct {
+	looker
+	implicit map[string]bool
+}
+
+// mends returns the directories that a mending layer needs, with what they are
+// to be like; none if there is nothing to mend.
+func (s stacked) mends(ctx context.Context) (map[string]attributes, error) {
 	names := map[string]bool{}
-	for _, part := range stack {
-		lower, err := d.Lower(part.ID)
-		if err != nil {
-			return Info{}, false, err
-		}
-		p := stackedPart{path: lower, implicit: map[string]bool{}}
-		for _, name := range part.Implicit {
-			p.implicit[name] = true
+	for _, part := range s {
+		for name := range part.implicit {
 			names[name] = true
 		}
-		s = append(s, p)
 	}
-	mends := map[string]string{} // what to make → the directory it is to be like
+	mends := map[string]attributes{}
 	for name := range names {
 		if ctx.Err() != nil {
-			return Info{}, false, context.Cause(ctx)
+			return nil, context.Cause(ctx)
 		}
-		model, hiding := s.resolve(name)
-		if !hiding || model == "" || isPlain(model) {
+		model, hiding, err := s.resolve(name)
+		if err != nil {
+			return nil, err
+		}
+		if !hiding || model.isPlain() {
 			continue
 		}
-		for dir := name; ; dir = filepath.Dir(dir) {
-			mends[dir], _ = s.resolve(dir)
+		for dir := name; ; dir = path.Dir(dir) {
+			if mends[dir], _, err = s.resolve(dir); err != nil {
+				return nil, err
+			}
 			if dir == "." {
 				break
 			}
 		}
 	}
-	if len(mends) == 0 {
-		return Info{}, false, nil
-	}
-	info, err := d.build(id, func(root string) ([]string, error) { return nil, makeLike(root, mends) })
-	return info, err == nil, err
+	return mends, nil
 }
 
-// A stacked is a stack of layers on disk, topmost first.
-type stacked []stackedPart
-
-type stackedPart struct {
-	path     string
-	implicit map[string]bool
-}
-
-// resolve finds the directory whose attributes a merged directory should show:
-// the topmost one that has an entry of its own; empty if none has. hiding tells
-// that another one, without an entry, is above it or is all there is.
-func (s stacked) resolve(name string) (model string, hiding bool) {
+// resolve finds what a merged directory should show: the attributes of the
+// topmost one that has an entry of its own; those of one without if none has.
+// hiding tells that another one, without an entry, is above it or is all there
+// is.
+func (s stacked) resolve(name string) (model attributes, hiding bool, err error) {
 	for _, part := range s {
-		found, last := part.find(name)
+		found, attrs, last, err := part.find(name)
+		if err != nil {
+			return attributes{}, false, err
+		}
 		if found {
 			if !part.implicit[name] {
-				return filepath.Join(part.path, name), hiding
+				return attrs, hiding, nil
 			}
 			hiding = true
 		}
@@ -77,113 +94,80 @@ func (s stacked) resolve(name string) (model string, hiding bool) {
 			break
 		}
 	}
-	return "", hiding
+	return attributes{mode: 0o755}, hiding, nil
 }
 
 // find tells whether a layer has a directory, and whether it hides all that
 // lower layers have under the name.
-func (p stackedPart) find(name string) (found, last bool) {
-	path := p.path
+func (p stackedPart) find(name string) (found bool, attrs attributes, last bool, err error) {
 	elements := strings.Split(name, "/")
 	if name == "." {
 		elements = nil
 	}
-	for i := -1; i < len(elements); i++ {
-		if i >= 0 {
-			path = filepath.Join(path, elements[i])
+	for i := range len(elements) + 1 {
+		kind, attrs, err := p.look(path.Join(".", path.Join(elements[:i]...)))
+		switch {
+		case err != nil || kind == absent:
+			return false, attributes{}, last, err
+		case kind == other: // a whiteout, or something else in its place
+			return false, attributes{}, true, nil
 		}
-		var st unix.Stat_t
-		if err := unix.Lstat(path, &st); err != nil {
-			return false, last // all above it in the path are real directories
-		}
-		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-			return false, true // a whiteout, or something else in its place
-		}
-		var value [1]byte
-		if n, err := unix.Lgetxattr(path, opaqueAttr, value[:]); err == nil && n == 1 && value[0] == 'y' {
+		if attrs.xattrs[opaqueAttr] == "y" {
 			last = true
 		}
+		if i == len(elements) {
+			return true, attrs, last, nil
+		}
 	}
-	return true, last
+	return false, attributes{}, last, nil
 }
 
 // isPlain reports whether a directory looks as one without an entry does.
-func isPlain(path string) bool {
-	var st unix.Stat_t
-	if unix.Lstat(path, &st) != nil {
-		return true
-	}
-	attrs, err := xattrs(path)
-	return err == nil && len(attrs) == 0 && st.Uid == 0 && st.Gid == 0 && st.Mode&0o7777 == 0o755
+func (a attributes) isPlain() bool {
+	return len(a.wanted()) == 0 && a.uid == 0 && a.gid == 0 && a.mode == 0o755
 }
 
-// makeLike makes directories below root, each like its model.
-func makeLike(root string, models map[string]string) error {
-	names := make([]string, 0, len(models))
-	for name := range models {
-		names = append(names, name)
-	}
-	slices.Sort(names) // a directory comes before what is in it
-	for _, name := range names {
-		if err := os.MkdirAll(filepath.Join(root, name), 0o755); err != nil {
-			return err
+// wanted returns the extended attributes without overlayfs's own.
+func (a attributes) wanted() map[string]string {
+	all := map[string]string{}
+	for name, value := range a.xattrs {
+		if wantedXattr(name) {
+			all[name] = value
 		}
 	}
-	for _, name := range slices.Backward(names) { // and is finished after that
-		if err := copyAttributes(filepath.Join(root, name), models[name]); err != nil {
-			return err
-		}
-	}
-	return nil
+	return all
 }
 
-func copyAttributes(path, model string) error {
-	if model == "" {
-		return os.Chmod(path, 0o755)
-	}
-	var st unix.Stat_t
-	if err := unix.Lstat(model, &st); err != nil {
-		return err
-	}
-	if err := os.Lchown(path, int(st.Uid), int(st.Gid)); err != nil {
-		return err
-	}
-	attrs, err := xattrs(model)
-	if err != nil {
-		return err
-	}
-	for name, value := range attrs {
-		if err := unix.Lsetxattr(path, name, value, 0); err != nil {
-			return err
+// mendingTar returns a layer of directories.
+func mendingTar(dirs map[string]attributes) ([]byte, error) {
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, name := range sortedNames(dirs) {
+		a := dirs[name]
+		h := &tar.Header{
+			Name: name + "/", Typeflag: tar.TypeDir, Mode: int64(a.mode), Uid: int(a.uid), Gid: int(a.gid),
+			ModTime: a.time, Format: tar.FormatPAX, PAXRecords: map[string]string{},
 		}
-	}
-	if err := unix.Chmod(path, st.Mode&0o7777); err != nil {
-		return err
-	}
-	return os.Chtimes(path, time.Time{}, time.Unix(st.Mtim.Unix()))
-}
-
-// xattrs returns a file's extended attributes, without overlayfs's own.
-func xattrs(path string) (map[string][]byte, error) {
-	buf := make([]byte, 64<<10)
-	n, err := unix.Llistxattr(path, buf)
-	if errors.Is(err, unix.ENOTSUP) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	all := map[string][]byte{}
-	for name := range strings.SplitSeq(strings.TrimSuffix(string(buf[:n]), "\x00"), "\x00") {
-		if name == "" || !wantedXattr(name) {
-			continue
+		if h.ModTime.IsZero() {
+			h.ModTime = time.Unix(0, 0)
 		}
-		value := make([]byte, 64<<10)
-		n, err := unix.Lgetxattr(path, name, value)
-		if err != nil {
+		for key, value := range a.wanted() {
+			h.PAXRecords[paxXattr+key] = value
+		}
+		if err := w.WriteHeader(h); err != nil {
 			return nil, err
 		}
-		all[name] = value[:n]
 	}
-	return all, nil
+	err := w.Close()
+	return b.Bytes(), err
+}
+
+// sortedNames has a directory before what is in it.
+func sortedNames(dirs map[string]attributes) []string {
+	names := make([]string, 0, len(dirs))
+	for name := range dirs {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
 }

@@ -415,3 +415,14 @@ func named(t *testing.T, ref string) reference.Named {
 	}
 	return n
 }
+
+func FuzzRange(f *testing.F) {
+	for _, s := range []string{"bytes 0-1/2", "bytes 5-9/*", "bytes */7", "bytes 9-1/3", "bytes 1-2/99999999999999999999"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, value string) {
+		if r, ok := parseRange(value); ok && (r.from < 0 || r.to < r.from || r.total >= 0 && r.total <= r.to) {
+			t.Errorf("%q: %+v", value, r)
+		}
+	})
+}

@@ -46,6 +46,11 @@ type Manifest struct {
 	Layers    []imagespec.Descriptor
 }
 
+// ParseManifest reads the manifest of an image, of the digest d.
+func ParseManifest(d digest.Digest, body []byte) (*Manifest, error) {
+	return parseManifest(imagespec.MediaTypeImageManifest, d, body)
+}
+
 // parseManifest reads a manifest. contentType is the HTTP header, which counts
 // only where the content does not say itself what it is.
 func parseManifest(contentType string, d digest.Digest, body []byte) (*Manifest, error) {

@@ -13,6 +13,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -74,6 +75,25 @@ func replace(from, path string, durable bool) error {
 		return os.Remove(from)
 	}
 	return os.Rename(from, path)
+}
+
+// unfinished is how write calls a file before it has its name.
+var unfinished = regexp.MustCompile(`^\..+\.[0-9]+$`)
+
+// Sweep deletes what writers left that were killed, in the directories that
+// patterns match (path/filepath.Match). Nobody may be writing there.
+func Sweep(patterns ...string) error {
+	var errs []error
+	for _, pattern := range patterns {
+		paths, err := filepath.Glob(filepath.Join(pattern, ".*"))
+		errs = append(errs, err)
+		for _, path := range paths {
+			if unfinished.MatchString(filepath.Base(path)) {
+				errs = append(errs, os.Remove(path))
+			}
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // SyncDir fsyncs a directory, so that renames in it outlive a power cut.

@@ -17,7 +17,7 @@ import (
 )
 
 // directories is how davitd is told to keep layers in directories.
-const directories = ""
+const directories = "[images]\nstore = \"directories\"\n"
 
 // A contestant is a runtime, set up in one way.
 type contestant struct {

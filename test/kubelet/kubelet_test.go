@@ -43,6 +43,7 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	flag.Parse()
+	secure.Timeout = times(secure.Timeout)
 	if *endpoint != "" {
 		join(*endpoint)
 		os.Exit(m.Run())

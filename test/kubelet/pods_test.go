@@ -251,7 +251,7 @@ func portsAnswer(_ *node, p *corev1.Pod) error {
 }
 
 func get(url string) (string, error) {
-	client := http.Client{Timeout: 2 * time.Second}
+	client := http.Client{Timeout: times(2 * time.Second)}
 	resp, err := client.Get(url)
 	if err != nil {
 		return "", err

@@ -8,8 +8,11 @@
 //	                     davitd alone; start takes the file config.toml if there is one
 //	monitor kill         davit-monitor, by SIGKILL; the keeper starts it again
 //	registry start|stop  the registry that $REGISTRY names
+//	slow start|release   the same as $SLOW: blobs come by half, until they are released
 //	serve NAME [SPEC.json]
 //	                     push an image, busybox or as described, as $REGISTRY/NAME
+//	archive NAME FILE    write a docker-archive with busybox as NAME
+//	damage DIR           change a byte in the middle of the largest file there
 //	await SECONDS 'PATTERN' davit ARGS...
 //	                     repeat the command until its output matches
 //	fetch URL            print a page; waits until somebody listens
@@ -34,7 +37,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
 
@@ -62,6 +67,7 @@ func (s serially) Verbose() bool { return testing.Verbose() }
 type session struct {
 	daemon   *testkit.Daemon
 	registry *testkit.Registry
+	slow     *slow
 	dir      string
 }
 
@@ -81,8 +87,11 @@ func TestScripts(t *testing.T) {
 			"daemon":   daemon,
 			"monitor":  monitor,
 			"registry": registry,
+			"slow":     slowRegistry,
 			"serve":    serve,
+			"archive":  archive,
 			"await":    await,
+			"damage":   damage,
 			"fetch":    fetch,
 			"empty":    empty,
 		},
@@ -267,6 +276,41 @@ func (s imageSpec) build(arch string) (v1.Image, error) {
 	return testkit.NewImage(testkit.ImageSpec{
 		Layers: [][]testkit.File{files}, Config: s.Config, Compression: s.Compression, Docker: s.Docker, Arch: arch,
 	})
+}
+
+func archive(ts *testscript.TestScript, _ bool, args []string) {
+	if len(args) != 2 {
+		ts.Fatalf("usage: archive NAME FILE")
+	}
+	tag, err := name.NewTag(args[0])
+	ts.Check(err)
+	img, err := testkit.Busybox()
+	ts.Check(err)
+	ts.Check(tarball.WriteToFile(ts.MkAbs(args[1]), tag, img))
+}
+
+func damage(ts *testscript.TestScript, _ bool, args []string) {
+	if len(args) != 1 {
+		ts.Fatalf("usage: damage DIR")
+	}
+	entries, err := os.ReadDir(args[0])
+	ts.Check(err)
+	var largest string
+	var size int64
+	for _, e := range entries {
+		if info, err := e.Info(); err == nil && info.Mode().IsRegular() && info.Size() > size {
+			largest, size = filepath.Join(args[0], e.Name()), info.Size()
+		}
+	}
+	f, err := os.OpenFile(largest, os.O_RDWR, 0)
+	ts.Check(err)
+	defer f.Close()
+	b := make([]byte, 1)
+	_, err = f.ReadAt(b, size/2)
+	ts.Check(err)
+	b[0] ^= 1
+	_, err = f.WriteAt(b, size/2)
+	ts.Check(err)
 }
 
 func await(ts *testscript.TestScript, neg bool, args []string) {

@@ -12,14 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// readTree reads all that is below dir, and stays on its file system.
+// readTree reads all that is below dir.
 func readTree(dir string) (tree, error) {
 	t := tree{}
-	names := map[uint64][]string{} // paths of files with several
-	var top unix.Stat_t
-	if err := unix.Lstat(dir, &top); err != nil {
-		return nil, err
-	}
+	names := map[[2]uint64][]string{} // paths of files with several, by device (overlayfs shows each layer's) and inode
 	err := filepath.WalkDir(dir, func(at string, d fs.DirEntry, err error) error {
 		if err != nil || at == dir {
 			return err
@@ -35,7 +31,8 @@ func readTree(dir string) (tree, error) {
 		name := strings.TrimPrefix(at, dir)
 		t[name] = line
 		if s.Nlink > 1 && !d.IsDir() {
-			names[s.Ino] = append(names[s.Ino], name)
+			file := [2]uint64{s.Dev, s.Ino}
+			names[file] = append(names[file], name)
 		}
 		return nil
 	})

@@ -132,31 +132,21 @@ func (c *counted) Read(p []byte) (int, error) {
 }
 
 func (c commands) saveCommand() *cobra.Command {
-	var file, format string
+	var file string
 	cmd := &cobra.Command{
 		Use:   "save IMAGE... [-f FILE]",
 		Short: "Save images as an archive",
-		Long: `Save images as an archive: an OCI image layout as a tar file, or with --format docker what docker load reads.
-Layers are the registry's, byte for byte, but not compressed. A FILE appears only when it is whole.
+		Long: `Save images as an archive, which is an OCI image layout as a tar file and what docker load reads at once. Layers are the
+registry's, byte for byte, but not compressed: an image keeps its ID. A FILE appears only when it is whole.
 
 davitd only. With -o json, which needs -f: one object.`,
 		Example: "  davit image save busybox:1.36 -f busybox.tar",
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			request := &imagev1.SaveRequest{Images: args}
-			switch format {
-			case "oci":
-				request.Format = imagev1.ArchiveFormat_ARCHIVE_FORMAT_OCI
-			case "docker":
-				request.Format = imagev1.ArchiveFormat_ARCHIVE_FORMAT_DOCKER
-			default:
-				return fmt.Errorf("--format %s: oci and docker are known", format)
-			}
-			return c.save(cmd.Context(), request, file)
+			return c.save(cmd.Context(), &imagev1.SaveRequest{Images: args}, file)
 		},
 	}
 	cmd.Flags().StringVarP(&file, "file", "f", "-", "where to write it; - is standard output")
-	cmd.Flags().StringVar(&format, "format", "oci", "oci or docker")
 	return cmd
 }
 

@@ -43,12 +43,15 @@ davitd only. With -o json: the messages of davit.image.v1.Images.WatchPulls; wit
 func (c commands) listPulls(ctx context.Context, request *imagev1.WatchPullsRequest) error {
 	ctx, cancel := c.Call(ctx, 0)
 	defer cancel()
-	var r *imagev1.WatchPullsResponse
+	r := &imagev1.WatchPullsResponse{}
 	s, err := c.Own().WatchPulls(ctx, request)
-	if err == nil {
-		r, err = s.Recv()
+	for err == nil { // a long answer comes in parts
+		var part *imagev1.WatchPullsResponse
+		if part, err = s.Recv(); err == nil {
+			r.Pulls = append(r.Pulls, part.Pulls...)
+		}
 	}
-	if err != nil {
+	if !errors.Is(err, io.EOF) {
 		return c.Told(ctx, "pulls", err)
 	}
 	if c.JSON() {
@@ -85,7 +88,7 @@ func (c commands) watchPulls(ctx context.Context, request *imagev1.WatchPullsReq
 	var d display = &lines{out: c.Out}
 	switch {
 	case c.JSON():
-		d = jsonLines{c.Console}
+		d = jsonLines(c)
 	case isTerminal(c.Out):
 		b := newBars(c.Out)
 		defer b.close()

@@ -23,7 +23,8 @@ func (c commands) dfCommand() *cobra.Command {
 		Use:   "df",
 		Short: "Show what takes how much of the disk: images, containers, the rest",
 		Long: `Show what takes how much of the disk below davitd's directory of images. What several images share counts once in the sum:
-SHARED is what would stay if the image were removed. Containers' writable layers are as they were counted last.
+SHARED is what would stay if the image were removed. Everything but layers is counted
+when it is asked for.
 
 davitd only. With -o json: the message davit.image.v1.DiskUsageResponse.`,
 		Args: cobra.NoArgs,
@@ -90,10 +91,10 @@ func (c commands) printLayers(layers []*imagev1.LayerUsage) error {
 	layers = slices.SortedStableFunc(slices.Values(layers), func(a, b *imagev1.LayerUsage) int { return cmp.Compare(b.Bytes, a.Bytes) })
 	var rows [][]string
 	for _, l := range layers {
-		rows = append(rows, []string{console.Short(l.Id), amount(l.Bytes), fmt.Sprint(l.Images), console.Dash(l.Kind), yes(l.Mounted)})
+		rows = append(rows, []string{console.Short(l.Id), amount(l.Bytes), fmt.Sprint(l.Images)})
 	}
 	fmt.Fprintln(c.Out)
-	return c.PrintTable("LAYER SIZE IMAGES KIND MOUNTED", rows)
+	return c.PrintTable("LAYER SIZE IMAGES", rows)
 }
 
 // yes is for columns where it is the exception.

@@ -31,15 +31,15 @@ import (
 
 // Store is a layer store, as package image uses it.
 type Store interface {
-	Unpack(ctx context.Context, id string, tar io.Reader) (layer.Info, error)
+	Unpack(ctx context.Context, id string, blob layer.Blob, tar io.Reader) (layer.Info, error)
 	Mend(ctx context.Context, id string, stack []layer.Part) (layer.Info, bool, error)
 	Sync(ids []string) error
-	Lower(id string) (string, error)
+	Use(id string) (dir string, done func(), err error)
 	Remove(id string) error
 }
 
-// An Opener opens an empty store. dirs lists the directories that it may write
-// to; left returns what is in them besides whole layers.
+// An Opener opens an empty store. left returns what there is besides whole
+// layers.
 type Opener func(t *testing.T) (s Store, left func() []string)
 
 // Run runs the suite. The caller has seen to root and the namespace.
@@ -140,7 +140,7 @@ func unpack(t *testing.T, s Store, layers [][]byte) []string {
 	var stack []layer.Part
 	for _, l := range layers {
 		id := digest.FromBytes(l).String()
-		info, err := s.Unpack(ctx, id, bytes.NewReader(l))
+		info, err := s.Unpack(ctx, id, layer.Blob{}, bytes.NewReader(l))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -169,10 +169,11 @@ func merged(t *testing.T, s Store, ids []string, f func(root string)) {
 	empty, target := t.TempDir(), t.TempDir()
 	var lowers []string
 	for _, id := range ids {
-		lower, err := s.Lower(id)
+		lower, done, err := s.Use(id)
 		if err != nil {
 			t.Fatal(err)
 		}
+		defer done()
 		lowers = append(lowers, lower)
 	}
 	options := "index=off,lowerdir=" + strings.Join(append(lowers, empty), ":")
@@ -293,7 +294,7 @@ func checkRefused(t *testing.T, s Store, c refusal) {
 	entries := c.entries(outside)
 	l := Tar(entries...)
 	id := digest.FromBytes(l).String()
-	_, err := s.Unpack(context.Background(), id, bytes.NewReader(l))
+	_, err := s.Unpack(context.Background(), id, layer.Blob{}, bytes.NewReader(l))
 	switch {
 	case c.contained:
 		if err != nil {
@@ -302,7 +303,7 @@ func checkRefused(t *testing.T, s Store, c refusal) {
 	case !fault.Is(err, fault.Unknown):
 		t.Errorf("kind %v: %v", fault.KindOf(err), err)
 	default:
-		if _, err := s.Lower(id); !fault.Is(err, fault.NotFound) {
+		if _, _, err := s.Use(id); !fault.Is(err, fault.NotFound) {
 			t.Errorf("there is a layer: %v", err)
 		}
 	}
@@ -334,16 +335,16 @@ func checkStreams(t *testing.T, open Opener) {
 		{"no tar", context.Background(), strings.NewReader(strings.Repeat("no tar", 500)), fault.Unknown},
 		{"cancelled", ctx, bytes.NewReader(l), fault.Canceled},
 	} {
-		if _, err := s.Unpack(c.ctx, "sha256:1", c.stream); !fault.Is(err, c.kind) {
+		if _, err := s.Unpack(c.ctx, "sha256:1", layer.Blob{}, c.stream); !fault.Is(err, c.kind) {
 			t.Errorf("%s: kind %v: %v", c.name, fault.KindOf(err), err)
 		}
-		if _, err := s.Lower("sha256:1"); !fault.Is(err, fault.NotFound) {
+		if _, _, err := s.Use("sha256:1"); !fault.Is(err, fault.NotFound) {
 			t.Errorf("%s: there is a layer: %v", c.name, err)
 		}
 	}
 	checkLeft(t, left)
 	for range 2 { // a second time changes nothing
-		if _, err := s.Unpack(context.Background(), "sha256:1", bytes.NewReader(l)); err != nil {
+		if _, err := s.Unpack(context.Background(), "sha256:1", layer.Blob{}, bytes.NewReader(l)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -357,14 +358,14 @@ func (b broken) Read([]byte) (int, error) { return 0, b.err }
 func checkRemove(t *testing.T, open Opener) {
 	s, left := open(t)
 	l := Tar(Entry{Name: "a", Content: "x"}, Entry{Name: "b/c", Content: "y"})
-	if _, err := s.Unpack(context.Background(), "sha256:1", bytes.NewReader(l)); err != nil {
+	if _, err := s.Unpack(context.Background(), "sha256:1", layer.Blob{}, bytes.NewReader(l)); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
 		if err := s.Remove("sha256:1"); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := s.Lower("sha256:1"); !fault.Is(err, fault.NotFound) {
+		if _, _, err := s.Use("sha256:1"); !fault.Is(err, fault.NotFound) {
 			t.Errorf("there is still a layer: %v", err)
 		}
 	}
@@ -378,7 +379,7 @@ func checkUsage(t *testing.T, open Opener) {
 	for i := range 100 {
 		entries = append(entries, Entry{Name: fmt.Sprintf("d%d/f", i), Content: strings.Repeat("y", 50*i)})
 	}
-	info, err := s.Unpack(context.Background(), "sha256:1", bytes.NewReader(Tar(entries...)))
+	info, err := s.Unpack(context.Background(), "sha256:1", layer.Blob{}, bytes.NewReader(Tar(entries...)))
 	if err != nil {
 		t.Fatal(err)
 	}
