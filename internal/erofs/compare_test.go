@@ -18,11 +18,23 @@ import (
 	"github.com/davit-runtime/davit/internal/erofs"
 )
 
-// mount mounts an image from its file and returns where.
+// mount mounts an image from its file, or as older kernels need it, and returns
+// where.
 func mount(t testing.TB, file string) string {
 	t.Helper()
 	target := t.TempDir()
-	if err := unix.Mount(file, target, "erofs", unix.MS_RDONLY, ""); err != nil {
+	err := unix.Mount(file, target, "erofs", unix.MS_RDONLY, "")
+	if errors.Is(err, unix.ENOTBLK) {
+		f, openErr := os.Open(file)
+		if openErr != nil {
+			t.Fatal(openErr)
+		}
+		defer f.Close()
+		loop := attach(t, f)
+		defer loop.Close()
+		err = unix.Mount(loop.Name(), target, "erofs", unix.MS_RDONLY, "")
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

@@ -159,32 +159,36 @@ func TestLoopDevice(t *testing.T) {
 		layertest.Entry{Name: "l", Link: "d/a"}, layertest.Entry{Name: ".wh.c"}, layertest.Entry{Name: "d/.wh..wh..opq"},
 	))
 	want := checkImage(t, m)
+	loop := attach(t, m.File)
+	defer loop.Close()
+	same(t, "from a loop device", want, describe(t, mount(t, loop.Name())), nil)
+}
+
+// attach returns a loop device of a file, which goes with its last user.
+func attach(t testing.TB, file *os.File) *os.File {
+	t.Helper()
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer control.Close()
-	var loop *os.File
 	for range 100 { // somebody else may be quicker
 		number, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if loop, err = os.OpenFile(fmt.Sprintf("/dev/loop%d", number), os.O_RDONLY, 0); err != nil {
+		loop, err := os.OpenFile(fmt.Sprintf("/dev/loop%d", number), os.O_RDONLY, 0)
+		if err != nil {
 			t.Fatal(err)
 		}
-		err = unix.IoctlLoopConfigure(int(loop.Fd()), &unix.LoopConfig{Fd: uint32(m.Fd()), Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_READ_ONLY | unix.LO_FLAGS_AUTOCLEAR}})
+		err = unix.IoctlLoopConfigure(int(loop.Fd()), &unix.LoopConfig{Fd: uint32(file.Fd()), Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_READ_ONLY | unix.LO_FLAGS_AUTOCLEAR}})
 		if err == nil {
-			break
+			return loop
 		}
 		_ = loop.Close()
-		loop = nil
 	}
-	if loop == nil {
-		t.Fatal("no loop device")
-	}
-	defer loop.Close()
-	same(t, "from a loop device", want, describe(t, mount(t, loop.Name())), nil)
+	t.Fatal("no loop device")
+	return nil
 }
 
 // Hard links to what was written long ago, to each kind of file, to what is
