@@ -89,6 +89,12 @@ func (d *dirs) lower(id string) (string, error) {
 // infoVersion is that of info.json.
 const infoVersion = 1
 
+// A dirInfo is what a directory tells of itself.
+type dirInfo struct {
+	Info
+	Boot string // when it was made: without Sync it outlives no power cut
+}
+
 func (d *dirs) infoFile(dir string) string { return filepath.Join(dir, "info.json") }
 
 // inspect implements Store.Inspect.
@@ -96,11 +102,19 @@ func (d *dirs) inspect(id string) (*Info, error) {
 	if _, err := d.lower(id); err != nil {
 		return nil, err
 	}
-	var info Info
+	var info dirInfo
 	if err := store.LoadJSON(d.infoFile(d.dir(id)), infoVersion, &info); err != nil {
 		return nil, nil //nolint:nilerr // it is of no use as it is
 	}
-	return &info, nil
+	return &info.Info, nil
+}
+
+// settled reports whether a layer that is there was made since the machine was
+// started, so that it is whole, if perhaps not on the disk.
+func (d *dirs) settled(id string) bool {
+	var info dirInfo
+	boot, err := store.BootID()
+	return err == nil && store.LoadJSON(d.infoFile(d.dir(id)), infoVersion, &info) == nil && info.Boot == boot
 }
 
 func (d *dirs) unpack(ctx context.Context, id string, stream io.Reader) (Info, error) {
@@ -153,12 +167,25 @@ func (d *dirs) fill(id, stage string, fill func(string) ([]string, error)) (info
 	if info.Bytes, info.Inodes, err = measure(stage); err != nil {
 		return Info{}, err
 	}
-	if err := store.SaveJSON(d.infoFile(stage), infoVersion, info); err != nil {
+	boot, err := store.BootID()
+	if err != nil {
 		return Info{}, err
 	}
-	if err := unix.Rename(stage, d.dir(id)); errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST) {
-		return info, d.trash.Put(stage) // there already; of the same digest, so of the same content
-	} else if err != nil {
+	if err := store.SaveJSON(d.infoFile(stage), infoVersion, dirInfo{info, boot}); err != nil {
+		return Info{}, err
+	}
+	err = unix.Rename(stage, d.dir(id))
+	if errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST) {
+		if d.settled(id) {
+			return info, d.trash.Put(stage) // there already; of the same digest, so of the same content
+		}
+		// A power cut may have left it, with empty files; who had it mounted is gone.
+		if err := d.trash.Put(d.dir(id)); err != nil {
+			return Info{}, err
+		}
+		err = unix.Rename(stage, d.dir(id))
+	}
+	if err != nil {
 		return Info{}, fmt.Errorf("rename layer %s into place: %w", id, err)
 	}
 	return info, nil

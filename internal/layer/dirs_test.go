@@ -18,6 +18,7 @@ import (
 	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/layer"
 	"github.com/davit-runtime/davit/internal/layer/layertest"
+	"github.com/davit-runtime/davit/internal/store"
 	"github.com/davit-runtime/davit/internal/testkit"
 )
 
@@ -109,6 +110,50 @@ func TestOpenClearsAway(t *testing.T) {
 	})
 	if got := strings.Join(left, " "); err != nil || got != " /layers /layers/sha256-2 /layers/sha256-2/fs /layers/sha256-2/fs/c /layers/sha256-4.erofs /layers/staging /state /trash" {
 		t.Errorf("%s %v", got, err)
+	}
+}
+
+// A directory that a power cut left, with files that are empty, is replaced by
+// the layer that is pulled; one of this boot may be in use, and stays.
+func TestLeftByPowerCut(t *testing.T) {
+	testkit.Root(t)
+	dir := t.TempDir()
+	content := layertest.Tar(layertest.Entry{Name: "f", Content: "data"})
+	at := filepath.Join(dir, "layers/sha256-1")
+	for _, left := range []struct {
+		from string // which boot
+		size int64  // of the file, after another pull
+	}{{"another", 4}, {"", 4}, {"this", 0}} {
+		if err := os.RemoveAll(at); err != nil {
+			t.Fatal(err)
+		}
+		s, _, _ := open(t, dir, layer.Directories, 1<<20)
+		unpack := func() {
+			t.Helper()
+			if _, err := s.Unpack(t.Context(), "sha256:1", layer.Blob{}, bytes.NewReader(content)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		unpack()
+		if err := os.Truncate(filepath.Join(at, "fs/f"), 0); err != nil {
+			t.Fatal(err)
+		}
+		info := filepath.Join(at, "info.json")
+		switch left.from {
+		case "":
+			if err := os.Truncate(info, 0); err != nil {
+				t.Fatal(err)
+			}
+		case "another":
+			if err := store.SaveJSON(info, 1, struct{ Boot string }{"another"}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		unpack()
+		st, err := os.Lstat(filepath.Join(at, "fs/f"))
+		if err != nil || st.Size() != left.size {
+			t.Errorf("left by boot %q: %v %v", left.from, st, err)
+		}
 	}
 }
 

@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"maps"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/davit-runtime/davit/internal/fault"
@@ -101,8 +100,7 @@ func (s *state) due(list []string, now time.Time) (due []string) {
 func load(path string, now time.Time) *state {
 	v := &state{}
 	err := store.LoadJSON(path, stateVersion, v)
-	data, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	boot := strings.TrimSpace(string(data))
+	boot, _ := store.BootID()
 	v.doubt = err == nil && v.Boot != boot && !v.Clean || err != nil && !fault.Is(err, fault.NotFound)
 	if v.At == nil || v.doubt {
 		v.At = map[string]int64{}

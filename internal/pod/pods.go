@@ -118,11 +118,11 @@ func Open(ctx context.Context, opt Options) (*Pods, error) {
 		opt.Host.ResolvConf = "/etc/resolv.conf"
 	}
 	if opt.Host.BootID == "" {
-		id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+		id, err := store.BootID()
 		if err != nil {
 			return nil, err
 		}
-		opt.Host.BootID = strings.TrimSpace(string(id))
+		opt.Host.BootID = id
 	}
 	p := &Pods{
 		opt: opt, log: opt.Log, crew: operation.NewCrew(ctx, opt.Log),

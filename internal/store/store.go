@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -94,6 +95,14 @@ func Sweep(patterns ...string) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// BootID returns what the kernel calls this boot, by which it is known whether
+// the machine was off since a file was written. kernel: proc_sys_kernel(5),
+// random/boot_id.
+func BootID() (string, error) {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(id)), err
 }
 
 // SyncDir fsyncs a directory, so that renames in it outlive a power cut.
