@@ -4,9 +4,11 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -74,10 +76,15 @@ type conn struct {
 	conns *conns
 	lost  chan struct{} // closed when the client has gone, or Close was called
 	once  sync.Once
+
+	closed atomic.Bool // Close was called
 }
 
 func (c *conn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
+	if c.closed.Load() {
+		return 0, net.ErrClosed
+	}
 	// net/http stops a read of its own by a deadline when the protocol changes.
 	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 		c.lose()
@@ -87,11 +94,33 @@ func (c *conn) Read(p []byte) (int, error) {
 }
 
 // Close succeeds again and again: spdystream waits where it does not.
+//
+// What the client still sends is taken for a moment: a connection that is
+// closed on it is reset, and then who stands between, a kubelet or an API
+// server, drops what it has not passed on to the client yet.
 func (c *conn) Close() error {
 	c.lose()
-	c.conns.remove(c)
-	_ = c.Conn.Close()
+	if c.closed.Swap(true) {
+		return nil
+	}
+	tcp, ok := c.Conn.(*net.TCPConn)
+	if !ok || tcp.CloseWrite() != nil {
+		c.cut()
+		return nil
+	}
+	_ = tcp.SetReadDeadline(time.Now().Add(linger))
+	go func() {
+		_, _ = io.Copy(io.Discard, tcp)
+		c.cut()
+	}()
 	return nil
+}
+
+// cut closes the connection at once.
+func (c *conn) cut() {
+	c.lose()
+	_ = c.Conn.Close()
+	c.conns.remove(c)
 }
 
 // gone reports whether the client has ended the connection, or its machine

@@ -161,7 +161,7 @@ func (s *Server) Close() {
 	}
 	done := wait(stopGrace)
 	for _, c := range s.conns.all() {
-		_ = c.Close()
+		c.cut()
 	}
 	if !done && !wait(cutGrace) {
 		s.config.Log.Warn("sessions do not end; they are left behind", "after", stopGrace+cutGrace)
