@@ -45,7 +45,7 @@ func (b *bench) comparePulls(ctx context.Context, dir layout.Dir, tag string) er
 		contestants = append(contestants, b.containerd("containerd, EROFS", erofsSnapshotter))
 	}
 	t := b.report.table(fmt.Sprintf("%s: %d layers, %d MB compressed", tag, len(m.Layers), compressed>>20), []row{
-		{name: cpu, limit: 0.45}, {name: wall, limit: 0.6}, {name: written, limit: 0.7}, {name: device, limit: 0.7},
+		{name: cpu, limit: 0.45}, {name: wall, limit: 0.6}, {name: device, limit: 0.7}, {name: written}, // the latter without the file system's own
 		{name: used, limit: 0.75}, {name: removal, limit: 0.05}, {name: memory, most: 150},
 	})
 	for round := range b.rounds {
