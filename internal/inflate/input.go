@@ -27,12 +27,14 @@ type input struct {
 	n    uint
 }
 
-// fill reads until there are least bytes, or an error of src.
+// fill reads until there are least bytes, or an error of src. It keeps the last
+// bytes that were taken, for giveBack.
 func (in *input) fill(least int) {
-	copy(in.in[:], in.in[in.pos:in.end])
-	in.end -= in.pos
-	in.pos = 0
-	for idle := 0; in.end < least && in.err == nil; {
+	from := max(0, in.pos-wordSlack)
+	copy(in.in[:], in.in[from:in.end])
+	in.pos -= from
+	in.end -= from
+	for idle := 0; in.end-in.pos < least && in.err == nil; {
 		n, err := in.src.Read(in.in[in.end:inputSize])
 		in.end += n
 		in.err = err
@@ -55,7 +57,7 @@ func (in *input) short() error {
 // byte returns the next byte, of which no bit has been taken.
 func (in *input) byte() (byte, error) {
 	if in.pos == in.end {
-		if in.fill(1); in.end == 0 {
+		if in.fill(1); in.pos == in.end {
 			return 0, in.short()
 		}
 	}

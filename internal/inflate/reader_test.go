@@ -138,6 +138,40 @@ func TestReadsWhatCompressorsWrite(t *testing.T) {
 	}
 }
 
+// Wherever in a block, or in what is before it, the input comes to an end for
+// now: blocks are short here, and pieces random.
+func TestPiecesOfShortBlocks(t *testing.T) {
+	for name, data := range contents(t) {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			data = data[:min(len(data), 100_000)]
+			for seed := range uint64(20) {
+				rng := rand.New(rand.NewPCG(seed, 0))
+				var blob bytes.Buffer
+				w := stdgzip.NewWriter(&blob)
+				for rest := data; len(rest) > 0; {
+					n := min(len(rest), 1+rng.IntN(2000))
+					if _, err := w.Write(rest[:n]); err != nil {
+						t.Fatal(err)
+					}
+					if err := w.Flush(); err != nil {
+						t.Fatal(err)
+					}
+					rest = rest[n:]
+				}
+				if err := w.Close(); err != nil {
+					t.Fatal(err)
+				}
+				most := 1 << rng.IntN(10)
+				got, err := unpack(reader(func(p []byte) (int, error) { return blob.Read(p[:min(len(p), 1+rng.IntN(most))]) }))
+				if err != nil || !bytes.Equal(got, data) {
+					t.Fatalf("seed %d, pieces of %d at most: %d bytes of %d, %v", seed, most, len(got), len(data), err)
+				}
+			}
+		})
+	}
+}
+
 // Whatever pieces the input comes in and the output is asked for in, it is the same.
 func TestReadsInPieces(t *testing.T) {
 	data := contents(t)["source"]
