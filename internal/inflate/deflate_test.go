@@ -8,6 +8,7 @@ import (
 	"hash/crc32"
 	"io"
 	"testing"
+	"testing/iotest"
 
 	"github.com/davit-runtime/davit/internal/inflate"
 )
@@ -71,6 +72,9 @@ func compareDeflate(t *testing.T, stream []byte) (data []byte, ok bool) {
 		blob = binary.LittleEndian.AppendUint32(blob, uint32(len(want)))
 	}
 	got, err := unpack(bytes.NewReader(blob))
+	if pieces, pErr := unpack(iotest.OneByteReader(bytes.NewReader(blob))); !bytes.Equal(pieces, got) || (pErr == nil) != (err == nil) {
+		t.Errorf("%x: %x, %v; in pieces %x, %v", stream, got, err, pieces, pErr)
+	}
 	switch {
 	case (err == nil) != (wantErr == nil), errors.Is(err, inflate.ErrChecksum), errors.Is(err, inflate.ErrHeader):
 		t.Errorf("%x: %v; compress/flate: %v", stream, err, wantErr)

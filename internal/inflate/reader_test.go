@@ -325,6 +325,9 @@ func TestEachBitCounts(t *testing.T) {
 func compare(t *testing.T, blob []byte) {
 	t.Helper()
 	got, err := unpack(bytes.NewReader(blob))
+	if pieces, pErr := unpack(iotest.OneByteReader(bytes.NewReader(blob))); !bytes.Equal(pieces, got) || (pErr == nil) != (err == nil) {
+		t.Errorf("%d bytes, %v; in pieces %d, %v", len(got), err, len(pieces), pErr)
+	}
 	k, kErr := unpackKlauspost(bytes.NewReader(blob))
 	s, sErr := unpackStandard(bytes.NewReader(blob))
 	switch {
