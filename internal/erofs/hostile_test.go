@@ -192,6 +192,7 @@ func TestHeap(t *testing.T) {
 	runtime.ReadMemStats(&before)
 	peak := uint64(0)
 	out := &counting{each: func() {
+		runtime.GC() // what nobody holds is not counted, however late it is found
 		runtime.ReadMemStats(&after)
 		peak = max(peak, after.HeapAlloc)
 	}}
@@ -199,8 +200,10 @@ func TestHeap(t *testing.T) {
 	if err != nil || s.Inodes != files+files/50+3 {
 		t.Fatalf("%d inodes, %v", s.Inodes, err)
 	}
-	if used := int64(peak) - int64(before.HeapAlloc); used > 24<<20 {
-		t.Errorf("%d MiB of heap", used>>20)
+	used := int64(peak) - int64(before.HeapAlloc)
+	t.Logf("%d MiB of heap", used>>20)
+	if used > 20<<20 {
+		t.Error("too much")
 	}
 }
 
