@@ -451,25 +451,36 @@ func TestDiskFull(t *testing.T) {
 	if _, err := w.c.Pull(w.ctx, w.image); err != nil {
 		t.Fatal(err)
 	}
+	// Trials of OCI runtimes go on after davitd began to serve, and give space back.
+	w.await("both OCI runtimes were tried", func() bool {
+		trials, err := filepath.Glob(filepath.Join(w.d.Root, "trials", "*.json"))
+		return err == nil && len(trials) == 2
+	})
 	podID, pod := w.pod("roomy")
 	ctr := w.run(podID, pod, w.config("c", "sleep", "1000"))
 	ballast := filepath.Join(w.d.Root, "ballast")
-	f, err := os.Create(ballast)
-	if err != nil {
-		t.Fatal(err)
-	}
-	block := make([]byte, 1<<20)
-	for n := len(block); n >= 4096; n /= 2 {
-		for err = nil; err == nil; {
-			_, err = f.Write(block[:n])
+	fill := func() {
+		t.Helper()
+		f, err := os.OpenFile(ballast, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		block := make([]byte, 1<<20)
+		for n := len(block); n >= 4096; n /= 2 {
+			for err = nil; err == nil; {
+				_, err = f.Write(block[:n])
+			}
 		}
 	}
-	_ = f.Close()
-	_, err = w.c.RunPod(w.ctx, testkit.PodConfig("full", w.d.Logs))
+	fill()
+	_, err := w.c.RunPod(w.ctx, testkit.PodConfig("full", w.d.Logs))
 	want(t, err, codes.ResourceExhausted, "no space left")
+	fill()
 	_, err = w.create(podID, pod, w.config("d", "true"))
 	want(t, err, codes.ResourceExhausted, "no space left")
 	before := w.limits(ctr)
+	fill()
 	_, err = w.c.UpdateContainerResources(w.ctx, &runtimeapi.UpdateContainerResourcesRequest{
 		ContainerId: ctr, Linux: &runtimeapi.LinuxContainerResources{CpuShares: 300, MemoryLimitInBytes: 99 << 20},
 	})
