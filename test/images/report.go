@@ -117,11 +117,12 @@ func (t *table) print(out io.Writer) (missed int) {
 		}
 		has := t.least("davit", q.name)
 		ratio := has / t.least(t.Names[0], q.name)
-		verdict, limit := "ok", ""
-		if q.limit != 0 {
-			limit = fmt.Sprintf("%.2f", q.limit)
-		} else {
+		verdict, limit := "ok", fmt.Sprintf("%.2f", q.limit)
+		switch {
+		case q.most != 0:
 			limit = fmt.Sprintf("%.0f MB", q.most)
+		case q.limit == 0: // shown only
+			verdict, limit = "", ""
 		}
 		if q.limit != 0 && !(ratio <= q.limit) || q.most != 0 && !(has <= q.most) {
 			verdict = "EXCEEDED"
