@@ -195,7 +195,7 @@ func TestPlayFailuresLeaveNothing(t *testing.T) {
 		{"pull", head + `  containers: [{name: c, image: "a:1"}]`,
 			`davit: image a:1 of container c: no such luck\n`, "PullImage"},
 		{"never pulled", head + `  containers: [{name: c, image: "a:1", imagePullPolicy: Never}]`,
-			`image a:1 of container c: is not present, and imagePullPolicy is Never; pull it first: davit pull a:1\n`, ""},
+			`image a:1 of container c: is not present, and the policy is Never; pull it first: davit pull a:1\n`, ""},
 		{"root", head + `  containers: [{name: c, image: "a:1", securityContext: {runAsNonRoot: true}}]`,
 			`container c: runAsNonRoot is set, but image a:1 runs as root; set runAsUser\n`, ""},
 		{"sandbox", head + `  containers: [{name: c, image: "a:1"}]`,
@@ -207,7 +207,9 @@ func TestPlayFailuresLeaveNothing(t *testing.T) {
 		{"volume", head + `  volumes: [{name: v, hostPath: {path: /proc/no/such/path, type: Directory}}]` + "\n" + `  containers: [{name: c, image: "a:1"}]`,
 			`davit: files of pod default/web: volume v: /proc/no/such/path does not exist; its type is Directory\n`, ""},
 		{"second pod", head + `  containers: [{name: c, image: "a:1"}]` + "\n---\n" + head + `  containers: [{name: c, image: "a:1"}]`,
-			`davit: pod default/web exists already \(aa0{10}\); remove it first: davit rm -f default/web\n`, ""},
+			`^standard input:9: metadata.name: default/web is the name of two Pods\n$`, ""},
+		{"absent image volume", head + "  volumes: [{name: v, image: {reference: 'b:1', pullPolicy: Never}}]\n" + `  containers: [{name: c, image: "a:1", volumeMounts: [{name: v, mountPath: /v}]}]`,
+			`davit: image b:1 of volume v: is not present, and the policy is Never; pull it first: davit pull b:1\n`, ""},
 		{"manifest", head + "  bogus: 1", `^standard input:5: spec.bogus: no such field in a Pod\n$`, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
