@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -247,6 +248,25 @@ func TestInterrupt(t *testing.T) {
 	s.clean()
 }
 
+// keyboard is a terminal at which nobody types anything but Ctrl-C.
+type keyboard struct{ quiet chan struct{} }
+
+func (k keyboard) Read([]byte) (int, error) {
+	_ = syscall.Kill(os.Getpid(), syscall.SIGINT)
+	<-k.quiet
+	return 0, io.EOF
+}
+
+func TestInterruptedWhileReading(t *testing.T) {
+	s := newShell(t)
+	k := keyboard{make(chan struct{})}
+	defer close(k.quiet)
+	var out, errOut bytes.Buffer
+	if code := run([]string{"--endpoint", s.socket.Path(), "play", "-"}, k, &out, &errOut); code != exitInterrupted || errOut.String() != "davit: interrupted\n" {
+		t.Errorf("exit code %d: %s", code, errOut.String())
+	}
+}
+
 func TestPlayKeep(t *testing.T) {
 	s := newShell(t)
 	manifest := "apiVersion: v1\nkind: Pod\nmetadata: {name: web, uid: u-1}\nspec:\n  containers: [{name: c, image: a, command: [exit, '1']}]"
@@ -378,7 +398,15 @@ func TestErrors(t *testing.T) {
 	s.davit(1, "", "rm", "one", "two")
 	s.has(s.errOut, `^davit: there is no pod "one"; see davit pods\ndavit: there is no pod "two"; see davit pods\n$`)
 	s.davit(1, "", "imges")
-	s.has(s.errOut, `^davit: unknown command "imges" for "davit"; Did you mean this\?; image; images\n$`)
+	s.has(s.errOut, `^davit: there is no command "imges"; is image or images meant\?; see davit --help\n$`)
+	s.davit(1, "", "frobnicate", "-x")
+	s.has(s.errOut, `^davit: `)
+	s.davit(1, "", "frobnicate", "x")
+	s.has(s.errOut, `^davit: there is no command "frobnicate"; see davit --help\n$`)
+	s.davit(0, "")
+	s.has(s.out, `(?s)^Run Kubernetes pods.*Available Commands:`)
+	s.davit(0, "", "--version")
+	s.has(s.out, `^davit \S+\n$`)
 	s.davit(1, "", "exec", "web", "ls", "-l")
 	s.has(s.errOut, `^davit: unknown shorthand flag: 'l' in -l; if it is the command's, put -- before the command\n$`)
 	s.davit(1, "", "play", filepath.Join(s.dir, "none.yaml"))
