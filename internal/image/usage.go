@@ -111,7 +111,8 @@ func (s *Store) DiskUsage(ctx context.Context) (DiskUsage, error) {
 		return DiskUsage{}, &os.PathError{Op: "statfs", Path: s.config.Root, Err: err}
 	}
 	block := uint64(st.Bsize)
-	u.FileSystem.TotalBytes, u.FileSystem.UsedBytes, u.FileSystem.FreeBytes = st.Blocks*block, (st.Blocks-st.Bfree)*block, st.Bfree*block
+	// What a file system keeps back for root is not counted on: df and the kubelet do not either.
+	u.FileSystem.TotalBytes, u.FileSystem.UsedBytes, u.FileSystem.FreeBytes = st.Blocks*block, (st.Blocks-st.Bfree)*block, st.Bavail*block
 	return u, nil
 }
 

@@ -158,8 +158,11 @@ func (c commands) check(ctx context.Context, request *imagev1.CheckRequest) erro
 		return c.Told(ctx, "check", err)
 	}
 	if !c.JSON() {
-		fmt.Fprintf(c.Out, "%d layers of %d images checked, %s read in %.2f s: %d damaged\n",
+		_, err := fmt.Fprintf(c.Out, "%d layers of %d images checked, %s read in %.2f s: %d damaged\n",
 			summary.Layers, summary.Images, amount(summary.Bytes), summary.Took.AsDuration().Seconds(), summary.Damaged)
+		if err != nil {
+			return err
+		}
 	}
 	if findings > 0 || summary.Damaged > 0 {
 		return console.ExitCode(1)
