@@ -5,7 +5,8 @@
 //
 // Output for people goes to standard output in aligned columns, with -o json
 // the messages themselves in protobuf's JSON form. Errors are one line on
-// standard error, and exit code 1, or 130 if a signal interrupted the command.
+// standard error, and exit code 1, or 130 if a signal interrupted the command;
+// to be interrupted is how logs -f ends, with 0.
 package main
 
 import (
