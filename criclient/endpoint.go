@@ -88,6 +88,10 @@ func socketPath(endpoint string) (string, error) {
 	switch {
 	case endpoint == "":
 		return "", bad("it is empty", want)
+	case strings.HasPrefix(strings.TrimPrefix(strings.TrimPrefix(endpoint, "unix:"), "//"), "@") || strings.HasPrefix(endpoint, "unix-abstract:"):
+		return "", bad("abstract sockets, which anybody may connect to, are not supported", want)
+	case !hasScheme && strings.HasPrefix(endpoint, "unix:"):
+		return "", bad("it begins with unix:, not unix://", want)
 	case hasScheme && scheme != "unix":
 		return "", bad(scheme+":// is not supported", want)
 	case hasScheme:
