@@ -35,7 +35,7 @@ func serve(t *testing.T, what crifake.Serves, arrange func(*crifake.Runtime)) An
 	t.Cleanup(s.Close)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	return ask(ctx, "unix://"+s.Path())
+	return ask(ctx, "unix://"+s.Path(), "unix://"+s.Path())
 }
 
 func TestAsk(t *testing.T) {
@@ -64,8 +64,37 @@ func TestAsk(t *testing.T) {
 	if len(a.APIs) != 0 || notThere(a) {
 		t.Errorf("broken: %+v", a)
 	}
-	if a = ask(t.Context(), "unix:///nonexistent/cri.sock"); !errors.Is(a.Err, fs.ErrNotExist) {
+	if a = ask(t.Context(), "unix:///nonexistent/cri.sock", "unix:///nonexistent/cri.sock"); !errors.Is(a.Err, fs.ErrNotExist) {
 		t.Errorf("nobody: %+v", a)
+	}
+}
+
+// Images may be served elsewhere: what is there counts, and not what the
+// runtime's own socket has.
+func TestAskForImagesElsewhere(t *testing.T) {
+	dir, err := os.MkdirTemp("", "doctor")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	at := func(name string, what crifake.Serves) string {
+		s, err := crifake.New().Listen(filepath.Join(dir, name), what)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(s.Close)
+		return "unix://" + s.Path()
+	}
+	runtime := at("cri.sock", crifake.Serves{Runtime: []criclient.Version{criclient.V1}})
+	images := at("images.sock", crifake.Serves{Image: []criclient.Version{criclient.V1alpha2}})
+	if a := ask(t.Context(), runtime, images); a.Err != nil || a.ImageErr != nil || len(a.ImageDirs) == 0 {
+		t.Errorf("%+v", a)
+	}
+	if a := ask(t.Context(), at("all.sock", crifake.Both()), runtime); a.Err != nil || a.ImageErr == nil {
+		t.Errorf("no images there: %+v", a)
+	}
+	if a := ask(t.Context(), runtime, "unix://"+dir+"/none.sock"); a.Err != nil || !errors.As(a.ImageErr, new(*criclient.EndpointError)) {
+		t.Errorf("nobody there: %+v", a)
 	}
 }
 
@@ -85,7 +114,7 @@ func TestAskTheSilent(t *testing.T) {
 	defer s.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
-	if a := ask(ctx, "unix://"+s.Path()); !errors.Is(a.Err, context.DeadlineExceeded) {
+	if a := ask(ctx, "unix://"+s.Path(), "unix://"+s.Path()); !errors.Is(a.Err, context.DeadlineExceeded) {
 		t.Errorf("%+v", a)
 	}
 }

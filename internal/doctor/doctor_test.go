@@ -216,31 +216,38 @@ var kubeletSeeds = []seed{
 		w.runs["/usr/bin/kubelet --version"] = output{"Kubernetes v1.26.1\n", nil}
 	}},
 	{"an endpoint without a scheme", "kubelet-endpoint: kubelet-endpoint-bad (error)", func(w *world) {
-		w.given = []Endpoint{{"unix:///run/davit/davit.sock", "test"}}
+		w.given = Endpoint{"unix:///run/davit/davit.sock", "test"}
 		w.edit(config1, "unix:///run/davit", "/run/davit")
 	}},
 	{"the kubelet is set to nothing", "kubelet-endpoint: kubelet-endpoint-dead (error)", func(w *world) {
-		w.given = []Endpoint{{"unix:///run/davit/davit.sock", "test"}}
+		w.given = Endpoint{"unix:///run/davit/davit.sock", "test"}
 		w.edit(config1, "/run/davit/davit.sock", "/run/gone.sock")
 	}},
 	{"the kubelet's images come from nowhere", "kubelet-endpoint: kubelet-image-endpoint-dead (error)", func(w *world) { w.files[config1] += "imageServiceEndpoint: unix:///run/gone.sock\n" }},
 	{"the kubelet still uses containerd", "kubelet-endpoint: kubelet-endpoint-other (warning)", func(w *world) {
-		w.given = []Endpoint{{"unix:///run/davit/davit.sock", "test"}}
+		w.given = Endpoint{"unix:///run/davit/davit.sock", "test"}
 		w.serving["/run/containerd/containerd.sock"] = nil
 		w.edit(config1, "/run/davit/davit.sock", "/run/containerd/containerd.sock")
 	}},
 }
 
 var socketSeeds = []seed{
-	{"another's socket is not there", "socket: socket-missing (error)", func(w *world) { w.given = []Endpoint{{"unix:///run/crio/crio.sock", "test"}} }},
+	{"another's socket is not there", "socket: socket-missing (error)", func(w *world) { w.given = Endpoint{"unix:///run/crio/crio.sock", "test"} }},
 	{"the socket of a dead davitd", "socket: socket-stale (error)", func(w *world) {
-		w.given = []Endpoint{{"unix:///run/davit/other.sock", "test"}}
+		w.given = Endpoint{"unix:///run/davit/other.sock", "test"}
 		w.files["/run/davit/other.sock"] = socketMark
 		w.serving["/run/davit/other.sock"] = syscall.ECONNREFUSED
 	}},
 	{"a folder instead of a socket", "socket: socket-not-a-socket (error)", func(w *world) {
-		w.given = []Endpoint{{"unix:///run/davit/other.sock", "test"}}
+		w.given = Endpoint{"unix:///run/davit/other.sock", "test"}
 		w.files["/run/davit/other.sock"] = dirMark
+	}},
+	{"a relative path", "socket: endpoint-bad (error)", func(w *world) { w.given = Endpoint{"run/davit.sock", "--endpoint"} }},
+	{"a TCP port for images", "socket: endpoint-bad (error)", func(w *world) { w.images = Endpoint{"tcp://127.0.0.1:1", "--image-endpoint"} }},
+	{"images are said to be where nobody is", "socket: image-socket-dead (error)", func(w *world) { w.images = Endpoint{"/run/images.sock", "IMAGE_SERVICE_ENDPOINT"} }},
+	{"images are said by crictl to be where nobody is", "socket: image-socket-dead (error)", func(w *world) {
+		w.crictl = "/root/crictl.yaml"
+		w.files[w.crictl] = "runtime-endpoint: /run/davit/davit.sock\nimage-endpoint: /run/images.sock\n"
 	}},
 	{"a socket for everybody", "socket: socket-open-to-all (error)", func(w *world) { w.modes["/run/davit/davit.sock"] = 0o666 }},
 	{"a runtime that hangs", "cri: cri-hangs (error)", func(w *world) { w.answer = Answer{Err: context.DeadlineExceeded} }},
@@ -260,6 +267,17 @@ var socketSeeds = []seed{
 		w.withoutKubelet()
 	}},
 	{"crictl points to nothing", "other-sockets: crictl-endpoint-dead (warning)", func(w *world) { w.files["/etc/crictl.yaml"] = "runtime-endpoint: \"unix:///run/gone.sock\"\n" }},
+	{"crictl's images are nowhere", "other-sockets: crictl-endpoint-dead (warning)", func(w *world) {
+		w.given = Endpoint{"/run/davit/other.sock", "test"}
+		w.files["/run/davit/other.sock"] = socketMark
+		w.serving["/run/davit/other.sock"] = nil
+		w.files["/etc/crictl.yaml"] += "image-endpoint: unix:///run/gone.sock\n"
+	}},
+	{"CRI_CONFIG_FILE names nothing", "other-sockets: crictl-config-invalid (warning)", func(w *world) { w.crictl = "/root/none.yaml" }},
+	{"CRI_CONFIG_FILE names another runtime", "socket: socket-missing (error)", func(w *world) {
+		w.crictl = "/root/crictl.yaml"
+		w.files[w.crictl] = "runtime-endpoint: /run/crio/crio.sock\n"
+	}},
 	{"crictl's configuration is broken", "other-sockets: crictl-config-invalid (warning)", func(w *world) { w.files["/etc/crictl.yaml"] = "runtime-endpoint: unix:///a\n\ttimeout: 2\n" }},
 	{"the runtime is not ready", "runtime-status: runtime-not-ready (error)", func(w *world) { w.answer.Conditions[0] = Condition{"RuntimeReady", false, "keeper is gone"} }},
 	{"no network", "runtime-status: network-not-ready (error)", func(w *world) {
@@ -442,7 +460,16 @@ func TestNoFaults(t *testing.T) {
 			w.runs["/usr/bin/crun --version"] = output{"", errSlow}
 			w.runs["/opt/cni/bin/bridge"] = output{"", errSlow}
 		},
-		"a plain path":                             func(w *world) { w.given = []Endpoint{{"/run/davit/davit.sock", "test"}} },
+		"images elsewhere": func(w *world) {
+			w.images = Endpoint{"/run/images.sock", "--image-endpoint"}
+			w.serving["/run/images.sock"] = nil
+		},
+		"another crictl.yaml, the usual one being wrong": func(w *world) {
+			w.crictl = "/root/crictl.yaml"
+			w.files[w.crictl] = "runtime-endpoint: /run/davit/davit.sock\n"
+			w.files["/etc/crictl.yaml"] = "\t"
+		},
+		"a plain path":                             func(w *world) { w.given = Endpoint{"/run/davit/davit.sock", "test"} },
 		"a certificate of none":                    func(w *world) { w.configure(config{"certFile": "", "keyFile": ""}) },
 		"two runtimes, and the kubelet set to one": func(w *world) { w.serving["/run/containerd/containerd.sock"] = nil },
 	} {
@@ -514,7 +541,7 @@ func TestHangingNode(t *testing.T) {
 func TestReportJSON(t *testing.T) {
 	w := healthy()
 	w.sync = false
-	w.given = []Endpoint{{"unix:///run/davit/davit.sock", "--endpoint"}}
+	w.given = Endpoint{"unix:///run/davit/davit.sock", "--endpoint"}
 	r := examine(t, w)
 	r.TookMillis = 12
 	raw, err := json.MarshalIndent(r, "", "  ")

@@ -18,18 +18,20 @@ import (
 
 // A Node is what the checks look at. ThisNode returns the real one.
 type Node struct {
-	Root    string     // all files are looked for below it; "/" for the real node
-	Given   []Endpoint // the runtime's, as the user has it; the first one counts. Empty: it is found
-	Version string     // of the program that asks; empty: unknown
-	Uid     int        // of the process
-	Program string     // of the process: davitd and davit-monitor may be beside it
-	Path    []string   // folders where programs are
+	Root        string   // all files are looked for below it; "/" for the real node
+	Given       Endpoint // the runtime's, as the user has it. Zero: it is found
+	GivenImages Endpoint // the image service's, likewise
+	CrictlFile  string   // crictl's configuration, as the user has it. Empty: /etc/crictl.yaml
+	Version     string   // of the program that asks; empty: unknown
+	Uid         int      // of the process
+	Program     string   // of the process: davitd and davit-monitor may be beside it
+	Path        []string // folders where programs are
 
 	Now          func() time.Time
 	Synchronised func() (bool, error) // whether the kernel holds the clock to be
 	Space        func(path string) (Space, error)
-	Connect      func(ctx context.Context, socket string) error // nil if somebody accepts
-	Ask          func(ctx context.Context, endpoint string) Answer
+	Connect      func(ctx context.Context, socket string) error           // nil if somebody accepts
+	Ask          func(ctx context.Context, runtime, images string) Answer // endpoints
 	// Run returns what a program prints, for its version only. env is added. An
 	// *Exit is the error of a program that ran.
 	Run func(ctx context.Context, env []string, program string, args ...string) (string, error)

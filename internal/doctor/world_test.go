@@ -24,6 +24,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/davit-runtime/davit/criclient"
 )
 
 // A world is a node to check: files, and what the other seams say.
@@ -38,7 +40,9 @@ type world struct {
 	sync    bool
 	now     time.Time
 	uid     int
-	given   []Endpoint
+	given   Endpoint
+	images  Endpoint
+	crictl  string
 	tries   map[string]error
 }
 
@@ -257,7 +261,7 @@ func (w *world) node(t *testing.T) *Node {
 		}
 	}
 	return &Node{
-		Root: root, Given: w.given, Version: "0.1.0", Uid: w.uid, Program: "/usr/bin/davit", Path: []string{"/usr/sbin", "/usr/bin"},
+		Root: root, Given: w.given, GivenImages: w.images, CrictlFile: w.crictl, Version: "0.1.0", Uid: w.uid, Program: "/usr/bin/davit", Path: []string{"/usr/sbin", "/usr/bin"},
 		Now:          func() time.Time { return w.now },
 		Synchronised: func() (bool, error) { return w.sync, nil },
 		Space: func(path string) (Space, error) {
@@ -272,9 +276,12 @@ func (w *world) node(t *testing.T) *Node {
 			}
 			return fs.ErrNotExist
 		},
-		Ask: func(_ context.Context, endpoint string) Answer {
-			if err, ok := w.serving[strings.TrimPrefix(endpoint, "unix://")]; !ok || err != nil {
+		Ask: func(_ context.Context, runtime, images string) Answer {
+			if err, ok := w.serving[strings.TrimPrefix(runtime, "unix://")]; !ok || err != nil {
 				return Answer{Err: syscall.ECONNREFUSED}
+			}
+			if err, ok := w.serving[strings.TrimPrefix(images, "unix://")]; !ok || err != nil {
+				w.answer.ImageErr = &criclient.EndpointError{Endpoint: images}
 			}
 			return w.answer
 		},
