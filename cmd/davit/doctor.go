@@ -28,8 +28,8 @@ seen; it says which. Exit code 1: there are errors, or with --strict warnings. W
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			n := doctor.ThisNode()
 			n.Version = version
-			n.Given, n.GivenImages = doctor.Endpoint(a.Search().Given()), doctor.Endpoint(a.Search().GivenImages())
-			n.CrictlFile = a.Env(endpoint.CrictlEnv)
+			said := a.Search()
+			n.Given = doctor.Given{Runtime: doctor.Endpoint(said.Given()), Images: doctor.Endpoint(said.GivenImages()), Crictl: a.Env(endpoint.CrictlEnv)}
 			r := doctor.Run(cmd.Context(), n)
 			if err := a.printReport(r); err != nil {
 				return err

@@ -48,7 +48,7 @@ func (n *Node) facts(ctx context.Context) *facts {
 	f.davit = sync.OnceValue(f.readDavit)
 	f.endpoint = sync.OnceValue(f.chooseEndpoint)
 	f.images = sync.OnceValue(f.chooseImages)
-	f.crictl = sync.OnceValues(func() (endpoint.Crictl, error) { return endpoint.ReadCrictl(n.Root, n.CrictlFile) })
+	f.crictl = sync.OnceValues(func() (endpoint.Crictl, error) { return endpoint.ReadCrictl(n.Root, n.Given.Crictl) })
 	f.answer = sync.OnceValue(func() Answer {
 		ctx, cancel := context.WithTimeout(ctx, askLimit)
 		defer cancel()

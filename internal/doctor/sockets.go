@@ -47,10 +47,10 @@ var socketChecks = []Check{
 // user now, by an address or by a file of crictl's, or the kubelet, since it is
 // the node that is looked at. Zero: nobody has.
 func (f *facts) namedEndpoint() Endpoint {
-	if f.Given.Address != "" {
-		return f.Given.whole()
+	if f.Given.Runtime.Address != "" {
+		return f.Given.Runtime.whole()
 	}
-	if f.CrictlFile != "" {
+	if f.Given.Crictl != "" {
 		if c, _ := f.crictl(); c.Runtime.Address != "" {
 			return Endpoint(c.Runtime).whole()
 		}
@@ -85,8 +85,8 @@ func (f *facts) chooseEndpoint() Endpoint {
 // chooseImages returns where images are: where the user says, else where the
 // one says who named the runtime, else with the runtime.
 func (f *facts) chooseImages() Endpoint {
-	if f.GivenImages.Address != "" {
-		return f.GivenImages.whole()
+	if f.Given.Images.Address != "" {
+		return f.Given.Images.whole()
 	}
 	runtime := f.endpoint()
 	if k := f.kubelet(); k != nil {

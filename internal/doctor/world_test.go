@@ -40,9 +40,8 @@ type world struct {
 	sync    bool
 	now     time.Time
 	uid     int
-	given   Endpoint
-	images  Endpoint
-	crictl  string
+	given   Given
+	drops   []string // chains
 	tries   map[string]error
 }
 
@@ -226,6 +225,14 @@ func (w *world) certificate(from, to time.Time) {
 	w.files["/etc/davit/tls.key"] = string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
 }
 
+// kubeletCertificate is the one by which the kubelet is known in its cluster.
+func (w *world) kubeletCertificate(from, to time.Time) {
+	own := [...]string{w.files["/etc/davit/tls.crt"], w.files["/etc/davit/tls.key"]}
+	w.certificate(from, to)
+	w.files["/var/lib/kubelet/pki/kubelet-client-current.pem"] = w.files["/etc/davit/tls.key"] + w.files["/etc/davit/tls.crt"]
+	w.files["/etc/davit/tls.crt"], w.files["/etc/davit/tls.key"] = own[0], own[1]
+}
+
 // boltHeader is a database's first page.
 func boltHeader() string {
 	page := make([]byte, 4096)
@@ -261,7 +268,7 @@ func (w *world) node(t *testing.T) *Node {
 		}
 	}
 	return &Node{
-		Root: root, Given: w.given, GivenImages: w.images, CrictlFile: w.crictl, Version: "0.1.0", Uid: w.uid, Program: "/usr/bin/davit", Path: []string{"/usr/sbin", "/usr/bin"},
+		Root: root, Given: w.given, Version: "0.1.0", Uid: w.uid, Program: "/usr/bin/davit", Path: []string{"/usr/sbin", "/usr/bin"},
 		Now:          func() time.Time { return w.now },
 		Synchronised: func() (bool, error) { return w.sync, nil },
 		Space: func(path string) (Space, error) {
@@ -292,7 +299,8 @@ func (w *world) node(t *testing.T) *Node {
 			}
 			return out.text, out.err
 		},
-		Try: func(feature string) error { return w.tries[feature] },
+		Try:      func(feature string) error { return w.tries[feature] },
+		Dropping: func(string) ([]string, error) { return w.drops, nil },
 	}
 }
 
