@@ -142,7 +142,9 @@ func explainDial(path string, err error) *EndpointError {
 		}
 	case errors.Is(statErr, fs.ErrNotExist) || errors.Is(statErr, syscall.ENOTDIR):
 		e.Problem, e.Advice = "there is no such file", "start the runtime, or name its socket"
-		if dir := filepath.Dir(path); missing(dir) {
+		if target, err := os.Readlink(path); err == nil {
+			e.Problem = "it is a link to " + target + ", where there is nothing"
+		} else if dir := filepath.Dir(path); missing(dir) {
 			e.Problem = "there is no directory " + dir
 		}
 	case statErr == nil && info.IsDir():

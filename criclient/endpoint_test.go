@@ -1,6 +1,7 @@
 package criclient_test
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"net"
@@ -97,6 +98,10 @@ func TestUnreachable(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	link := filepath.Join(dir, "link")
+	if err := os.Symlink("/gone/cri.sock", link); err != nil {
+		t.Fatal(err)
+	}
 	crashed := listen(t, isCrashed)
 	datagrams := filepath.Join(dir, "datagrams")
 	l, err := net.ListenPacket("unixgram", datagrams)
@@ -109,6 +114,7 @@ func TestUnreachable(t *testing.T) {
 		is             error
 	}{
 		{path, `there is no such file; start the runtime, or name its socket`, fs.ErrNotExist},
+		{link, `it is a link to /gone/cri.sock, where there is nothing; start the runtime`, fs.ErrNotExist},
 		{filepath.Join(dir, "none", "cri.sock"), `there is no directory ` + filepath.Join(dir, "none"), fs.ErrNotExist},
 		{filepath.Join(file, "cri.sock"), `there is no such file`, syscall.ENOTDIR},
 		{file, `it is a file, not a socket; name the runtime's socket`, syscall.ECONNREFUSED},
@@ -132,6 +138,37 @@ func TestUnreachable(t *testing.T) {
 			t.Errorf("%s: %v is not ErrUnavailable", c.endpoint, callErr)
 		}
 		client.Close()
+	}
+}
+
+// TestLinkedSocket: a link is followed anew at each dial, so that it may change
+// from one runtime to another. The version that was settled stays.
+func TestLinkedSocket(t *testing.T) {
+	one, other := listen(t, isV1alpha2), listen(t, isBoth)
+	link := filepath.Join(filepath.Dir(socketFor(t)), "link")
+	point := func(to *server) {
+		t.Helper()
+		if err := os.Symlink(to.socket.Path(), link+"~"); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(link+"~", link); err != nil {
+			t.Fatal(err)
+		}
+	}
+	point(one)
+	c, err := criclient.Dial(t.Context(), criclient.Options{Runtime: link})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	point(other)
+	one.socket.Crash()
+	criclient.AwaitLoss(t, c, criclient.RuntimeService)
+	if got := words(t, c, criclient.RuntimeService, other, "ListPodSandbox", func(ctx context.Context) error {
+		_, err := c.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
+		return err
+	}); got != useV1alpha2 {
+		t.Error(got)
 	}
 }
 
