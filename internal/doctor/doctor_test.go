@@ -235,10 +235,9 @@ var kubeletSeeds = []seed{
 		w.edit(config1, "containerRuntimeEndpoint: unix:///run/davit/davit.sock\n", "")
 		w.runs["/usr/bin/kubelet --version"] = output{"Kubernetes v1.26.1\n", nil}
 	}},
-	{"an endpoint without a scheme", "kubelet-endpoint: kubelet-endpoint-bad (error)", func(w *world) {
-		w.given.Runtime = Endpoint{"unix:///run/davit/davit.sock", "test"}
-		w.edit(config1, "unix:///run/davit", "/run/davit")
-	}},
+	{"an endpoint without a scheme", "kubelet-endpoint: kubelet-endpoint-bad (warning)", func(w *world) { w.edit(config1, "unix:///run/davit", "/run/davit") }},
+	{"an endpoint with one slash", "kubelet-endpoint: kubelet-endpoint-bad (warning)", func(w *world) { w.edit(config1, "unix:///run/davit", "unix:/run/davit") }},
+	{"an endpoint with two slashes", "kubelet-endpoint: kubelet-endpoint-bad (error)", func(w *world) { w.edit(config1, "unix:///run/davit", "unix://run/davit") }},
 	{"the kubelet is set to nothing", "kubelet-endpoint: kubelet-endpoint-dead (error)", func(w *world) {
 		w.given.Runtime = Endpoint{"unix:///run/davit/davit.sock", "test"}
 		w.edit(config1, "/run/davit/davit.sock", "/run/gone.sock")

@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/davit-runtime/davit/criclient"
 	"github.com/davit-runtime/davit/internal/endpoint"
 )
 
@@ -28,7 +29,7 @@ var kubeletChecks = []Check{
 	}},
 	{Name: "kubelet-endpoint", What: "that the runtime which the kubelet is set to is there", run: checkKubeletEndpoint, Faults: []Fault{
 		{"kubelet-endpoint-unset", Error, "the kubelet is told no runtime: it looks for containerd's socket"},
-		{"kubelet-endpoint-bad", Error, "the kubelet's endpoint is not of the form unix:///path"},
+		{"kubelet-endpoint-bad", Error, "the kubelet's endpoint is not of the form unix:///path; a warning where it is an absolute path"},
 		{"kubelet-endpoint-dead", Error, "nobody answers where the kubelet looks for its runtime"},
 		{"kubelet-image-endpoint-dead", Error, "nobody answers where the kubelet looks for its image service"},
 		{"kubelet-endpoint-other", Warning, "davitd runs, but the kubelet uses another runtime"},
@@ -146,10 +147,14 @@ func checkKubeletEndpoint(l *look) {
 			return
 		}
 	}
-	socket, isUnix := strings.CutPrefix(set.Text, "unix://")
-	if !isUnix || !path.IsAbs(socket) {
-		l.fault("kubelet-endpoint-bad", l.setEndpoint(strings.TrimPrefix(socket, "unix:")), "%q (%s) is not of the form unix:///run/davit/davit.sock", set.Text, set.From)
+	whole := Endpoint{Address: set.Text}.whole()
+	socket := whole.path()
+	if _, err := criclient.ParseEndpoint(set.Text); err != nil {
+		l.fault("kubelet-endpoint-bad", l.setEndpoint(d.Socket), "%q (%s) is not of the form unix:///run/davit/davit.sock", set.Text, set.From)
 		return
+	}
+	if whole.Address != set.Text {
+		l.warn("kubelet-endpoint-bad", l.setEndpoint(socket), "%q (%s) is not of the form unix:///run/davit/davit.sock: kubelets still take it, and call it deprecated", set.Text, set.From)
 	}
 	err := l.Connect(l.ctx, socket)
 	switch {
@@ -166,7 +171,7 @@ func checkKubeletEndpoint(l *look) {
 	if !ok {
 		return
 	}
-	if err := l.Connect(l.ctx, strings.TrimPrefix(images.Text, "unix://")); refused(err) {
+	if err := l.Connect(l.ctx, Endpoint{Address: images.Text}.whole().path()); refused(err) {
 		l.fault("kubelet-image-endpoint-dead", "# where the runtime serves images as well, which all but few do:\n"+l.setKubelet("imageServiceEndpoint", set.Text),
 			"%s (%s): %v", images.Text, images.From, reason(err))
 	}

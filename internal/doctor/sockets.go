@@ -57,7 +57,7 @@ func (f *facts) namedEndpoint() Endpoint {
 	}
 	if k := f.kubelet(); k != nil {
 		set, _ := k.Endpoint()
-		return Endpoint{set.Text, set.From}
+		return Endpoint{set.Text, set.From}.whole()
 	}
 	return Endpoint{}
 }
@@ -91,18 +91,21 @@ func (f *facts) chooseImages() Endpoint {
 	runtime := f.endpoint()
 	if k := f.kubelet(); k != nil {
 		images, ok := k.ImageEndpoint()
-		if set, _ := k.Endpoint(); ok && sameSocket(Endpoint{Address: set.Text}.path(), runtime.path()) {
-			return Endpoint{images.Text, images.From}
+		if set, _ := k.Endpoint(); ok && sameSocket(Endpoint{Address: set.Text}.whole().path(), runtime.path()) {
+			return Endpoint{images.Text, images.From}.whole()
 		}
 	}
-	if c, _ := f.crictl(); c.Image.Address != "" && sameSocket(Endpoint(c.Runtime).path(), runtime.path()) {
+	if c, _ := f.crictl(); c.Image.Address != "" && sameSocket(Endpoint(c.Runtime).whole().path(), runtime.path()) {
 		return Endpoint(c.Image).whole()
 	}
 	return runtime
 }
 
-// whole returns e with the scheme that may be left out.
+// whole returns e with the scheme that may be left out, or be unix:/path.
 func (e Endpoint) whole() Endpoint {
+	if rest, ok := strings.CutPrefix(e.Address, "unix:/"); ok && !strings.HasPrefix(rest, "/") {
+		e.Address = "/" + rest
+	}
 	if path.IsAbs(e.Address) {
 		e.Address = "unix://" + e.Address
 	}
@@ -309,7 +312,7 @@ func (l *look) checkCrictl(chosen Endpoint) {
 		if set.is.Address == "" || set.is.From == set.chosen.From { // of what was chosen, check socket tells
 			continue
 		}
-		if err := l.Connect(l.ctx, set.is.path()); refused(err) {
+		if err := l.Connect(l.ctx, set.is.whole().path()); refused(err) {
 			l.fault("crictl-endpoint-dead", fmt.Sprintf("sed -i 's#^%s:.*#%s: %s#' %s", set.key, set.key, set.chosen.Address, c.File), "%s: %s: %s", set.is.From, set.is.path(), reason(err))
 		}
 	}

@@ -115,10 +115,10 @@ func TestFind(t *testing.T) {
 				"maxPods":                  {"9", "/etc/systemd/system/k3s.service --max-pods"},
 			},
 		},
-		"k3s by its file": {
+		"k3s by its file, without a scheme": {
 			files: map[string]string{
 				"proc/5/cmdline": command("/usr/local/bin/k3s agent"), "proc/5/status": "NSpid:\t5\n",
-				"etc/rancher/k3s/config.yaml": "container-runtime-endpoint: unix:///run/a.sock\nkubelet-arg: [\"max-pods=9\"]\n",
+				"etc/rancher/k3s/config.yaml": "container-runtime-endpoint: /run/a.sock\nkubelet-arg: [\"max-pods=9\"]\n",
 			},
 			want: map[string]want{
 				"containerRuntimeEndpoint": {"unix:///run/a.sock", "/etc/rancher/k3s/config.yaml"},

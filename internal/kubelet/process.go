@@ -57,7 +57,7 @@ func (c *Config) takeK3s(root string) {
 		}
 		for _, name := range []string{"container-runtime-endpoint", "image-service-endpoint"} {
 			if v, ok := fields[name].(string); ok {
-				c.flags[fieldOf(name)] = Value{v, path}
+				c.flags[fieldOf(name)] = Value{v, path}.withScheme()
 			}
 		}
 		switch more := fields["kubelet-arg"].(type) {
@@ -93,9 +93,18 @@ func (c *Config) takeK3sFlags(args []string, from string) {
 	flags.takeFlags(args, from)
 	for _, name := range []string{"containerRuntimeEndpoint", "imageServiceEndpoint"} {
 		if v, ok := flags.flags[name]; ok {
-			c.flags[name] = v
+			c.flags[name] = v.withScheme()
 		}
 	}
+}
+
+// withScheme returns an endpoint as k3s passes it on.
+// k3s: pkg/daemons/agent, socketPrefix.
+func (v Value) withScheme() Value {
+	if v.Text != "" && !strings.HasPrefix(v.Text, "unix://") {
+		v.Text = "unix://" + v.Text
+	}
+	return v
 }
 
 // execStart returns the words of a unit's command, which may go over several
