@@ -30,6 +30,7 @@ func isK3s(p proc.Process) bool {
 }
 
 // What k3s uses unless told otherwise, and where it is told.
+// k3s: pkg/daemons/agent/agent_linux.go.
 const (
 	k3sSocket  = "unix:///run/k3s/containerd/containerd.sock"
 	k3sConfig  = "/etc/rancher/k3s/config.yaml"
@@ -42,6 +43,9 @@ func (c *Config) takeK3s(root string) {
 	c.flags["containerRuntimeEndpoint"] = Value{k3sSocket, "k3s's own containerd"}
 	if _, err := os.Stat(filepath.Join(root, k3sDropIns)); err == nil {
 		c.flags["configDir"] = Value{k3sDropIns, "k3s"}
+	} else { // before 1.32 they were flags
+		c.flags["failSwapOn"] = Value{"false", "k3s"}
+		c.flags["evictionHard"] = Value{"imagefs.available<5%,nodefs.available<5%", "k3s"}
 	}
 	files, _ := filepath.Glob(filepath.Join(root, k3sConfig+".d/*.yaml"))
 	for _, file := range append([]string{filepath.Join(root, k3sConfig)}, files...) {
