@@ -76,6 +76,7 @@ var hostSeeds = []seed{
 		w.now = time.Unix(1000, 0)
 		w.certificate(time.Unix(0, 0), testNow)
 	}},
+	{"a clock without a battery", "clock: clock-behind (warning)", func(w *world) { w.now = testNow.AddDate(0, -1, 0) }},
 	{"no time server", "clock: clock-not-synchronised (warning)", func(w *world) { w.sync = false }},
 	{"an underscore in the hostname", "hostname: hostname-invalid (error)", func(w *world) { w.files["/proc/sys/kernel/hostname"] = "node_1" }},
 	{"a node without a name", "hostname: hostname-localhost (warning)", func(w *world) { w.files["/proc/sys/kernel/hostname"] = "localhost.localdomain" }},

@@ -81,6 +81,9 @@ func checkKubeletConfig(l *look) {
 	l.okay("%s", text)
 }
 
+// kubeletCertificate is the one that is in use, below the kubelet's directory.
+const kubeletCertificate = "pki/kubelet-client-current.pem"
+
 // A kubelet has its certificate renewed when between 70 % and 90 % of its time
 // are over. client-go: certificate_manager.go, nextRotationDeadline.
 const renewedBefore = 0.95
@@ -91,7 +94,7 @@ func checkKubeletCertificate(l *look) {
 		l.skip("no kubelet is set up")
 		return
 	}
-	file := path.Join(k.Dir, "pki/kubelet-client-current.pem")
+	file := path.Join(k.Dir, kubeletCertificate)
 	data, err := l.read(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		l.okay("none by which the kubelet joins a cluster")

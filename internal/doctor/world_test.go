@@ -10,6 +10,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"hash/fnv"
 	"io/fs"
@@ -318,7 +319,7 @@ func (w *world) put(root, name, text string) error {
 	case text == dirMark:
 		return os.MkdirAll(path, 0o755)
 	}
-	return os.WriteFile(path, bytes.Clone([]byte(text)), 0o755)
+	return errors.Join(os.WriteFile(path, bytes.Clone([]byte(text)), 0o755), os.Chtimes(path, testNow, testNow))
 }
 
 // found returns what a report tells, as "check: fault (level)".
