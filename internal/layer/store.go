@@ -241,7 +241,7 @@ func (s *Store) Inspect(id string) (*Info, error) {
 		if s.files.way == mount.None {
 			return nil, fault.New(fault.Precondition, "layer", "layer %s is an EROFS file, which cannot be mounted here", id)
 		}
-		return s.files.inspect(id)
+		return s.files.mountable(id)
 	}
 	return s.dirs.inspect(id)
 }
