@@ -137,10 +137,8 @@ func (w *walker) checkCompressed(f *file) error {
 	if advise&adviseFragment != 0 && w.packed == 0 {
 		return damaged("inode %d has its end in a packed file, and there is none", f.number)
 	}
-	for _, algorithm := range []byte{head[6] & 0xf, head[6] >> 4} {
-		if int(algorithm) >= len(algorithms) || w.super.algorithms>>algorithm&1 == 0 {
-			return damaged("inode %d is compressed by the unknown algorithm %d", f.number, algorithm)
-		}
+	if head[6]&0xf >= byte(len(algorithms)) || head[6]>>4 >= byte(len(algorithms)) {
+		return damaged("inode %d is compressed by unknown algorithms: %#x", f.number, head[6])
 	}
 	bits := uint(w.super.blockBits) + uint(head[7]&0xf)
 	count := (f.size + 1<<bits - 1) >> bits
