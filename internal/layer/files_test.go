@@ -26,7 +26,7 @@ func erofs(t testing.TB) {
 	t.Helper()
 	testkit.Root(t)
 	s, _, _ := open(t, t.TempDir(), layer.Auto, 1)
-	if s.Describe() == "directories" {
+	if s.Kind() == layer.Directories {
 		t.Skip("this kernel mounts no EROFS")
 	}
 }

@@ -82,8 +82,9 @@ func Is(target string) (bool, error) {
 
 // Probe finds the first way that works for images in dir, by one that it writes
 // there, mounts at a directory below at, shows to check, and stacks under
-// overlayfs. Nothing stays. Where no way works, why says what the kernel said;
-// Exhausted if the image could not be written.
+// overlayfs. Nothing stays. why says what the kernel said to the ways before the
+// one that works, nil if that is the first; Exhausted if the image could not be
+// written.
 func Probe(image []byte, dir, at string, check func(root string) error) (way Way, why error) {
 	file, err := os.CreateTemp(dir, ".probe-")
 	if err == nil {
@@ -112,7 +113,7 @@ func Try(file, at string, check func(root string) error) (way Way, why error) {
 	for _, way := range []Way{File, Loop} {
 		err := way.tryIn(file, dir, check)
 		if err == nil {
-			return way, nil
+			return way, why
 		}
 		why = errors.Join(why, fmt.Errorf("%s: %w", way, err))
 	}
