@@ -15,6 +15,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/davit-runtime/davit/internal/cadvisor"
 	"github.com/davit-runtime/davit/internal/cdi"
 	"github.com/davit-runtime/davit/internal/cgroup"
 	"github.com/davit-runtime/davit/internal/cri"
@@ -110,6 +111,7 @@ func run(ctx context.Context, c *config, log *slog.Logger) error {
 	for _, s := range sockets {
 		imageapi.Register(s, p.own(ctx, c))
 	}
+	cadvisor.Register(sockets[c.socketPath()], p.pods, version)
 	return serve(ctx, sockets, log, func() string {
 		pods, containers := p.pods.States()
 		log.Info("davitd serves", "socket", c.socketPath(), "pods", pods, "containers", containers,

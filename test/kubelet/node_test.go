@@ -243,6 +243,7 @@ func (n *node) tryStart() error {
 	args := []string{
 		"--config", n.file("kubelet.yaml", string(config)), "--root-dir", filepath.Join(n.dir, "kubelet"),
 		"--cert-dir", filepath.Join(n.dir, "certificates"), "--hostname-override", "node", "--node-ip", nodeAddress, "--v", "2",
+		"--containerd", strings.TrimPrefix(n.runtime.endpoint, "unix://"), // whom cAdvisor asks
 	}
 	if n.minor() < 27 {
 		args = append(args, "--container-runtime", "remote", "--container-runtime-endpoint", n.runtime.endpoint, "--image-service-endpoint", n.runtime.endpoint)
