@@ -20,6 +20,7 @@ func (c *config) print(to io.Writer) error {
 		State          string            `json:"state"`
 		Socket         string            `json:"socket"`
 		ImageSocket    string            `json:"imageSocket,omitempty"`
+		CadvisorSocket string            `json:"cadvisorSocket,omitempty"`
 		CgroupDriver   string            `json:"cgroupDriver,omitempty"`
 		DefaultRuntime string            `json:"defaultRuntime,omitempty"`
 		Runtimes       map[string]string `json:"runtimes,omitempty"`
@@ -31,7 +32,7 @@ func (c *config) print(to io.Writer) error {
 		KeyFile        string            `json:"keyFile,omitempty"`
 		CDISpecDirs    []string          `json:"cdiSpecDirs,omitempty"`
 	}{
-		c.Root, c.State, c.socketPath(), c.ImageSocket, c.CgroupDriver, c.DefaultRuntime, runtimes,
+		c.Root, c.State, c.socketPath(), c.ImageSocket, c.CadvisorSocket, c.CgroupDriver, c.DefaultRuntime, runtimes,
 		c.Network.CNIConfDir, c.Network.CNIBinDirs, c.Network.Bridge, c.Network.Subnets,
 		c.Streaming.TLSCertFile, c.Streaming.TLSKeyFile, c.CDISpecDirs,
 	})

@@ -20,9 +20,6 @@ import (
 
 // A config is the configuration file. Every key may be left out.
 type config struct {
-	Socket         string                   `toml:"socket"`
-	ImageSocket    string                   `toml:"image_socket"` // empty: none beside socket
-	CRIVersions    []cri.Version            `toml:"cri_versions"` // empty: all
 	Root           string                   `toml:"root"`
 	State          string                   `toml:"state"`
 	Log            logConfig                `toml:"log"`
@@ -35,7 +32,16 @@ type config struct {
 	Streaming      streamingConfig          `toml:"streaming"`
 	CDISpecDirs    []string                 `toml:"cdi_spec_dirs"` // the last one wins; /etc/cdi and /var/run/cdi if left out
 
+	surface
 	sources // of images
+}
+
+// A surface is what is served, and where.
+type surface struct {
+	Socket         string        `toml:"socket"`
+	ImageSocket    string        `toml:"image_socket"`    // empty: none beside socket
+	CadvisorSocket string        `toml:"cadvisor_socket"` // empty: none beside socket
+	CRIVersions    []cri.Version `toml:"cri_versions"`    // empty: all
 }
 
 type logConfig struct {
@@ -124,9 +130,7 @@ func (c *config) check() error {
 			bad(key, "%q is not one of %s", value, strings.Join(allowed, ", "))
 		}
 	}
-	absolute("socket", c.Socket)
-	absolute("image_socket", c.ImageSocket)
-	c.checkSurface(bad)
+	c.checkSurface(bad, absolute)
 	absolute("root", c.Root)
 	absolute("state", c.State)
 	if c.Root != "" && filepath.Clean(c.Root) == filepath.Clean(c.State) {
@@ -178,9 +182,16 @@ func (c *config) check() error {
 }
 
 // checkSurface is check's part about what is served where.
-func (c *config) checkSurface(bad func(key, format string, args ...any)) {
-	if c.ImageSocket != "" && filepath.Clean(c.ImageSocket) == filepath.Clean(c.socketPath()) {
+func (c *config) checkSurface(bad func(key, format string, args ...any), absolute func(key, path string)) {
+	absolute("socket", c.Socket)
+	absolute("image_socket", c.ImageSocket)
+	absolute("cadvisor_socket", c.CadvisorSocket)
+	same := func(a, b string) bool { return a != "" && filepath.Clean(a) == filepath.Clean(b) }
+	if same(c.ImageSocket, c.socketPath()) {
 		bad("image_socket", "%s is socket, which serves images already", c.ImageSocket)
+	}
+	if same(c.CadvisorSocket, c.socketPath()) || same(c.CadvisorSocket, c.ImageSocket) {
+		bad("cadvisor_socket", "%s is one of davitd's other sockets", c.CadvisorSocket)
 	}
 	for i, v := range c.CRIVersions {
 		if !slices.Contains(cri.Versions, v) {

@@ -16,6 +16,7 @@ func TestConfig(t *testing.T) {
 	const all = `
 socket = "/run/a.sock"
 image_socket = "/run/i.sock"
+cadvisor_socket = "/run/c.sock"
 cri_versions = ["v1alpha2"]
 root = "/r"
 state = "/s"
@@ -65,7 +66,7 @@ ahead = 0
 	if c.Log.Level != slog.LevelDebug || c.Runtimes["fast"].Path != "/opt/crun" || len(c.Network.Subnets) != 2 ||
 		!c.Registries["localhost:5000"].PlainHTTP || time.Duration(c.Streaming.IdleTimeout) != 90*time.Minute ||
 		len(c.Pull.HostsDirs) != 1 || c.registry().Ahead != -1 || c.registry().Route.CertDirs != nil || c.registry().Stall != 30*time.Second ||
-		c.socketPath() != "/run/a.sock" || c.ImageSocket != "/run/i.sock" || len(c.CRIVersions) != 1 {
+		c.socketPath() != "/run/a.sock" || c.ImageSocket != "/run/i.sock" || c.CadvisorSocket != "/run/c.sock" || len(c.CRIVersions) != 1 {
 		t.Errorf("%+v", c)
 	}
 	for _, tt := range []struct{ text, err string }{
@@ -84,6 +85,7 @@ ahead = 0
 		{"cri_versions = []\n", `f: cri_versions: names no version`},
 		{"cri_versions = [\"v2\"]\n", `f: cri_versions: "v2" is not one of [v1 v1alpha2]`},
 		{"cri_versions = [\"v1\", \"v1\"]\n", `f: cri_versions: "v1" stands there twice`},
+		{"cadvisor_socket = \"/run/davit/davit.sock\"\nstate = \"/run/davit\"\n", `f: cadvisor_socket: /run/davit/davit.sock is one of davitd's other sockets`},
 		{"image_socket = \"/run/davit/davit.sock\"\nstate = \"/run/davit\"\n", `f: image_socket: /run/davit/davit.sock is socket`},
 		{"cgroup_driver = \"v2\"\n", `f: cgroup_driver: "v2" is not one of auto, systemd, cgroupfs`},
 		{"[log]\nformat = \"xml\"\n", `f: log.format: `},

@@ -48,6 +48,7 @@ type parts struct {
 	plugins  *nri.Plugins // nil: there may be none
 	pods     *pod.Pods
 	streams  *stream.Server
+	occupied []string // what another program serves instead, a line each
 }
 
 // run builds the parts, recovers, serves until ctx ends, and takes them apart.
@@ -103,16 +104,7 @@ func run(ctx context.Context, c *config, log *slog.Logger) error {
 	if err := p.network.Status(); err != nil {
 		log.Warn("pods cannot be connected", "reason", err)
 	}
-	surface := p.surface(ctx, c, log)
-	sockets := map[string]*grpc.Server{c.socketPath(): surface.Server()}
-	if c.ImageSocket != "" {
-		sockets[c.ImageSocket] = surface.ImageServer()
-	}
-	for _, s := range sockets {
-		imageapi.Register(s, p.own(ctx, c))
-	}
-	cadvisor.Register(sockets[c.socketPath()], p.pods, version)
-	return serve(ctx, sockets, log, func() string {
+	return serve(ctx, p.servers(ctx, c, log), log, func() string {
 		pods, containers := p.pods.States()
 		log.Info("davitd serves", "socket", c.socketPath(), "pods", pods, "containers", containers,
 			"cgroups", p.cgroups.Layout(), "cgroup_driver", p.cgroups.Driver(), "started_in", time.Since(begun).Round(time.Millisecond))
@@ -262,6 +254,29 @@ func (p *parts) close(log *slog.Logger) {
 	}
 }
 
+// servers returns what is served, by socket.
+func (p *parts) servers(ctx context.Context, c *config, log *slog.Logger) map[string]*grpc.Server {
+	surface := p.surface(ctx, c, log)
+	main := surface.Server()
+	all := map[string]*grpc.Server{c.socketPath(): main}
+	if c.ImageSocket != "" {
+		all[c.ImageSocket] = surface.ImageServer()
+	}
+	for _, s := range all {
+		imageapi.Register(s, p.own(ctx, c))
+	}
+	names := cadvisor.New(p.pods, version)
+	names.Register(main)
+	if at := c.CadvisorSocket; at != "" && served(at) {
+		p.occupied = []string{"cadvisor_socket: another program serves " + at + "; a kubelet's /metrics/cadvisor has no names of pods"}
+		log.Warn("a socket is not davitd's", "cadvisor_socket", at, "reason", "another program serves it")
+	} else if at != "" {
+		all[at] = surface.Empty()
+		names.Register(all[at])
+	}
+	return all
+}
+
 // surface puts the CRI on the parts. Streams without an end end with ctx.
 func (p *parts) surface(ctx context.Context, c *config, log *slog.Logger) *cri.Surface {
 	confDir := c.Network.CNIConfDir
@@ -279,7 +294,9 @@ func (p *parts) surface(ctx context.Context, c *config, log *slog.Logger) *cri.S
 			SystemdCgroup: p.cgroups.Driver() == cgroup.Systemd,
 			RuntimeReady:  func() error { return cmp.Or(p.runtimes.ready(), p.keeper.err()) },
 			NetworkReady:  p.network.Status,
-			Troubles:      func() []string { return slices.Concat(p.damage.list(), p.images.Troubles(), p.network.Owed()) },
+			Troubles: func() []string {
+				return slices.Concat(p.damage.list(), p.images.Troubles(), p.network.Owed(), p.occupied)
+			},
 			Spec: func(id string) ([]byte, error) {
 				return os.ReadFile(filepath.Join(c.State, "containers", id, "config.json"))
 			},

@@ -2,12 +2,13 @@
 // control groups are that it finds: the names in a kubelet's /metrics/cadvisor.
 //
 // cAdvisor knows no runtime by the CRI. It asks containerd, by the name of a
-// control group, at the socket that the kubelet's flag --containerd names, and
-// makes four calls only. Those are answered here, of davit's containers, so
-// that dashboards and alerts find the labels that they had.
+// control group, at /run/containerd/containerd.sock or, with kubelets that have
+// it yet, where their flag --containerd says; and it makes three calls only.
+// Those are answered here, of davit's containers, so that dashboards and alerts
+// find the labels that they had.
 //
 // Nothing is kept but which container stands for its pod's network. cmd/davitd
-// puts the service on the CRI's socket.
+// puts the service on its sockets.
 //
 // cAdvisor: lib/container/containerd/{client,factory,handler}.go, v0.60.5; the
 // same calls since v0.30 of 2018.
@@ -41,15 +42,26 @@ type Pods interface {
 	Live() []*pod.ContainerSnapshot // the oldest first
 }
 
-// Register puts the service on a server. version is davit's.
-func Register(s grpc.ServiceRegistrar, pods Pods, version string) {
-	b := &book{pods: pods, faces: map[string]string{}}
+// A Service is to be put on servers.
+type Service struct {
+	book    book
+	version string
+}
+
+// New returns the service. version is davit's.
+func New(pods Pods, version string) *Service {
+	s := &Service{book: book{pods: pods, faces: map[string]string{}}, version: version}
 	for _, c := range pods.Live() {
-		b.isFace(c)
+		s.book.isFace(c)
 	}
-	containers.RegisterContainersServer(s, &containerService{book: b})
-	tasks.RegisterTasksServer(s, &taskService{book: b})
-	versions.RegisterVersionServer(s, &versionService{version: version})
+	return s
+}
+
+// Register puts the service on a server.
+func (s *Service) Register(to grpc.ServiceRegistrar) {
+	containers.RegisterContainersServer(to, &containerService{book: &s.book})
+	tasks.RegisterTasksServer(to, &taskService{book: &s.book})
+	versions.RegisterVersionServer(to, &versionService{version: s.version})
 }
 
 // kind is the label by which cAdvisor decides to count network interfaces: it

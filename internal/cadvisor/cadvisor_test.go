@@ -65,10 +65,7 @@ func TestOneFaceEach(t *testing.T) {
 	// What ran before davitd was started, and is not asked for again.
 	n.add("old", "old1", pod.Running)
 	n.add("old", "old2", pod.Running)
-	b := &book{pods: n, faces: map[string]string{}}
-	for _, c := range n.Live() {
-		b.isFace(c)
-	}
+	b := &New(n, "").book
 	network := func(id string) bool {
 		t.Helper()
 		s, err := b.find(id)

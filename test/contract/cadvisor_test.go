@@ -3,7 +3,9 @@ package contract
 import (
 	"encoding/json"
 	"fmt"
+	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -14,7 +16,6 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/types/known/emptypb"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -27,12 +28,8 @@ type observer struct {
 	versions   versions.VersionClient
 }
 
-func (w *world) observer() *observer {
-	conn, err := grpc.NewClient("unix://"+w.d.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	w.t.Cleanup(func() { _ = conn.Close() })
+func (w *world) observer(socket string) *observer {
+	conn := connect(w.t, socket)
 	return &observer{w, containers.NewContainersClient(conn), tasks.NewTasksClient(conn), versions.NewVersionClient(conn)}
 }
 
@@ -75,11 +72,18 @@ func (o *observer) kind(id string, want map[string]string, image string) string 
 // TestContainersHaveNames: a kubelet's /metrics/cadvisor has the names of pods
 // and containers, and each pod's network once, though cAdvisor knows no CRI.
 func TestContainersHaveNames(t *testing.T) {
-	w := newWorld(t, "")
-	o := w.observer()
+	socket := filepath.Join(t.TempDir(), "run", "containerd.sock")
+	w := newWorld(t, fmt.Sprintf("cadvisor_socket = %q\n", socket))
+	o := w.observer(socket)
 	if v, err := o.versions.Version(w.ctx, &emptypb.Empty{}); err != nil || v.Version == "" {
 		t.Fatalf("Version: %v, %v", v, err)
 	}
+	if v, err := w.observer(w.d.Socket).versions.Version(w.ctx, &emptypb.Empty{}); err != nil || v.Version == "" {
+		t.Fatalf("Version at the CRI's socket: %v, %v", v, err)
+	}
+	// Nobody is to take the socket for containerd's CRI.
+	_, err := runtimeapi.NewRuntimeServiceClient(connect(t, socket)).Version(w.ctx, &runtimeapi.VersionRequest{})
+	want(t, err, codes.Unimplemented, "unknown service")
 	id64 := strings.Repeat("a", 64)
 	if _, err := o.containers.Get(w.ctx, &containers.GetContainerRequest{ID: id64}); codeOf(err) != codes.NotFound {
 		t.Errorf("a container that is not there: %v", err)
@@ -128,5 +132,29 @@ func TestContainersHaveNames(t *testing.T) {
 	check("container", w.run(sharedID, shared, in), nil)
 	if got := o.kind(sharedID, shared.Labels, ""); got != "sandbox" {
 		t.Errorf("a pod with a process of its own is a %s", got)
+	}
+}
+
+// TestSocketOfAnother: a socket that another program serves stays its own, and
+// the node's status says so.
+func TestSocketOfAnother(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "containerd.sock")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	w := newWorld(t, fmt.Sprintf("cadvisor_socket = %q\n", socket))
+	if c := w.trouble(); c.GetStatus() || !strings.Contains(c.GetMessage(), "another program serves "+socket) {
+		t.Errorf("the condition says %v", c)
+	}
+	if err := w.d.Stop(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(socket); err != nil {
+		t.Error(err)
+	}
+	if err := w.d.Start(); err != nil { // for the cleanup
+		t.Error(err)
 	}
 }

@@ -64,7 +64,11 @@ func newNode(t *testing.T, version string, r *runtime, more map[string]any) *nod
 // gives the node a link to the rest of the world.
 func place(t *testing.T) {
 	t.Helper()
-	for _, dir := range []string{"/var/lib/kubelet", "/var/log/pods", "/var/log/containers"} {
+	wired := []string{"/var/lib/kubelet", "/var/log/pods", "/var/log/containers"}
+	if *endpoint == "" {
+		wired = append(wired, filepath.Dir(cadvisorSocket))
+	}
+	for _, dir := range wired {
 		if err := os.Mkdir(dir, 0o755); err == nil {
 			t.Cleanup(func() { _ = os.Remove(dir) })
 		}
@@ -243,7 +247,6 @@ func (n *node) tryStart() error {
 	args := []string{
 		"--config", n.file("kubelet.yaml", string(config)), "--root-dir", filepath.Join(n.dir, "kubelet"),
 		"--cert-dir", filepath.Join(n.dir, "certificates"), "--hostname-override", "node", "--node-ip", nodeAddress, "--v", "2",
-		"--containerd", strings.TrimPrefix(n.runtime.endpoint, "unix://"), // whom cAdvisor asks
 	}
 	if n.minor() < 27 {
 		args = append(args, "--container-runtime", "remote", "--container-runtime-endpoint", n.runtime.endpoint, "--image-service-endpoint", n.runtime.endpoint)
