@@ -83,6 +83,7 @@ func run(ctx context.Context, c *config, log *slog.Logger) error {
 	work("network", p.network.Run)
 	work("pods", p.pods.Serve)
 	work("keeper", p.keeper.run)
+	work("monitor", p.keeper.attend)
 	work("damage", p.damage.watch)
 	work("images", p.images.Run)
 	work("memory", newHeap().watch)
@@ -189,7 +190,7 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 	if err != nil {
 		return p, err
 	}
-	p.keeper = &keeperWatch{binary: binary, state: c.State, log: log}
+	p.keeper = &keeperWatch{binary: binary, state: c.State, log: log, every: attendEvery, patience: attendPatience}
 	if err := p.keeper.begin(ctx); err != nil {
 		return p, err
 	}
