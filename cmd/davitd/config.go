@@ -16,6 +16,7 @@ import (
 
 	"github.com/davit-runtime/davit/internal/cdi"
 	"github.com/davit-runtime/davit/internal/cri"
+	"github.com/davit-runtime/davit/internal/ocispec"
 )
 
 // A config is the configuration file. Every key may be left out.
@@ -30,6 +31,7 @@ type config struct {
 	Images         imagesConfig             `toml:"images"`
 	NRI            nriConfig                `toml:"nri"`
 	Streaming      streamingConfig          `toml:"streaming"`
+	Ulimits        ocispec.Ulimits          `toml:"ulimits"`
 	CDISpecDirs    []string                 `toml:"cdi_spec_dirs"` // the last one wins; /etc/cdi and /var/run/cdi if left out
 
 	surface
@@ -166,6 +168,7 @@ func (c *config) check() error {
 	if n := len(c.Network.Bridge); n > 15 || strings.ContainsAny(c.Network.Bridge, "/ :") {
 		bad("network.bridge", "%q is not an interface's name", c.Network.Bridge)
 	}
+	c.Ulimits.Check(func(name, format string, args ...any) { bad("ulimits."+name, format, args...) })
 	c.Streaming.check(bad, absolute)
 	for _, dir := range c.CDISpecDirs {
 		absolute("cdi_spec_dirs", dir)

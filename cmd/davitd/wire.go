@@ -204,7 +204,7 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 			CgroupV2: p.host.CgroupV2, Capabilities: p.host.Capabilities,
 			MinOOMScoreAdj: p.host.MinOOMScoreAdj, Devices: devices(log), Labels: label.Open(),
 		},
-		Specs:      pod.Specs{Build: ocispec.Make, ResolveUser: ocispec.ResolveUser, Devices: byCDI.InjectRequested},
+		Specs:      pod.Specs{Build: c.Ulimits.Of(ocispec.Make), ResolveUser: ocispec.ResolveUser, Devices: byCDI.InjectRequested},
 		Namespaces: namespace.New(), Network: p.network, Rootfs: p.images, Cgroups: p.cgroups,
 		Processes: p.monitor, Sessions: p.monitor, Runtimes: p.runtimes,
 	}
