@@ -69,7 +69,7 @@ var imports = map[string][]string{
 	"internal/patrol":       base,
 	"internal/overlay":      {"internal/idmap", "internal/fault"},
 	"internal/writable":     {},
-	"internal/archive":      {"internal/image", "internal/registry", "internal/fault"},
+	"internal/archive":      {"internal/image", "internal/inflate", "internal/registry", "internal/fault"},
 	"internal/verifier":     {"internal/fault"},
 	"internal/idmap":        {"internal/fault", "internal/holder"},
 	"internal/label":        {"internal/fault"},
