@@ -285,7 +285,7 @@ func TestDiskUsage(t *testing.T) {
 			{Id: "sha256:0123456789abcdef", Bytes: 3 * mib},
 			{Id: "sha256:1", Names: []string{"reg/a:1", "reg/b:1"}, Bytes: 5 * mib, SharedBytes: 2 * mib, Containers: 4, Pinned: true},
 		},
-		Layers:     []*imagev1.LayerUsage{{Id: "sha256:2222222222222", Bytes: mib, Images: 1}, {Id: "sha256:3333333333333", Bytes: 5 * mib, Images: 2}},
+		Layers:     []*imagev1.LayerUsage{{Id: "sha256:2222222222222", Bytes: mib, Images: 1, Kind: "directory"}, {Id: "sha256:3333333333333", Bytes: 5 * mib, Images: 2, Kind: "erofs", Mounted: true}},
 		Writable:   []*imagev1.WritableUsage{{ContainerId: "c", Bytes: 4 * mib}},
 		Other:      []*imagev1.OtherUsage{{What: "database", Bytes: 2 * mib}},
 		FileSystem: &imagev1.FileSystem{Path: "/var/lib/davit/images", TotalBytes: 100 * mib, FreeBytes: 50 * mib},
@@ -294,7 +294,7 @@ func TestDiskUsage(t *testing.T) {
 	s.has(s.out, `^IMAGE +SIZE +SHARED +CONTAINERS +PINNED\n0123456789ab +3 MiB +0 B +0 +-\nreg/a:1 +5 MiB +2 MiB +4 +yes\n\n`+
 		`WHAT +SIZE\n2 layers of 2 images +6 MiB\n1 writable layers +4 MiB\ndatabase +2 MiB\ntogether +12 MiB\nfree in /var/lib/davit/images +50 MiB of 100 MiB\n$`)
 	s.davit(0, "", "df", "--layers")
-	s.has(s.out, `\n3{12} +5 MiB +2\n2{12} +1 MiB +1\n`)
+	s.has(s.out, `\n3{12} +5 MiB +2 +erofs +yes\n2{12} +1 MiB +1 +directory +-\n`)
 	s.davit(0, "", "df", "-o", "json")
 	s.has(s.out, `"sharedBytes": "2097152"`)
 }
