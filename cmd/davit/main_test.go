@@ -405,6 +405,8 @@ func TestErrors(t *testing.T) {
 	s.has(s.errOut, `^davit: there is no command "frobnicate"; see davit --help\n$`)
 	s.davit(0, "")
 	s.has(s.out, `(?s)^Run Kubernetes pods.*Available Commands:`)
+	s.davit(1, "", "pods", "--timeout", "-1s")
+	s.has(s.errOut, `^davit: --timeout: -1s is negative\n$`)
 	s.davit(0, "", "--version")
 	s.has(s.out, `^davit \S+\n$`)
 	s.davit(1, "", "exec", "web", "ls", "-l")

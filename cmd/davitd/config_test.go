@@ -182,6 +182,15 @@ func TestArguments(t *testing.T) {
 	}
 }
 
+func TestRootOnly(t *testing.T) {
+	if err := mayRun(0); err != nil {
+		t.Error(err)
+	}
+	if err := mayRun(1000); err == nil || !strings.Contains(err.Error(), "needs root, and runs as user 1000") {
+		t.Error(err)
+	}
+}
+
 func FuzzConfig(f *testing.F) {
 	f.Add([]byte("root = \"/r\"\n[network]\nsubnets = [\"10.0.0.0/8\"]\n"))
 	f.Add([]byte("[registries.\"a\"]\nendpoints = [\"https://b\"]\n"))

@@ -34,6 +34,10 @@ func main() {
 	if c == nil {
 		return
 	}
+	if err := mayRun(os.Geteuid()); err != nil {
+		fmt.Fprintln(os.Stderr, "davitd:", err)
+		os.Exit(1)
+	}
 	log := newLog(os.Stderr, c.Log)
 	slog.SetDefault(log) // for libraries that log
 	klog.SetSlogLogger(slog.New(hushed{log.Handler()}))
@@ -50,6 +54,14 @@ func main() {
 		os.Exit(1)
 	}
 	log.Info("davitd ends; containers run on")
+}
+
+// mayRun refuses whom the first thing to do would refuse, in other words.
+func mayRun(uid int) error {
+	if uid != 0 {
+		return fmt.Errorf("it makes containers, so it needs root, and runs as user %d", uid)
+	}
+	return nil
 }
 
 // answer handles the signals that do not end davitd, as long as it lives.

@@ -40,7 +40,7 @@ type Console struct {
 func (c *Console) Flags(flags *pflag.FlagSet) {
 	flags.StringVar(&c.endpoint, "endpoint", "", "socket of the container runtime; else $"+endpoint.Env+", /etc/crictl.yaml, the kubelet's, or the one that answers at a usual place")
 	flags.StringVar(&c.imageEndpoint, "image-endpoint", "", "socket for images, if it is another; else $"+endpoint.ImageEnv)
-	flags.DurationVar(&c.Timeout, "timeout", defaultTimeout, "longest wait for one answer of the runtime; what moves or reads whole images is not limited")
+	flags.DurationVar(&c.Timeout, "timeout", defaultTimeout, "longest wait for one answer of the runtime, 0 for none; what moves or reads whole images is not limited")
 	flags.StringVarP(&c.output, "output", "o", "", "json prints the runtime's messages as JSON")
 }
 
@@ -51,6 +51,9 @@ func (c *Console) JSON() bool { return c.output == "json" }
 func (c *Console) Begin(cmd *cobra.Command, _ []string) error {
 	if err := c.CheckOutput(); err != nil {
 		return err
+	}
+	if c.Timeout < 0 {
+		return fmt.Errorf("--timeout: %v is negative", c.Timeout)
 	}
 	return c.Dial(cmd)
 }
