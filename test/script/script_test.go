@@ -13,7 +13,7 @@
 //	                     push an image, busybox or as described, as $REGISTRY/NAME
 //	archive NAME FILE    write a docker-archive with busybox as NAME
 //	damage DIR           change a byte in the middle of the largest file there
-//	await SECONDS 'PATTERN' davit ARGS...
+//	await SECONDS 'PATTERN' COMMAND ARGS...
 //	                     repeat the command until its output matches
 //	fetch URL            print a page; waits until somebody listens
 //	empty DIR...         require that directories have no entries, or are not there
@@ -315,7 +315,7 @@ func damage(ts *testscript.TestScript, _ bool, args []string) {
 
 func await(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) < 3 {
-		ts.Fatalf("usage: await SECONDS PATTERN davit ARGS...")
+		ts.Fatalf("usage: await SECONDS PATTERN COMMAND ARGS...")
 	}
 	seconds, err := strconv.ParseFloat(args[0], 64)
 	ts.Check(err)
@@ -326,7 +326,11 @@ func await(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	for {
 		ctx, cancel := context.WithDeadline(context.Background(), deadline)
-		cmd := exec.CommandContext(ctx, filepath.Join(bin, args[2]), args[3:]...)
+		program := args[2]
+		if program == "davit" {
+			program = filepath.Join(bin, program)
+		}
+		cmd := exec.CommandContext(ctx, program, args[3:]...)
 		cmd.Dir = ts.Getenv("WORK")
 		cmd.Env = append(os.Environ(), "CONTAINER_RUNTIME_ENDPOINT="+ts.Getenv("CONTAINER_RUNTIME_ENDPOINT"))
 		out, _ := cmd.CombinedOutput()
