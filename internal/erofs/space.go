@@ -31,7 +31,8 @@ type space struct {
 	free   []*chunk
 	sums   []chunkSum
 
-	written int64 // the file's length
+	written int64  // the file's length
+	other   []byte // to compare something with
 
 	groups [2]span // the one in use, and the one before
 	next   int64   // block of the group in use
