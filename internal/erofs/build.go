@@ -7,6 +7,7 @@ import (
 	"io"
 
 	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/tape"
 )
 
 // File is what Build writes an image to, such as an *os.File. It is read where
@@ -77,7 +78,7 @@ type builder struct {
 
 // read makes a tree of the stream, and puts into the image what is in files.
 func (b *builder) read() error {
-	archive := tar.NewReader(b.in)
+	archive := tape.NewReader(b.in)
 	for {
 		if b.ctx.Err() != nil {
 			return context.Cause(b.ctx)

@@ -69,7 +69,7 @@ func (s *space) takeBlock(content []byte) (int64, error) {
 
 // file takes a file with its content: whole blocks to where they will be, and
 // the rest behind the inode if there is room.
-func (b *builder) file(h *tar.Header, content *tar.Reader, name string, dir uint32, base string) error {
+func (b *builder) file(h *tar.Header, content io.Reader, name string, dir uint32, base string) error {
 	if h.Size < 0 || h.Size > b.left {
 		return fault.New(fault.Exhausted, "", "the layer holds files of more than the %d bytes that are allowed", b.limit)
 	}

@@ -3,6 +3,7 @@ package erofs
 import (
 	"archive/tar"
 	"errors"
+	"io"
 	"path"
 	"strconv"
 	"strings"
@@ -28,7 +29,7 @@ func broken(name string, err error) error {
 }
 
 // entry takes one entry of the archive.
-func (b *builder) entry(h *tar.Header, content *tar.Reader) error {
+func (b *builder) entry(h *tar.Header, content io.Reader) error {
 	if h.Typeflag == tar.TypeXGlobalHeader {
 		return nil
 	}

@@ -85,9 +85,11 @@ func (b *builder) piece(stream io.Reader, at, n int64) ([]byte, error) {
 
 // has reports whether the image has p at an offset.
 func (s *space) has(p []byte, at int64) (bool, error) {
-	var buf [64 << 10]byte
+	if s.other == nil {
+		s.other = make([]byte, 64<<10)
+	}
 	for len(p) > 0 {
-		q := buf[:min(int64(len(p)), int64(len(buf)), chunkSize-at%chunkSize)]
+		q := s.other[:min(int64(len(p)), int64(len(s.other)), chunkSize-at%chunkSize)]
 		if err := s.readAt(q, at); err != nil {
 			return false, err
 		}

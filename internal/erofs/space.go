@@ -12,8 +12,6 @@ const (
 	minGroup = 4 * blockSize
 	maxGroup = 128 * blockSize // of metadata in one place
 
-	openBlocks = 64 // of metadata, into which what comes next may go
-
 	maxBlocks = 1<<32 - 2
 )
 
@@ -31,12 +29,13 @@ type space struct {
 	free   []*chunk
 	sums   []chunkSum
 
-	written int64 // the file's length
+	written int64  // the file's length
+	other   []byte // to compare something with
 
-	groups [2]span // the one in use, and the one before
-	next   int64   // block of the group in use
-	packed int64   // bytes of metadata so far
-	open   []packing
+	groups [2]span   // the one in use, and the one before
+	next   int64     // block of the group in use
+	packed int64     // bytes of metadata so far
+	open   []packing // all blocks of those
 }
 
 // A fileError is one of the image's file.
@@ -186,20 +185,8 @@ func (s *space) pack(n int) (at int64, p []byte, err error) {
 	return at, s.bytes(at, int64(n)), nil
 }
 
-// openBlock opens one more block of metadata, and closes the fullest if there
-// are too many.
+// openBlock opens one more block of metadata.
 func (s *space) openBlock() error {
-	if len(s.open) == openBlocks {
-		fullest := 0
-		for i, b := range s.open {
-			if b.used > s.open[fullest].used {
-				fullest = i
-			}
-		}
-		if err := s.close(fullest); err != nil {
-			return err
-		}
-	}
 	if s.next == s.groups[0].to {
 		if err := s.openGroup(); err != nil {
 			return err
