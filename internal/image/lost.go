@@ -95,7 +95,7 @@ func (s *Store) Troubles() []string {
 	for id, l := range s.use.losses {
 		what := "it is being fetched again"
 		if l.refused != "" {
-			what = "it cannot be fetched again without being asked for: " + l.refused
+			what = "pull, load or import it again, since it cannot be fetched without being asked for: " + l.refused
 		}
 		lines = append(lines, fmt.Sprintf("image %s was lost: %s; %s", nameOf(id, l.record), l.why, what))
 	}
@@ -111,6 +111,12 @@ func nameOf(id string, r *record) string {
 		}
 	}
 	return id
+}
+
+// hasDigest reports whether the image has a digest in some repository, which it
+// can be fetched again by.
+func (r *record) hasDigest() bool {
+	return slices.ContainsFunc(r.Names, func(name string) bool { return strings.Contains(name, "@") })
 }
 
 // examine drops images that cannot be whole, for want of a sound layer, and
@@ -466,8 +472,12 @@ func (s *Store) Check(ctx context.Context, quick bool, found func(Finding), prog
 		sum.Damaged++
 		f := Finding{Subject: "layer " + id, Problem: err.Error(), Done: "given up; its images are fetched again"}
 		for image, r := range v.images {
-			if slices.Contains(r.Layers, id) {
-				f.Images = append(f.Images, nameOf(image, r))
+			if !slices.Contains(r.Layers, id) {
+				continue
+			}
+			f.Images = append(f.Images, nameOf(image, r))
+			if !r.hasDigest() {
+				f.Done = "given up; its images are fetched again if a registry has them, those of archives have to be loaded again"
 			}
 		}
 		slices.Sort(f.Images)

@@ -40,7 +40,7 @@ func NewReader(blob io.Reader, diffID digest.Digest, limit int64) (io.ReadCloser
 			return nil, r.explain(err)
 		}
 		r.stream, r.stop = z, func() {}
-	case bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}):
+	case isZstd(magic):
 		z, err := zstd.NewReader(r.blob, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(128<<20), zstd.WithDecoderLowmem(true))
 		if err != nil {
 			return nil, r.explain(err)
@@ -50,6 +50,12 @@ func NewReader(blob io.Reader, diffID digest.Digest, limit int64) (io.ReadCloser
 		r.stream, r.stop = r.blob, func() {}
 	}
 	return r, nil
+}
+
+// isZstd tells a zstd stream by its first bytes: a frame, or one to be skipped,
+// by which tools put data of their own before it (RFC 8878, 3.1).
+func isZstd(magic []byte) bool {
+	return bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}) || len(magic) == 4 && magic[0]&0xf0 == 0x50 && string(magic[1:]) == "\x2a\x4d\x18"
 }
 
 type reader struct {
