@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -41,7 +42,7 @@ type Options struct {
 	// does not bound other calls.
 	Timeout time.Duration
 	// Settled, if set, is told of each version settled, also of one settled
-	// anew. The call that led to it waits meanwhile.
+	// anew, one after the other. The call that led to it waits meanwhile.
 	Settled func(Choice)
 
 	// GRPC is added to the dial options, for interceptors or statistics.
@@ -72,6 +73,14 @@ func New(o Options) (*Client, error) {
 	if o.Image == "" {
 		o.Image = o.Runtime
 	}
+	if told := o.Settled; told != nil { // the services are settled at once
+		var one sync.Mutex
+		o.Settled = func(c Choice) {
+			one.Lock()
+			defer one.Unlock()
+			told(c)
+		}
+	}
 	runtime, err := newLink(RuntimeService, o.Runtime, o)
 	if err != nil {
 		return nil, err
@@ -100,12 +109,19 @@ func Dial(ctx context.Context, o Options) (*Client, error) {
 	return c, nil
 }
 
-// Connect settles the versions of both services, unless they are. It returns
-// what went wrong with each, a *NegotiationError or two, and may be repeated.
+// Connect settles the versions of both services at once, unless they are. It
+// returns what went wrong with each, a *NegotiationError or two, and may be
+// repeated. It blocks as long as the slower of the two.
 func (c *Client) Connect(ctx context.Context) error {
+	var images error
+	asked := make(chan struct{})
+	go func() {
+		defer close(asked)
+		_, images = c.image.settled(ctx)
+	}()
 	_, err := c.runtime.settled(ctx)
-	_, imageErr := c.image.settled(ctx)
-	return errors.Join(err, imageErr)
+	<-asked
+	return errors.Join(err, images)
 }
 
 // Close ends the connections; calls under way fail with ErrCanceled.

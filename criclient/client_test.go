@@ -119,7 +119,7 @@ func TestChoice(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if len(told) != 2 || told[0].Service != criclient.RuntimeService || told[1].Service != criclient.ImageService {
+	if len(told) != 2 || told[0].Service == told[1].Service {
 		t.Errorf("told %v", told)
 	}
 	want := "v1alpha2, since v1 answered Unimplemented (unknown service runtime.v1.RuntimeService) at the runtime service of " + s.socket.Endpoint()
@@ -150,6 +150,36 @@ func TestConcurrentFirstCalls(t *testing.T) {
 	all.Wait()
 	if n := len(s.Calls("Version")); n != 1 {
 		t.Errorf("the version was asked for %d times", n)
+	}
+}
+
+// TestConnectAsksBoth at once: one service that hangs does not keep the other
+// one waiting.
+func TestConnectAsksBoth(t *testing.T) {
+	s := listen(t, isBoth)
+	for _, hangs := range []struct {
+		probe          string
+		service, other criclient.Service
+	}{
+		{v1Version, criclient.RuntimeService, criclient.ImageService},
+		{v1FsInfo, criclient.ImageService, criclient.RuntimeService},
+	} {
+		release := s.Hold(hangs.probe)
+		c := s.client(t, s, false)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- c.Connect(ctx) }()
+		for end := time.Now().Add(20 * time.Second); c.Choice(hangs.other) == nil && time.Now().Before(end); {
+			time.Sleep(time.Millisecond)
+		}
+		if c.Choice(hangs.other) == nil || c.Choice(hangs.service) != nil {
+			t.Errorf("the %s hangs: settled %v, %v", hangs.service, c.Choice(criclient.RuntimeService), c.Choice(criclient.ImageService))
+		}
+		cancel()
+		if err := <-ended; !errors.Is(err, criclient.ErrCanceled) {
+			t.Errorf("Connect = %v", err)
+		}
+		release()
 	}
 }
 

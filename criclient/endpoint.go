@@ -76,8 +76,10 @@ func Reach(ctx context.Context, endpoint string) error {
 	return conn.Close()
 }
 
-// socketPath returns the path that endpoint names: unix:///path, or an
-// absolute path, which kubelets call deprecated but take.
+// socketPath returns the path that endpoint names: unix:///path, or as kubelets
+// and crictl take as well, unix:/path and an absolute path.
+//
+// Source: k8s.io/cri-client, util_unix.go, parseEndpointWithFallbackProtocol.
 func socketPath(endpoint string) (string, error) {
 	bad := func(problem, advice string) error {
 		return &EndpointError{Endpoint: endpoint, Problem: problem, Advice: advice}
@@ -85,9 +87,14 @@ func socketPath(endpoint string) (string, error) {
 	const want = "want unix:///absolute/path.sock"
 	path := endpoint
 	scheme, rest, hasScheme := strings.Cut(endpoint, "://")
+	if after, ok := strings.CutPrefix(endpoint, "unix:/"); ok && !hasScheme {
+		scheme, rest, hasScheme = "unix", "/"+after, true
+	}
 	switch {
 	case endpoint == "":
 		return "", bad("it is empty", want)
+	case strings.HasPrefix(strings.TrimPrefix(strings.TrimPrefix(endpoint, "unix:"), "//"), "@") || strings.HasPrefix(endpoint, "unix-abstract:"):
+		return "", bad("abstract sockets, which anybody may connect to, are not supported", want)
 	case hasScheme && scheme != "unix":
 		return "", bad(scheme+":// is not supported", want)
 	case hasScheme:
@@ -138,7 +145,9 @@ func explainDial(path string, err error) *EndpointError {
 		}
 	case errors.Is(statErr, fs.ErrNotExist) || errors.Is(statErr, syscall.ENOTDIR):
 		e.Problem, e.Advice = "there is no such file", "start the runtime, or name its socket"
-		if dir := filepath.Dir(path); missing(dir) {
+		if target, err := os.Readlink(path); err == nil {
+			e.Problem = "it is a link to " + target + ", where there is nothing"
+		} else if dir := filepath.Dir(path); missing(dir) {
 			e.Problem = "there is no directory " + dir
 		}
 	case statErr == nil && info.IsDir():

@@ -1,6 +1,7 @@
 package criclient_test
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"net"
@@ -38,6 +39,7 @@ func TestEndpoints(t *testing.T) {
 	for _, c := range []struct{ endpoint, says, is string }{
 		{endpoint: "/run/a.sock", is: "unix:///run/a.sock"},
 		{endpoint: "unix:///run/a.sock", is: "unix:///run/a.sock"},
+		{endpoint: "unix:/run/a.sock", is: "unix:///run/a.sock"}, // kubelets take it
 		{endpoint: "unix:///run//x/../a.sock", is: "unix:///run/a.sock"},
 		{endpoint: "unix:///run/my%20dir/a.sock", is: "unix:///run/my dir/a.sock"}, // kubelets decode
 		{endpoint: "/run/50%.sock", is: "unix:///run/50%.sock"},
@@ -49,8 +51,11 @@ func TestEndpoints(t *testing.T) {
 		{endpoint: "unix://", says: "relative"},
 		{endpoint: "unix:///", says: "names no file"},
 		{endpoint: "/", says: "names no file"},
-		{endpoint: "unix://@abstract", says: "relative"},
-		{endpoint: "@abstract", says: "relative"},
+		{endpoint: "unix:run/a.sock", says: "relative"},
+		{endpoint: "unix://@abstract", says: "abstract sockets.* not supported"},
+		{endpoint: "unix:@abstract", says: "abstract sockets.* not supported"},
+		{endpoint: "unix-abstract:name", says: "abstract sockets.* not supported"},
+		{endpoint: "@abstract", says: "abstract sockets.* not supported"},
 		{endpoint: "tcp://127.0.0.1:1", says: `^endpoint tcp://127.0.0.1:1: tcp:// is not supported; want unix:///absolute/path.sock$`},
 		{endpoint: "npipe:////./pipe/containerd", says: "npipe:// is not supported"},
 		{endpoint: "unix:///run/%zz", says: "no URL: invalid URL escape"},
@@ -94,6 +99,10 @@ func TestUnreachable(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	link := filepath.Join(dir, "link")
+	if err := os.Symlink("/gone/cri.sock", link); err != nil {
+		t.Fatal(err)
+	}
 	crashed := listen(t, isCrashed)
 	datagrams := filepath.Join(dir, "datagrams")
 	l, err := net.ListenPacket("unixgram", datagrams)
@@ -106,6 +115,7 @@ func TestUnreachable(t *testing.T) {
 		is             error
 	}{
 		{path, `there is no such file; start the runtime, or name its socket`, fs.ErrNotExist},
+		{link, `it is a link to /gone/cri.sock, where there is nothing; start the runtime`, fs.ErrNotExist},
 		{filepath.Join(dir, "none", "cri.sock"), `there is no directory ` + filepath.Join(dir, "none"), fs.ErrNotExist},
 		{filepath.Join(file, "cri.sock"), `there is no such file`, syscall.ENOTDIR},
 		{file, `it is a file, not a socket; name the runtime's socket`, syscall.ECONNREFUSED},
@@ -129,6 +139,37 @@ func TestUnreachable(t *testing.T) {
 			t.Errorf("%s: %v is not ErrUnavailable", c.endpoint, callErr)
 		}
 		client.Close()
+	}
+}
+
+// TestLinkedSocket: a link is followed anew at each dial, so that it may change
+// from one runtime to another. The version that was settled stays.
+func TestLinkedSocket(t *testing.T) {
+	one, other := listen(t, isV1alpha2), listen(t, isBoth)
+	link := filepath.Join(filepath.Dir(socketFor(t)), "link")
+	point := func(to *server) {
+		t.Helper()
+		if err := os.Symlink(to.socket.Path(), link+"~"); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(link+"~", link); err != nil {
+			t.Fatal(err)
+		}
+	}
+	point(one)
+	c, err := criclient.Dial(t.Context(), criclient.Options{Runtime: link})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	point(other)
+	one.socket.Crash()
+	criclient.AwaitLoss(t, c, criclient.RuntimeService)
+	if got := words(t, c, criclient.RuntimeService, other, "ListPodSandbox", func(ctx context.Context) error {
+		_, err := c.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
+		return err
+	}); got != useV1alpha2 {
+		t.Error(got)
 	}
 }
 

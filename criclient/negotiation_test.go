@@ -97,6 +97,8 @@ var rows = []struct {
 	{[]string{isV1, isDown}, off, unavailable},
 	{[]string{isV1, isCrashed}, off, unavailable},
 	{[]string{isV1, isBad}, off, useV1},
+	{[]string{isV1, isOldBad}, off, lostToNone}, // what there is does not answer
+	{[]string{isV1, isHung}, off, useV1},
 	{[]string{isV1alpha2, isV1}, off, lostToV1},
 	{[]string{isV1alpha2, isV1alpha2}, off, useV1alpha2},
 	{[]string{isV1alpha2, isBoth}, off, useV1alpha2},
@@ -104,6 +106,8 @@ var rows = []struct {
 	{[]string{isV1alpha2, isDown}, off, unavailable},
 	{[]string{isV1alpha2, isCrashed}, off, unavailable},
 	{[]string{isV1alpha2, isBad}, off, useV1alpha2},
+	{[]string{isV1alpha2, isOldBad}, off, useV1alpha2},
+	{[]string{isV1alpha2, isHung}, off, useV1alpha2},
 	{[]string{isBoth, isV1}, off, useV1},
 	{[]string{isBoth, isV1alpha2}, off, lostToOld},
 	{[]string{isBoth, isBoth}, off, useV1},
@@ -111,6 +115,8 @@ var rows = []struct {
 	{[]string{isBoth, isDown}, off, unavailable},
 	{[]string{isBoth, isCrashed}, off, unavailable},
 	{[]string{isBoth, isBad}, off, useV1},
+	{[]string{isBoth, isOldBad}, off, lostToNone},
+	{[]string{isBoth, isHung}, off, useV1},
 
 	// After a redial, if the client renegotiates.
 	{[]string{isV1, isV1}, on, useV1},
@@ -120,6 +126,8 @@ var rows = []struct {
 	{[]string{isV1, isDown}, on, unavailable},
 	{[]string{isV1, isCrashed}, on, unavailable},
 	{[]string{isV1, isBad}, on, v1Bad},
+	{[]string{isV1, isOldBad}, on, oldBad},
+	{[]string{isV1, isHung}, on, v1Hung},
 	{[]string{isV1alpha2, isV1}, on, useV1},
 	{[]string{isV1alpha2, isV1alpha2}, on, useV1alpha2},
 	{[]string{isV1alpha2, isBoth}, on, useV1},
@@ -127,6 +135,8 @@ var rows = []struct {
 	{[]string{isV1alpha2, isDown}, on, unavailable},
 	{[]string{isV1alpha2, isCrashed}, on, unavailable},
 	{[]string{isV1alpha2, isBad}, on, v1Bad},
+	{[]string{isV1alpha2, isOldBad}, on, oldBad},
+	{[]string{isV1alpha2, isHung}, on, v1Hung},
 	{[]string{isBoth, isV1}, on, useV1},
 	{[]string{isBoth, isV1alpha2}, on, useV1alpha2},
 	{[]string{isBoth, isBoth}, on, useV1},
@@ -134,6 +144,8 @@ var rows = []struct {
 	{[]string{isBoth, isDown}, on, unavailable},
 	{[]string{isBoth, isCrashed}, on, unavailable},
 	{[]string{isBoth, isBad}, on, v1Bad},
+	{[]string{isBoth, isOldBad}, on, oldBad},
+	{[]string{isBoth, isHung}, on, v1Hung},
 
 	// After two redials.
 	{[]string{isV1, isDown, isV1}, either, useV1},
@@ -146,29 +158,6 @@ var rows = []struct {
 	{[]string{isV1alpha2, isV1, isBoth}, off, useV1alpha2},
 	{[]string{isV1alpha2, isV1, isNeither}, off, lostToNone},
 	{[]string{isV1, isNeither, isV1alpha2}, on, useV1alpha2},
-}
-
-// TestImageEndpoint's rows are the second table: two endpoints at first dial.
-var imageRows = []struct {
-	runtime, image string // "with it": at the runtime's socket; "not with it": that serves the runtime only
-	runtimeWant    string
-	imageWant      string
-}{
-	{isV1, "with it", useV1, useV1},
-	{isV1, "not with it", useV1, noVersion},
-	{isV1alpha2, "not with it", useV1alpha2, noVersion},
-	{isBoth, "not with it", useV1, noVersion},
-	{isV1, isV1, useV1, useV1},
-	{isV1, isV1alpha2, useV1, useV1alpha2},
-	{isV1alpha2, isV1, useV1alpha2, useV1},
-	{isV1alpha2, isBoth, useV1alpha2, useV1},
-	{isBoth, isV1alpha2, useV1, useV1alpha2},
-	{isV1, isNeither, useV1, noVersion},
-	{isV1, isDown, useV1, noAnswer},
-	{isV1, isBad, useV1, v1Bad},
-	{isNeither, isV1, noVersion, useV1},
-	{isDown, isV1, noAnswer, useV1},
-	{isDown, isDown, noAnswer, noAnswer},
 }
 
 func TestNegotiation(t *testing.T) {
@@ -217,39 +206,6 @@ func TestNegotiation(t *testing.T) {
 				})
 			}
 		}
-	}
-}
-
-func TestImageEndpoint(t *testing.T) {
-	for _, row := range imageRows {
-		t.Run(row.runtime+"/"+row.image, func(t *testing.T) {
-			t.Parallel()
-			runtime := newServer(t)
-			image := runtime
-			switch row.image {
-			case "with it":
-				runtime.become(t, row.runtime)
-			case "not with it":
-				runtime.runtimeOnly = true
-				runtime.become(t, row.runtime)
-			default:
-				image = newServer(t)
-				runtime.become(t, row.runtime)
-				image.become(t, row.image)
-			}
-			want := [2]string{row.runtimeWant, row.imageWant}
-			if got := outcome(t, runtime.client(t, image, false), runtime, image); got != want {
-				t.Errorf("got %q, want %q", got, want)
-			}
-			// Dial is both or nothing.
-			c, err := criclient.Dial(t.Context(), runtime.options(image, false))
-			if both := !strings.HasPrefix(want[0]+want[1], "none") && !strings.Contains(want[1], "none"); (err == nil) != both || (c != nil) != both {
-				t.Errorf("Dial = %v, %v", c, err)
-			}
-			if c != nil {
-				c.Close()
-			}
-		})
 	}
 }
 
@@ -448,10 +404,16 @@ func TestNegotiationDocument(t *testing.T) {
 		}
 		fmt.Fprintf(&second, "| %s | %s | %s | %s | %s |\n", r.runtime, r.image, r.runtimeWant, r.imageWant, dial)
 	}
+	var third strings.Builder
+	fmt.Fprint(&third, "| the server is | after a restart | renegotiation | runtime service | image service |\n|---|---|---|---|---|\n")
+	for _, r := range goingRows {
+		fmt.Fprintf(&third, "| %s | %s | %s | %s | %s |\n", r.server, r.after, r.renegotiate, r.runtimeWant, r.imageWant)
+	}
 	got := string(text)
 	for _, table := range []struct{ begin, rows string }{
 		{begin, first.String()},
 		{strings.Replace(begin, "TestNegotiation", "TestImageEndpoint", 1), second.String()},
+		{strings.Replace(begin, "TestNegotiation", "TestImageServiceGoes", 1), third.String()},
 	} {
 		head, rest, ok := strings.Cut(got, table.begin)
 		_, tail, ok2 := strings.Cut(rest, end)
@@ -474,7 +436,7 @@ func TestNegotiationDocument(t *testing.T) {
 // Every restart from a state with a version to any other is in the table.
 func TestNegotiationIsWhole(t *testing.T) {
 	for _, before := range []string{isV1, isV1alpha2, isBoth} {
-		for _, now := range []string{isV1, isV1alpha2, isBoth, isNeither, isDown, isCrashed, isBad} {
+		for _, now := range []string{isV1, isV1alpha2, isBoth, isNeither, isDown, isCrashed, isBad, isOldBad, isHung} {
 			for _, renegotiate := range []string{off, on} {
 				n := 0
 				for _, r := range rows {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/davit-runtime/davit/cmd/davit/console"
 	"github.com/davit-runtime/davit/internal/doctor"
+	"github.com/davit-runtime/davit/internal/endpoint"
 )
 
 func (a app) doctorCommand() *cobra.Command {
@@ -27,9 +28,8 @@ seen; it says which. Exit code 1: there are errors, or with --strict warnings. W
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			n := doctor.ThisNode()
 			n.Version = version
-			if at := a.Search().Given(); at.Address != "" {
-				n.Given = []doctor.Endpoint{{Address: at.Address, From: at.From}}
-			}
+			said := a.Search()
+			n.Given = doctor.Given{Runtime: doctor.Endpoint(said.Given()), Images: doctor.Endpoint(said.GivenImages()), Crictl: a.Env(endpoint.CrictlEnv)}
 			r := doctor.Run(cmd.Context(), n)
 			if err := a.printReport(r); err != nil {
 				return err
@@ -62,8 +62,12 @@ func (a app) printReport(r *doctor.Report) error {
 		}
 	}
 	printSkipped(a.Out, r)
+	at := r.Endpoint.Address
+	if images := r.Images.Address; images != "" && images != at {
+		at += ", images at " + images
+	}
 	_, err := fmt.Fprintf(a.Out, "\n%s at %s: %d ok, %d warnings, %d errors, %d skipped, in %.1f s\n",
-		r.Node, r.Endpoint.Address, r.OK, r.Warnings, r.Errors, r.Skipped, float64(r.TookMillis)/1000)
+		r.Node, at, r.OK, r.Warnings, r.Errors, r.Skipped, float64(r.TookMillis)/1000)
 	return err
 }
 

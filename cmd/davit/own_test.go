@@ -170,6 +170,13 @@ func TestPullShowsLayers(t *testing.T) {
 	o.pulls = somePulls()
 	s.play(0, "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec:\n  containers: [{name: c, image: 'reg/c:1'}]")
 	s.has(s.out, `\n  layer      b{12}  10 MiB\n  image      reg/c:1 `)
+	// Of what is there already nothing will be told, so nothing is waited for.
+	o.asked = nil
+	s.play(0, "apiVersion: v1\nkind: Pod\nmetadata: {name: again}\nspec:\n  containers: [{name: c, image: 'reg/c:1'}]")
+	s.has(s.out, `\n  image      reg/c:1  present`)
+	if len(o.asked) > 0 {
+		t.Errorf("asked for the pulls of %q", o.asked)
+	}
 }
 
 func TestLoad(t *testing.T) {

@@ -31,6 +31,9 @@ func listen(path string) (net.Listener, error) {
 	if n := max(len(path), len(temporary)); n > 107 {
 		return nil, fmt.Errorf("socket %s: the path is %d bytes long, the kernel allows 107", path, n)
 	}
+	if info, err := os.Stat(path); err == nil && info.IsDir() {
+		return nil, fmt.Errorf("socket %s: there is a directory of that name", path)
+	}
 	_ = os.Remove(temporary)
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: temporary})
 	if err != nil {

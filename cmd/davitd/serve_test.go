@@ -90,3 +90,10 @@ func TestKeeperThatDoesNotStart(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestListenAtDirectory(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := listen(dir); err == nil || err.Error() != "socket "+dir+": there is a directory of that name" {
+		t.Errorf("%v", err)
+	}
+}

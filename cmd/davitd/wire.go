@@ -171,7 +171,7 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 		Root: filepath.Join(c.Root, "network"), Damaged: c.damaged(),
 		ConfDir: c.Network.CNIConfDir, PluginDirs: c.Network.CNIBinDirs,
 		Bridge: c.Network.Bridge, Subnets: c.Network.Subnets, MTU: c.Network.MTU, Template: c.Network.CNIConfTemplate,
-		DelPatience: time.Duration(c.Network.CNIDelPatience),
+		DelPatience: c.Network.CNIDelPatience.value(),
 	}); err != nil {
 		return p, err
 	}

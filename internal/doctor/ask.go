@@ -10,12 +10,20 @@ import (
 	"github.com/davit-runtime/davit/criclient"
 )
 
-// ask asks the runtime at endpoint what the checks want to know of it, first of
-// all which versions of the CRI it serves.
-func ask(ctx context.Context, endpoint string) Answer {
-	report, err := criclient.Probe(ctx, endpoint)
+// ask asks the runtime and the image service at their endpoints what the checks
+// want to know of them, first of all which versions of the CRI they serve.
+func ask(ctx context.Context, runtime, images string) Answer {
+	ofImages := make(chan error, 1)
+	if images != runtime {
+		go func() { ofImages <- askImages(ctx, images) }()
+	}
+	report, err := criclient.Probe(ctx, runtime)
 	if err != nil {
 		return Answer{Err: err}
+	}
+	if images == runtime {
+		_, err = report.Chooses(criclient.ImageService)
+		ofImages <- err
 	}
 	a := Answer{Refused: map[string]string{}}
 	for _, answer := range report.Answers {
@@ -36,16 +44,24 @@ func ask(ctx context.Context, endpoint string) Answer {
 		return a
 	}
 	a.Err = nil // who answers for one version may take its time for another
-	if _, a.ImageErr = report.Chooses(criclient.ImageService); ctx.Err() != nil {
+	if a.ImageErr = <-ofImages; ctx.Err() != nil {
 		a.ImageErr = nil // not known
 	}
-	a.describe(ctx, endpoint)
+	a.describe(ctx, runtime, images)
 	return a
 }
 
+func askImages(ctx context.Context, endpoint string) error {
+	report, err := criclient.Probe(ctx, endpoint)
+	if err == nil {
+		_, err = report.Chooses(criclient.ImageService)
+	}
+	return err
+}
+
 // describe asks for conditions, cgroup driver and where images are.
-func (a *Answer) describe(ctx context.Context, endpoint string) {
-	client, err := criclient.New(criclient.Options{Runtime: endpoint})
+func (a *Answer) describe(ctx context.Context, runtime, images string) {
+	client, err := criclient.New(criclient.Options{Runtime: runtime, Image: images})
 	if err != nil {
 		return
 	}
@@ -62,9 +78,9 @@ func (a *Answer) describe(ctx context.Context, endpoint string) {
 	if c, err := client.RuntimeConfig(ctx, &runtimeapi.RuntimeConfigRequest{}); err == nil && c.GetLinux() != nil {
 		a.CgroupDriver = strings.ToLower(c.GetLinux().GetCgroupDriver().String())
 	}
-	images, err := client.ImageFsInfo(ctx, &runtimeapi.ImageFsInfoRequest{})
+	stores, err := client.ImageFsInfo(ctx, &runtimeapi.ImageFsInfoRequest{})
 	if err == nil {
-		for _, u := range images.GetImageFilesystems() {
+		for _, u := range stores.GetImageFilesystems() {
 			a.ImageDirs = append(a.ImageDirs, u.GetFsId().GetMountpoint())
 		}
 	}

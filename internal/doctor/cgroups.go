@@ -9,6 +9,7 @@ import (
 var cgroupChecks = []Check{
 	{Name: "cgroups", What: "how control groups are mounted, and that cpu, memory, pids and cpuset can be used", run: checkCgroups, Faults: []Fault{
 		{"cgroups-not-mounted", Error, "no control group hierarchy is mounted"},
+		{"cgroups-read-only", Error, "control groups are mounted read-only, as in a container that is not privileged"},
 		{"cgroup-controller-disabled", Error, "the kernel was booted without a controller, as with cgroup_disable=memory"},
 		{"cgroup-controller-not-mounted", Error, "on cgroup v1, a controller belongs to no mounted hierarchy"},
 		{"cgroup-controller-not-delegated", Error, "on cgroup v2, in a container or a user's slice, a controller was not passed down"},
@@ -72,6 +73,12 @@ func checkCgroups(l *look) {
 		}
 		l.fault("cgroups-not-mounted", "mount -t cgroup2 cgroup2 /sys/fs/cgroup", "no cgroup file system with controllers is mounted")
 		return
+	}
+	for _, m := range l.mounts() {
+		if (m.fsType == "cgroup" || m.fsType == "cgroup2") && slices.Contains(m.options, "ro") {
+			l.fault("cgroups-read-only", "mount -o remount,rw "+m.point+"   # in a container: docker run --privileged --cgroupns=private", "%s is mounted read-only", m.point)
+			break
+		}
 	}
 	unified := strings.Fields(l.text(c.unified + "/cgroup.controllers"))
 	// The initial cgroup has no type. kernel: cgroup-v2.rst, cgroup.type.

@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"cmp"
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
@@ -11,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -23,10 +25,13 @@ var cniChecks = []Check{
 		{"cni-plugin-not-executable", Error, "a plugin is there but may not be executed"},
 		{"cni-plugin-broken", Error, "a plugin does not even tell its versions: it is for another machine, or damaged"},
 		{"cni-plugin-version", Error, "a plugin does not know the configuration's version"},
+		{"flannel-subnet-missing", Error, "flannel has not written which addresses this node's pods get: it does not run"},
 		{"cni-several-configs", Warning, "two networks are configured: the first by name is used, and the other is perhaps the one that is meant"},
 	}},
 	{Name: "pod-subnets", What: "that pods' addresses are nobody else's", run: checkSubnets, Faults: []Fault{
 		{"pod-subnet-overlap", Error, "a route of the node leads into the range that pods get addresses from"},
+		{"pod-subnet-small", Warning, "pods get addresses from a range with fewer than the kubelet's maxPods"},
+		{"cni-bridge-other-subnet", Error, "the pods' bridge still has the addresses of an earlier configuration: plugins refuse it"},
 	}},
 }
 
@@ -43,6 +48,7 @@ type cniFile struct {
 	types   []string // of plugins, in order
 	bridges []string
 	subnets []string // that its plugins give addresses from
+	flannel string   // the file that has flannel's; empty: none of its plugins is that
 }
 
 func (c *cniFile) has(plugin string) bool { return slices.Contains(c.types, plugin) }
@@ -86,9 +92,10 @@ func (f *facts) readCNI() cniFolder {
 }
 
 type cniPlugin struct {
-	Type   string `json:"type"`
-	Bridge string `json:"bridge"`
-	IPAM   struct {
+	Type    string `json:"type"`
+	Bridge  string `json:"bridge"`
+	Flannel string `json:"subnetFile"` // of plugin flannel
+	IPAM    struct {
 		Subnet string                      `json:"subnet"`
 		Ranges [][]struct{ Subnet string } `json:"ranges"`
 	} `json:"ipam"`
@@ -120,6 +127,11 @@ func (f *facts) readCNIFile(path string) cniFile {
 	for _, p := range list.Plugins {
 		c.types = append(c.types, p.Type)
 		c.bridges = append(c.bridges, p.Bridge)
+		if p.Type == "flannel" {
+			c.flannel = cmp.Or(p.Flannel, flannelFile)
+			c.bridges = append(c.bridges, "cni0")
+			c.subnets = append(c.subnets, f.flannelSubnets(c.flannel)...)
+		}
 		c.subnets = append(c.subnets, p.IPAM.Subnet)
 		for _, set := range p.IPAM.Ranges {
 			for _, r := range set {
@@ -144,6 +156,20 @@ func (f *facts) readCNIFile(path string) cniFile {
 		c.fault, c.problem = "cni-version-unknown", fmt.Sprintf("cniVersion %s; the newest that is known is %d.%d.0", c.version, newestCNI.major, newestCNI.minor)
 	}
 	return c
+}
+
+// flannelFile is where flannel writes what its plugin goes by.
+// flannel-io/cni-plugin: README.
+const flannelFile = "/run/flannel/subnet.env"
+
+func (n *Node) flannelSubnets(file string) (subnets []string) {
+	for line := range strings.Lines(n.text(file)) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+		if name == "FLANNEL_SUBNET" || name == "FLANNEL_IPV6_SUBNET" {
+			subnets = append(subnets, value)
+		}
+	}
+	return subnets
 }
 
 func onlyLoopback(types []string) bool { return len(types) == 1 && types[0] == "loopback" }
@@ -191,6 +217,10 @@ func checkCNI(l *look) {
 	default:
 		l.okay("no configuration in %s", folder.dir)
 		return
+	}
+	if chosen.flannel != "" && !l.exists(chosen.flannel) {
+		l.fault("flannel-subnet-missing", "kubectl get pods -A -o wide --field-selector spec.nodeName=$(hostname) | grep flannel   # its log says why it does not run: kubectl logs -n kube-flannel POD",
+			"%s names flannel, and there is no %s, which flannel writes", chosen.path, chosen.flannel)
 	}
 	l.checkPlugins(chosen)
 	l.okay("%s: %s", chosen.path, strings.Join(chosen.types, ", "))
@@ -264,11 +294,58 @@ func checkSubnets(l *look) {
 			}
 		}
 	}
+	l.checkBridges(links)
+	l.checkRoom(subnets, where)
 	if len(told) == 0 {
 		l.okay("given by what is configured elsewhere")
 		return
 	}
 	l.okay("%s", strings.Join(told, ", "))
+}
+
+// checkBridges looks for a bridge that has a subnet, and not one of those that
+// pods get addresses from.
+func (l *look) checkBridges(links []string) {
+	c := l.cni().chosen()
+	if c == nil {
+		return // davit changes its own
+	}
+	for _, r := range l.routes() {
+		same, inside := false, false
+		for _, text := range c.subnets {
+			if s, err := netip.ParsePrefix(text); err == nil && s.Addr().Is4() == r.to.Addr().Is4() {
+				same, inside = true, inside || s.Overlaps(r.to)
+			}
+		}
+		if slices.Contains(links, r.link) && same && !inside {
+			l.fault("cni-bridge-other-subnet", "ip link delete "+r.link+"   # drain the node first; the plugin makes it again with the next pod",
+				"%s has a route to %s, and by %s pods get addresses from %s", r.link, r.to, c.path, strings.Join(slices.DeleteFunc(slices.Clone(c.subnets), func(s string) bool { return s == "" }), ", "))
+			return
+		}
+	}
+}
+
+// checkRoom compares the number of IPv4 addresses with that of pods.
+func (l *look) checkRoom(subnets []string, where string) {
+	k := l.kubelet()
+	if k == nil {
+		return
+	}
+	pods := 110 // kubelet: defaults.go, MaxPods
+	if v, ok := k.Value("maxPods"); ok {
+		pods, _ = strconv.Atoi(v.Text)
+	}
+	room, known := 0, false
+	for _, text := range subnets {
+		if s, err := netip.ParsePrefix(text); err == nil && s.Addr().Is4() {
+			room += 1<<(32-s.Bits()) - 3 // of the network, broadcast, the node
+			known = true
+		}
+	}
+	if known && room < pods {
+		l.fault("pod-subnet-small", l.setKubelet("maxPods", fmt.Sprint(max(room, 1)))+"   # or give pods more addresses in "+where,
+			"pods get %d addresses (%s), and the kubelet takes %d pods", room, strings.Join(subnets, ", "), pods)
+	}
 }
 
 type route struct {

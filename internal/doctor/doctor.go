@@ -79,7 +79,8 @@ type Report struct {
 	Schema     int      `json:"schema"` // 1; grows when a field changes its meaning or goes
 	Node       string   `json:"node"`   // its hostname
 	Endpoint   Endpoint `json:"endpoint"`
-	OK         int      `json:"ok"` // how many checks
+	Images     Endpoint `json:"images"` // the same unless they are served elsewhere
+	OK         int      `json:"ok"`     // how many checks
 	Warnings   int      `json:"warnings"`
 	Errors     int      `json:"errors"`
 	Skipped    int      `json:"skipped"`
@@ -128,7 +129,7 @@ func run(ctx context.Context, n *Node, limit time.Duration) *Report {
 	}
 	r.count()
 	r.Node = f.text("/proc/sys/kernel/hostname")
-	r.Endpoint = soon(f.endpoint)
+	r.Endpoint, r.Images = soon(f.endpoint), soon(f.images)
 	r.TookMillis = time.Since(begun).Milliseconds()
 	return r
 }

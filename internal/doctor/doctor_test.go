@@ -76,6 +76,7 @@ var hostSeeds = []seed{
 		w.now = time.Unix(1000, 0)
 		w.certificate(time.Unix(0, 0), testNow)
 	}},
+	{"a clock without a battery", "clock: clock-behind (warning)", func(w *world) { w.now = testNow.AddDate(0, -1, 0) }},
 	{"no time server", "clock: clock-not-synchronised (warning)", func(w *world) { w.sync = false }},
 	{"an underscore in the hostname", "hostname: hostname-invalid (error)", func(w *world) { w.files["/proc/sys/kernel/hostname"] = "node_1" }},
 	{"a node without a name", "hostname: hostname-localhost (warning)", func(w *world) { w.files["/proc/sys/kernel/hostname"] = "localhost.localdomain" }},
@@ -111,6 +112,7 @@ var kernelSeeds = []seed{
 		w.tries["nftables"] = syscall.EPROTONOSUPPORT
 	}},
 	{"no IPC namespaces", "namespaces: namespace-missing (error)", func(w *world) { delete(w.files, "/proc/self/ns/ipc") }},
+	sysctlSeed("namespaces", "namespaces-limited", "warning", "user.max_net_namespaces", "10"),
 	sysctlSeed("namespaces", "user-namespaces-off", "warning", "user.max_user_namespaces", "0"),
 	{"no user namespaces", "namespaces: user-namespaces-off (warning)", func(w *world) { delete(w.files, "/proc/self/ns/user") }},
 	{"no seccomp", "seccomp: seccomp-missing (error)", func(w *world) { delete(w.files, "/proc/sys/kernel/seccomp/actions_avail") }},
@@ -123,6 +125,7 @@ var cgroupSeeds = []seed{
 		table := "1 0 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n4 1 0:7 / /run rw shared:5 - tmpfs tmpfs rw\n"
 		w.files[mounts1], w.files["/proc/200/mountinfo"] = table, table
 	}},
+	{"davit in a container that is not privileged", "cgroups: cgroups-read-only (error)", func(w *world) { w.edit(mounts1, "/sys/fs/cgroup rw", "/sys/fs/cgroup ro") }},
 	{"cgroup_disable=memory", "cgroups: cgroup-controller-disabled (error)", func(w *world) { w.edit("/sys/fs/cgroup/cgroup.controllers", " memory", "") }},
 	{"cpuset is not passed down", "cgroups: cgroup-controller-not-delegated (error)", func(w *world) {
 		w.edit("/sys/fs/cgroup/cgroup.controllers", "cpuset ", "")
@@ -164,6 +167,14 @@ var cgroupSeeds = []seed{
 
 var sysctlSeeds = []seed{
 	sysctlSeed("forwarding", "ip-forward-off", "error", "net.ipv4.ip_forward", "0"),
+	{"two families of addresses, one forwarded", "forwarding: ipv6-forward-off (error)", func(w *world) {
+		w.edit(cni1, `[[{"subnet"`, `[[{"subnet": "fd00:1::/64"}], [{"subnet"`)
+		w.files["/proc/sys/net/ipv6/conf/all/forwarding"] = "0\n"
+	}},
+	{"Docker is installed, too", "firewall: forward-dropped (warning)", func(w *world) {
+		builtIn(w)
+		w.drops = []string{"ip filter FORWARD"}
+	}},
 	{"br_netfilter is not loaded", "bridge-netfilter: br-netfilter-missing (warning)", func(w *world) { delete(w.files, "/proc/sys/net/bridge/bridge-nf-call-iptables") }},
 	sysctlSeed("bridge-netfilter", "bridge-nf-call-off", "warning", "net.bridge.bridge-nf-call-iptables", "0"),
 	{"Cilium with a strict rp_filter", "reverse-path: rp-filter-strict (warning)", func(w *world) {
@@ -207,6 +218,16 @@ var kubeletSeeds = []seed{
 		w.files["/etc/kubelet.d/10.conf"] = "kind: Pod\n"
 		w.process(100, "/usr/bin/kubelet", "--config="+config1, "--config-dir=/etc/kubelet.d")
 	}},
+	{"the kubelet is stopped", "kubelet-config: kubelet-not-running (warning)", func(w *world) { w.end(100) }},
+	{"a cluster that was off for a year", "kubelet-certificate: kubelet-certificate-expired (error)", func(w *world) {
+		w.kubeletCertificate(testNow.AddDate(-2, 0, 0), testNow.AddDate(-1, 0, 0))
+	}},
+	{"nobody approves certificates", "kubelet-certificate: kubelet-certificate-expires (warning)", func(w *world) {
+		w.kubeletCertificate(testNow.AddDate(-1, 0, 3), testNow.AddDate(0, 0, 3))
+	}},
+	{"half a certificate", "kubelet-certificate: kubelet-certificate-unusable (error)", func(w *world) {
+		w.files["/var/lib/kubelet/pki/kubelet-client-current.pem"] = "-----BEGIN CERTIFICATE-----\n"
+	}},
 	{"a flag of years ago", "kubelet-config: kubelet-flag-removed (error)", func(w *world) {
 		w.end(100)
 		w.files["/var/lib/kubelet/kubeadm-flags.env"] = `KUBELET_KUBEADM_ARGS="--container-runtime=remote --v=2"`
@@ -215,32 +236,38 @@ var kubeletSeeds = []seed{
 		w.edit(config1, "containerRuntimeEndpoint: unix:///run/davit/davit.sock\n", "")
 		w.runs["/usr/bin/kubelet --version"] = output{"Kubernetes v1.26.1\n", nil}
 	}},
-	{"an endpoint without a scheme", "kubelet-endpoint: kubelet-endpoint-bad (error)", func(w *world) {
-		w.given = []Endpoint{{"unix:///run/davit/davit.sock", "test"}}
-		w.edit(config1, "unix:///run/davit", "/run/davit")
-	}},
+	{"an endpoint without a scheme", "kubelet-endpoint: kubelet-endpoint-bad (warning)", func(w *world) { w.edit(config1, "unix:///run/davit", "/run/davit") }},
+	{"an endpoint with one slash", "kubelet-endpoint: kubelet-endpoint-bad (warning)", func(w *world) { w.edit(config1, "unix:///run/davit", "unix:/run/davit") }},
+	{"an endpoint with two slashes", "kubelet-endpoint: kubelet-endpoint-bad (error)", func(w *world) { w.edit(config1, "unix:///run/davit", "unix://run/davit") }},
 	{"the kubelet is set to nothing", "kubelet-endpoint: kubelet-endpoint-dead (error)", func(w *world) {
-		w.given = []Endpoint{{"unix:///run/davit/davit.sock", "test"}}
+		w.given.Runtime = Endpoint{"unix:///run/davit/davit.sock", "test"}
 		w.edit(config1, "/run/davit/davit.sock", "/run/gone.sock")
 	}},
 	{"the kubelet's images come from nowhere", "kubelet-endpoint: kubelet-image-endpoint-dead (error)", func(w *world) { w.files[config1] += "imageServiceEndpoint: unix:///run/gone.sock\n" }},
 	{"the kubelet still uses containerd", "kubelet-endpoint: kubelet-endpoint-other (warning)", func(w *world) {
-		w.given = []Endpoint{{"unix:///run/davit/davit.sock", "test"}}
+		w.given.Runtime = Endpoint{"unix:///run/davit/davit.sock", "test"}
 		w.serving["/run/containerd/containerd.sock"] = nil
 		w.edit(config1, "/run/davit/davit.sock", "/run/containerd/containerd.sock")
 	}},
 }
 
 var socketSeeds = []seed{
-	{"another's socket is not there", "socket: socket-missing (error)", func(w *world) { w.given = []Endpoint{{"unix:///run/crio/crio.sock", "test"}} }},
+	{"another's socket is not there", "socket: socket-missing (error)", func(w *world) { w.given.Runtime = Endpoint{"unix:///run/crio/crio.sock", "test"} }},
 	{"the socket of a dead davitd", "socket: socket-stale (error)", func(w *world) {
-		w.given = []Endpoint{{"unix:///run/davit/other.sock", "test"}}
+		w.given.Runtime = Endpoint{"unix:///run/davit/other.sock", "test"}
 		w.files["/run/davit/other.sock"] = socketMark
 		w.serving["/run/davit/other.sock"] = syscall.ECONNREFUSED
 	}},
 	{"a folder instead of a socket", "socket: socket-not-a-socket (error)", func(w *world) {
-		w.given = []Endpoint{{"unix:///run/davit/other.sock", "test"}}
+		w.given.Runtime = Endpoint{"unix:///run/davit/other.sock", "test"}
 		w.files["/run/davit/other.sock"] = dirMark
+	}},
+	{"a relative path", "socket: endpoint-bad (error)", func(w *world) { w.given.Runtime = Endpoint{"run/davit.sock", "--endpoint"} }},
+	{"a TCP port for images", "socket: endpoint-bad (error)", func(w *world) { w.given.Images = Endpoint{"tcp://127.0.0.1:1", "--image-endpoint"} }},
+	{"images are said to be where nobody is", "socket: image-socket-dead (error)", func(w *world) { w.given.Images = Endpoint{"/run/images.sock", "IMAGE_SERVICE_ENDPOINT"} }},
+	{"images are said by crictl to be where nobody is", "socket: image-socket-dead (error)", func(w *world) {
+		w.given.Crictl = "/root/crictl.yaml"
+		w.files[w.given.Crictl] = "runtime-endpoint: /run/davit/davit.sock\nimage-endpoint: /run/images.sock\n"
 	}},
 	{"a socket for everybody", "socket: socket-open-to-all (error)", func(w *world) { w.modes["/run/davit/davit.sock"] = 0o666 }},
 	{"a runtime that hangs", "cri: cri-hangs (error)", func(w *world) { w.answer = Answer{Err: context.DeadlineExceeded} }},
@@ -260,6 +287,17 @@ var socketSeeds = []seed{
 		w.withoutKubelet()
 	}},
 	{"crictl points to nothing", "other-sockets: crictl-endpoint-dead (warning)", func(w *world) { w.files["/etc/crictl.yaml"] = "runtime-endpoint: \"unix:///run/gone.sock\"\n" }},
+	{"crictl's images are nowhere", "other-sockets: crictl-endpoint-dead (warning)", func(w *world) {
+		w.given.Runtime = Endpoint{"/run/davit/other.sock", "test"}
+		w.files["/run/davit/other.sock"] = socketMark
+		w.serving["/run/davit/other.sock"] = nil
+		w.files["/etc/crictl.yaml"] += "image-endpoint: unix:///run/gone.sock\n"
+	}},
+	{"CRI_CONFIG_FILE names nothing", "other-sockets: crictl-config-invalid (warning)", func(w *world) { w.given.Crictl = "/root/none.yaml" }},
+	{"CRI_CONFIG_FILE names another runtime", "socket: socket-missing (error)", func(w *world) {
+		w.given.Crictl = "/root/crictl.yaml"
+		w.files[w.given.Crictl] = "runtime-endpoint: /run/crio/crio.sock\n"
+	}},
 	{"crictl's configuration is broken", "other-sockets: crictl-config-invalid (warning)", func(w *world) { w.files["/etc/crictl.yaml"] = "runtime-endpoint: unix:///a\n\ttimeout: 2\n" }},
 	{"the runtime is not ready", "runtime-status: runtime-not-ready (error)", func(w *world) { w.answer.Conditions[0] = Condition{"RuntimeReady", false, "keeper is gone"} }},
 	{"no network", "runtime-status: network-not-ready (error)", func(w *world) {
@@ -274,6 +312,13 @@ const loopback = `{"cniVersion": "1.0.0", "name": "lo", "type": "loopback"}`
 
 const conflict = `{"cniVersion": "1.0.0", "name": "more", "plugins": [{"type": "bridge", "bridge": "cni0"}]}`
 
+// flannel is the node with that instead of a bridge.
+func flannel(w *world) {
+	w.files[cni1] = `{"cniVersion": "1.0.0", "name": "cbr0", "plugins": [{"type": "flannel", "delegate": {"hairpinMode": true}}, {"type": "portmap"}]}`
+	w.files["/opt/cni/bin/flannel"] = ""
+	w.plugin("/opt/cni/bin/flannel", "1.0.0")
+}
+
 var cniSeeds = []seed{
 	{"a file that is not JSON", "cni: cni-file-invalid (error)", func(w *world) { w.files[cni1] = "{" }},
 	{"one beside a good one", "cni: cni-file-invalid (warning)", func(w *world) { w.files["/etc/cni/net.d/00-bad.conflist"] = "{" }},
@@ -286,10 +331,17 @@ var cniSeeds = []seed{
 	{"a plugin that may not be executed", "cni: cni-plugin-not-executable (error)", func(w *world) { w.modes["/opt/cni/bin/portmap"] = 0o644 }},
 	{"a plugin for another machine", "cni: cni-plugin-broken (error)", func(w *world) { w.runs["/opt/cni/bin/bridge"] = output{"", syscall.ENOEXEC} }},
 	{"an old plugin", "cni: cni-plugin-version (error)", func(w *world) { w.plugin("/opt/cni/bin/bridge", "0.3.1", "0.4.0") }},
+	{"flannel does not run", "cni: flannel-subnet-missing (error)", flannel},
 	{"two networks", "cni: cni-several-configs (warning)", func(w *world) { w.files["/etc/cni/net.d/99-more.conflist"] = conflict }},
 	{"pods' addresses are the office's", "pod-subnets: pod-subnet-overlap (error)", func(w *world) {
 		w.files["/proc/net/route"] += "tun0\t0000F40A\t0102000A\t0003\t0\t0\t0\t0000FFFF\n"
 	}},
+	{"flannel's bridge of the cluster before", "pod-subnets: cni-bridge-other-subnet (error)", func(w *world) {
+		flannel(w)
+		w.files["/run/flannel/subnet.env"] = "FLANNEL_NETWORK=10.42.0.0/16\nFLANNEL_SUBNET=10.42.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"
+	}},
+	{"another subnet was configured", "pod-subnets: cni-bridge-other-subnet (error)", func(w *world) { w.edit(cni1, "10.244.1.0/24", "10.42.0.0/24") }},
+	{"more pods than addresses", "pod-subnets: pod-subnet-small (warning)", func(w *world) { w.edit(cni1, "10.244.1.0/24", "10.244.1.0/26") }},
 	{"davit's own are taken", "pod-subnets: pod-subnet-overlap (error)", func(w *world) {
 		builtIn(w)
 		w.configure(config{"subnets": []string{"10.0.0.0/9", "fd00::/64"}})
@@ -417,7 +469,16 @@ func TestEveryFaultIsSeeded(t *testing.T) {
 // What may be on a node that works: nothing of it is a fault.
 func TestNoFaults(t *testing.T) {
 	for name, change := range map[string]func(*world){
-		"a file for loopback": func(w *world) { w.files["/etc/cni/net.d/99-loopback.conf"] = loopback },
+		"flannel": func(w *world) {
+			flannel(w)
+			w.files["/run/flannel/subnet.env"] = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\n"
+		},
+		"a disk without programs of its own, which overlayfs does not mind": func(w *world) {
+			w.files[mounts1] += "9 1 8:2 / /var/lib/davit rw,noexec,nodev - ext4 /dev/sdb rw\n"
+		},
+		"a node in a cluster":                 func(w *world) { w.kubeletCertificate(testNow.AddDate(0, -1, 0), testNow.AddDate(0, 11, 0)) },
+		"a firewall, and a network of others": func(w *world) { w.drops = []string{"ip filter FORWARD"} },
+		"a file for loopback":                 func(w *world) { w.files["/etc/cni/net.d/99-loopback.conf"] = loopback },
 		"multus before the main network": func(w *world) {
 			w.files["/etc/cni/net.d/00-multus.conf"] = `{"cniVersion": "1.0.0", "name": "multus", "type": "multus-shim"}`
 			w.files["/opt/cni/bin/multus-shim"] = ""
@@ -442,7 +503,16 @@ func TestNoFaults(t *testing.T) {
 			w.runs["/usr/bin/crun --version"] = output{"", errSlow}
 			w.runs["/opt/cni/bin/bridge"] = output{"", errSlow}
 		},
-		"a plain path":                             func(w *world) { w.given = []Endpoint{{"/run/davit/davit.sock", "test"}} },
+		"images elsewhere": func(w *world) {
+			w.given.Images = Endpoint{"/run/images.sock", "--image-endpoint"}
+			w.serving["/run/images.sock"] = nil
+		},
+		"another crictl.yaml, the usual one being wrong": func(w *world) {
+			w.given.Crictl = "/root/crictl.yaml"
+			w.files[w.given.Crictl] = "runtime-endpoint: /run/davit/davit.sock\n"
+			w.files["/etc/crictl.yaml"] = "\t"
+		},
+		"a plain path":                             func(w *world) { w.given.Runtime = Endpoint{"/run/davit/davit.sock", "test"} },
 		"a certificate of none":                    func(w *world) { w.configure(config{"certFile": "", "keyFile": ""}) },
 		"two runtimes, and the kubelet set to one": func(w *world) { w.serving["/run/containerd/containerd.sock"] = nil },
 	} {
@@ -514,7 +584,7 @@ func TestHangingNode(t *testing.T) {
 func TestReportJSON(t *testing.T) {
 	w := healthy()
 	w.sync = false
-	w.given = []Endpoint{{"unix:///run/davit/davit.sock", "--endpoint"}}
+	w.given.Runtime = Endpoint{"unix:///run/davit/davit.sock", "--endpoint"}
 	r := examine(t, w)
 	r.TookMillis = 12
 	raw, err := json.MarshalIndent(r, "", "  ")

@@ -30,6 +30,7 @@ type facts struct {
 	processes      func() []process
 	davit          func() davit
 	endpoint       func() Endpoint
+	images         func() Endpoint // the same where images are with the runtime
 	crictl         func() (endpoint.Crictl, error)
 	answer         func() Answer
 	kernelConfig   func() map[string]string // by option; nil: unknown
@@ -46,11 +47,12 @@ func (n *Node) facts(ctx context.Context) *facts {
 	f.processes = sync.OnceValue(f.readProcesses)
 	f.davit = sync.OnceValue(f.readDavit)
 	f.endpoint = sync.OnceValue(f.chooseEndpoint)
-	f.crictl = sync.OnceValues(func() (endpoint.Crictl, error) { return endpoint.ReadCrictl(n.Root, "") })
+	f.images = sync.OnceValue(f.chooseImages)
+	f.crictl = sync.OnceValues(func() (endpoint.Crictl, error) { return endpoint.ReadCrictl(n.Root, n.Given.Crictl) })
 	f.answer = sync.OnceValue(func() Answer {
 		ctx, cancel := context.WithTimeout(ctx, askLimit)
 		defer cancel()
-		return n.Ask(ctx, f.endpoint().Address)
+		return n.Ask(ctx, f.endpoint().Address, f.images().Address)
 	})
 	f.kernelConfig = sync.OnceValue(f.readKernelConfig)
 	f.modules = sync.OnceValue(f.readModules)
@@ -310,13 +312,7 @@ func (d davit) here() bool { return d.program != "" || d.running != nil }
 // chooseDavitd returns the davitd that runs: of several the one whose socket is
 // named or the kubelet's, else the one of the usual directories, else any.
 func (f *facts) chooseDavitd() *process {
-	named := ""
-	if len(f.Given) > 0 {
-		named = f.Given[0].path()
-	} else if k := f.kubelet(); k != nil {
-		set, _ := k.Endpoint()
-		named = strings.TrimPrefix(set.Text, "unix://")
-	}
+	named := f.namedEndpoint().path()
 	var best *process
 	rank := 0
 	for _, p := range f.processes() {

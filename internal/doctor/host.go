@@ -4,6 +4,8 @@ import (
 	"errors"
 	"io/fs"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"time"
@@ -12,6 +14,7 @@ import (
 var hostChecks = []Check{
 	{Name: "clock", What: "the time, without which certificates are not valid", run: checkClock, Faults: []Fault{
 		{"clock-wrong", Error, "the clock is years behind: no certificate is valid yet"},
+		{"clock-behind", Warning, "files of the node's are from a later day: the clock has gone back, and certificates may not be valid yet"},
 		{"clock-not-synchronised", Warning, "nobody keeps the clock right"},
 	}},
 	{Name: "hostname", What: "that the node's name can be a Kubernetes node's", run: checkHostname, Faults: []Fault{
@@ -39,6 +42,12 @@ func checkClock(l *look) {
 		l.fault("clock-wrong", "date -s '"+oldest.Format(time.DateOnly)+"' && "+setClock, "it is %s here", now.UTC().Format(time.RFC3339))
 		return
 	}
+	for _, file := range l.lately() {
+		if info, err := os.Stat(l.at(file)); err == nil && info.ModTime().Sub(now) > aDay {
+			l.fault("clock-behind", setClock, "it is %s here, and %s is from %s", now.UTC().Format(time.RFC3339), file, info.ModTime().UTC().Format(time.RFC3339))
+			return
+		}
+	}
 	switch sync, err := l.Synchronised(); {
 	case err != nil:
 		l.unseen("whether the clock is synchronised", err)
@@ -46,6 +55,18 @@ func checkClock(l *look) {
 		l.fault("clock-not-synchronised", setClock, "the kernel holds its clock for not synchronised (%s)", now.UTC().Format(time.RFC3339))
 	}
 	l.okay("%s", now.UTC().Format(time.RFC3339))
+}
+
+const aDay = 24 * time.Hour
+
+// lately are files that are written now and then while a node runs.
+// systemd: systemd-timesyncd.service(8), /var/lib/systemd/timesync/clock.
+func (l *look) lately() []string {
+	files := []string{"/var/lib/systemd/timesync/clock", filepath.Join(l.davit().Root, "images", imageDatabase)}
+	if k := l.kubelet(); k != nil {
+		files = append(files, filepath.Join(k.Dir, "cpu_manager_state"), filepath.Join(k.Dir, kubeletCertificate))
+	}
+	return files
 }
 
 // dnsName is RFC 1123's, as Kubernetes has it for names of nodes.

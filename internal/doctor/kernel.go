@@ -20,6 +20,7 @@ var kernelChecks = []Check{
 	}},
 	{Name: "namespaces", What: "the kinds of namespaces that pods are made of", run: checkNamespaces, Faults: []Fault{
 		{"namespace-missing", Error, "the kernel lacks a kind of namespace"},
+		{"namespaces-limited", Warning, "fewer than 256 namespaces of a kind may be made: each pod takes one or more"},
 		{"user-namespaces-off", Warning, "no user namespace can be made: pods with hostUsers: false are refused"},
 	}},
 	{Name: "seccomp", What: "seccomp filters", run: checkSeccomp, Faults: []Fault{
@@ -145,6 +146,13 @@ func checkNamespaces(l *look) {
 	} {
 		if !l.exists("/proc/self/ns/" + kind.name) {
 			l.fault("namespace-missing", "# boot a kernel built with CONFIG_"+kind.option+"=y", "no %s namespaces: the kernel was built without CONFIG_%s", kind.name, kind.option)
+		}
+	}
+	const pods = 256
+	for _, kind := range []string{"net", "ipc", "uts", "pid", "mnt", "cgroup"} {
+		name := "user.max_" + kind + "_namespaces"
+		if most, known := l.sysctl(name); known && most < pods {
+			l.fault("namespaces-limited", sysctlFix(name, "15000"), "%s is %d; %d is the least to be expected", name, most, pods)
 		}
 	}
 	most, known := l.number("/proc/sys/user/max_user_namespaces")

@@ -2,24 +2,34 @@ package doctor
 
 import (
 	"context"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
 	"path"
 	"strings"
 	"syscall"
+	"time"
 
+	"github.com/davit-runtime/davit/criclient"
 	"github.com/davit-runtime/davit/internal/endpoint"
 )
 
 var kubeletChecks = []Check{
+	{Name: "kubelet-certificate", What: "the certificate that the kubelet shows to its cluster", run: checkKubeletCertificate, Faults: []Fault{
+		{"kubelet-certificate-expired", Error, "the kubelet's client certificate is no longer valid: the node is NotReady"},
+		{"kubelet-certificate-expires", Warning, "the kubelet's client certificate should have been renewed by now"},
+		{"kubelet-certificate-unusable", Error, "the kubelet's client certificate cannot be read"},
+	}},
 	{Name: "kubelet-config", What: "that the kubelet's files and flags can be read and are known to it", run: checkKubeletConfig, Faults: []Fault{
 		{"kubelet-config-invalid", Error, "the kubelet's configuration or a drop-in is missing, not YAML, or something else"},
+		{"kubelet-not-running", Warning, "a kubelet is set up and does not run"},
 		{"kubelet-flag-removed", Error, "the kubelet is given a flag that its version no longer has: it does not start"},
 	}},
 	{Name: "kubelet-endpoint", What: "that the runtime which the kubelet is set to is there", run: checkKubeletEndpoint, Faults: []Fault{
 		{"kubelet-endpoint-unset", Error, "the kubelet is told no runtime: it looks for containerd's socket"},
-		{"kubelet-endpoint-bad", Error, "the kubelet's endpoint is not of the form unix:///path"},
+		{"kubelet-endpoint-bad", Error, "the kubelet's endpoint is not of the form unix:///path; a warning where it is an absolute path"},
 		{"kubelet-endpoint-dead", Error, "nobody answers where the kubelet looks for its runtime"},
 		{"kubelet-image-endpoint-dead", Error, "nobody answers where the kubelet looks for its image service"},
 		{"kubelet-endpoint-other", Warning, "davitd runs, but the kubelet uses another runtime"},
@@ -65,10 +75,63 @@ func checkKubeletConfig(l *look) {
 	if _, parallel := k.Value("maxParallelImagePulls"); !parallel && k.Switch("serializeImagePulls", true) {
 		text += "; it pulls one image at a time (serializeImagePulls: false and maxParallelImagePulls: 10 pull faster)"
 	}
-	if k.Pid == 0 {
-		text += "; it is not running"
+	if k.Pid == 0 && len(l.result.Findings) == 0 { // else that is why
+		l.fault("kubelet-not-running", "systemctl enable --now kubelet || journalctl -eu kubelet", "there is no kubelet among the processes (%s)", text)
 	}
 	l.okay("%s", text)
+}
+
+// kubeletCertificate is the one that is in use, below the kubelet's directory.
+const kubeletCertificate = "pki/kubelet-client-current.pem"
+
+// A kubelet has its certificate renewed when between 70 % and 90 % of its time
+// are over. client-go: certificate_manager.go, nextRotationDeadline.
+const renewedBefore = 0.95
+
+func checkKubeletCertificate(l *look) {
+	k := l.kubelet()
+	if k == nil {
+		l.skip("no kubelet is set up")
+		return
+	}
+	file := path.Join(k.Dir, kubeletCertificate)
+	data, err := l.read(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		l.okay("none by which the kubelet joins a cluster")
+		return
+	}
+	if err != nil {
+		l.unseen(file, err)
+		l.skip("%s: %v", file, plain(err))
+		return
+	}
+	var leaf *x509.Certificate
+	for block, rest := pem.Decode(data); block != nil && leaf == nil; block, rest = pem.Decode(rest) {
+		if block.Type == "CERTIFICATE" {
+			leaf, err = x509.ParseCertificate(block.Bytes)
+		}
+	}
+	if leaf == nil || err != nil {
+		l.fault("kubelet-certificate-unusable", renewKubelet(k.Dir), "%s has no certificate: %v", file, err)
+		return
+	}
+	now, life := l.Now(), leaf.NotAfter.Sub(leaf.NotBefore)
+	until := leaf.NotAfter.Format(time.RFC3339)
+	switch {
+	case now.After(leaf.NotAfter):
+		l.fault("kubelet-certificate-expired", renewKubelet(k.Dir), "%s was valid until %s", file, until)
+	case now.Sub(leaf.NotBefore) > time.Duration(float64(life)*renewedBefore):
+		l.fault("kubelet-certificate-expires", "kubectl get csr; journalctl -u kubelet | grep -i certificate   # is the request approved? is rotateCertificates true?", "%s is valid until %s, and was not renewed as it should have been", file, until)
+	default:
+		l.okay("valid until %s", leaf.NotAfter.Format(time.DateOnly))
+	}
+}
+
+// renewKubelet is how a kubelet gets another certificate when its own is no good.
+// kubeadm: troubleshooting, "Kubelet client certificate rotation fails".
+func renewKubelet(dir string) string {
+	return "# on a node of the control plane: kubeadm kubeconfig user --org system:nodes --client-name system:node:$NODE >kubelet.conf\n" +
+		"# then here, with that file as /etc/kubernetes/kubelet.conf:\nmv " + dir + "/pki/kubelet-client* /root/ ; systemctl restart kubelet"
 }
 
 func checkKubeletEndpoint(l *look) {
@@ -87,10 +150,14 @@ func checkKubeletEndpoint(l *look) {
 			return
 		}
 	}
-	socket, isUnix := strings.CutPrefix(set.Text, "unix://")
-	if !isUnix || !path.IsAbs(socket) {
-		l.fault("kubelet-endpoint-bad", l.setEndpoint(strings.TrimPrefix(socket, "unix:")), "%q (%s) is not of the form unix:///run/davit/davit.sock", set.Text, set.From)
+	whole := Endpoint{Address: set.Text}.whole()
+	socket := whole.path()
+	if _, err := criclient.ParseEndpoint(set.Text); err != nil {
+		l.fault("kubelet-endpoint-bad", l.setEndpoint(d.Socket), "%q (%s) is not of the form unix:///run/davit/davit.sock", set.Text, set.From)
 		return
+	}
+	if whole.Address != set.Text {
+		l.warn("kubelet-endpoint-bad", l.setEndpoint(socket), "%q (%s) is not of the form unix:///run/davit/davit.sock: kubelets still take it, and call it deprecated", set.Text, set.From)
 	}
 	err := l.Connect(l.ctx, socket)
 	switch {
@@ -107,7 +174,7 @@ func checkKubeletEndpoint(l *look) {
 	if !ok {
 		return
 	}
-	if err := l.Connect(l.ctx, strings.TrimPrefix(images.Text, "unix://")); refused(err) {
+	if err := l.Connect(l.ctx, Endpoint{Address: images.Text}.whole().path()); refused(err) {
 		l.fault("kubelet-image-endpoint-dead", "# where the runtime serves images as well, which all but few do:\n"+l.setKubelet("imageServiceEndpoint", set.Text),
 			"%s (%s): %v", images.Text, images.From, reason(err))
 	}

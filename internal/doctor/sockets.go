@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/davit-runtime/davit/criclient"
 	"github.com/davit-runtime/davit/internal/endpoint"
 )
 
@@ -18,6 +19,8 @@ var socketChecks = []Check{
 		{"socket-missing", Error, "there is no socket: the runtime does not run, or serves another one"},
 		{"socket-stale", Error, "the socket's file is there, but nobody listens: the runtime died"},
 		{"socket-not-a-socket", Error, "a file or folder stands where the socket should be"},
+		{"endpoint-bad", Error, "what the user or crictl's configuration names is not of the form unix:///path"},
+		{"image-socket-dead", Error, "images were said to be at a socket of their own, where nobody answers"},
 		{"socket-open-to-all", Error, "every user may connect to the socket, and so become root"},
 	}},
 	{Name: "cri", What: "what the runtime answers, and in which versions of the CRI", run: checkCRI, Faults: []Fault{
@@ -25,7 +28,7 @@ var socketChecks = []Check{
 		{"cri-off", Error, "the program at the socket serves no CRI, as containerd with disabled_plugins = [\"cri\"]"},
 		{"cri-v1-missing", Error, "the runtime serves v1alpha2 only, and kubelets since 1.26 speak v1"},
 		{"cri-v1alpha2-missing", Error, "the runtime serves v1 only, and kubelets before 1.23 speak v1alpha2"},
-		{"cri-images-missing", Error, "the runtime serves no images, and the kubelet is told no other image service"},
+		{"cri-images-missing", Error, "no images are served where the runtime is, or at the image service's own socket if there is one"},
 		{"cri-broken", Error, "the runtime answers with an error where the kubelet starts by asking"},
 	}},
 	{Name: "other-sockets", What: "other runtimes' sockets, and where crictl is pointed", run: checkOtherSockets, Faults: []Fault{
@@ -40,27 +43,36 @@ var socketChecks = []Check{
 	}},
 }
 
-// chooseEndpoint returns whose runtime is looked at: the one that was named, or
-// the kubelet's, since it is the node that is looked at; or davitd's if it runs,
-// or crictl's, or the first at a usual socket, or davit's.
-func (f *facts) chooseEndpoint() Endpoint {
-	if len(f.Given) > 0 {
-		e := f.Given[0]
-		if path.IsAbs(e.Address) {
-			e.Address = "unix://" + e.Address
+// namedEndpoint returns the runtime that somebody has named for this node: the
+// user now, by an address or by a file of crictl's, or the kubelet, since it is
+// the node that is looked at. Zero: nobody has.
+func (f *facts) namedEndpoint() Endpoint {
+	if f.Given.Runtime.Address != "" {
+		return f.Given.Runtime.whole()
+	}
+	if f.Given.Crictl != "" {
+		if c, _ := f.crictl(); c.Runtime.Address != "" {
+			return Endpoint(c.Runtime).whole()
 		}
-		return e
 	}
 	if k := f.kubelet(); k != nil {
-		if set, ok := k.Endpoint(); ok {
-			return Endpoint{set.Text, set.From}
-		}
+		set, _ := k.Endpoint()
+		return Endpoint{set.Text, set.From}.whole()
+	}
+	return Endpoint{}
+}
+
+// chooseEndpoint returns whose runtime is looked at: the one that was named, or
+// davitd's if it runs, or crictl's, or the first at a usual socket, or davit's.
+func (f *facts) chooseEndpoint() Endpoint {
+	if e := f.namedEndpoint(); e.Address != "" {
+		return e
 	}
 	if d := f.davit(); d.running != nil {
 		return Endpoint{"unix://" + d.Socket, "the davitd that runs"}
 	}
 	if c, _ := f.crictl(); c.Runtime.Address != "" {
-		return Endpoint(c.Runtime)
+		return Endpoint(c.Runtime).whole()
 	}
 	for _, s := range endpoint.Sockets() {
 		if err := f.Connect(f.ctx, s.Path); err == nil || errors.Is(err, fs.ErrPermission) {
@@ -68,6 +80,36 @@ func (f *facts) chooseEndpoint() Endpoint {
 		}
 	}
 	return Endpoint{"unix://" + f.davit().Socket, "davit's usual socket"}
+}
+
+// chooseImages returns where images are: where the user says, else where the
+// one says who named the runtime, else with the runtime.
+func (f *facts) chooseImages() Endpoint {
+	if f.Given.Images.Address != "" {
+		return f.Given.Images.whole()
+	}
+	runtime := f.endpoint()
+	if k := f.kubelet(); k != nil {
+		images, ok := k.ImageEndpoint()
+		if set, _ := k.Endpoint(); ok && sameSocket(Endpoint{Address: set.Text}.whole().path(), runtime.path()) {
+			return Endpoint{images.Text, images.From}.whole()
+		}
+	}
+	if c, _ := f.crictl(); c.Image.Address != "" && sameSocket(Endpoint(c.Runtime).whole().path(), runtime.path()) {
+		return Endpoint(c.Image).whole()
+	}
+	return runtime
+}
+
+// whole returns e with the scheme that may be left out, or be unix:/path.
+func (e Endpoint) whole() Endpoint {
+	if rest, ok := strings.CutPrefix(e.Address, "unix:/"); ok && !strings.HasPrefix(rest, "/") {
+		e.Address = "/" + rest
+	}
+	if path.IsAbs(e.Address) {
+		e.Address = "unix://" + e.Address
+	}
+	return e
 }
 
 // revive is how to get a runtime to serve a socket.
@@ -87,6 +129,17 @@ func (l *look) revive(socket string) string {
 func checkSocket(l *look) {
 	e := l.endpoint()
 	socket := e.path()
+	if _, err := criclient.ParseEndpoint(e.Address); err != nil {
+		if k := l.kubelet(); k != nil {
+			if set, _ := k.Endpoint(); set.From == e.From {
+				l.skip("%s: %v", e.From, err) // as check kubelet-endpoint says
+				return
+			}
+		}
+		l.fault("endpoint-bad", "davit doctor --endpoint unix://"+l.davit().Socket, "%s: %v", e.From, err)
+		return
+	}
+	l.checkImageSocket()
 	if d := l.davit(); d.here() && d.running == nil && sameSocket(socket, d.Socket) {
 		l.skip("davitd does not run")
 		return
@@ -114,6 +167,30 @@ func checkSocket(l *look) {
 		l.fault("socket-stale", l.revive(socket), "%s (%s): %s", e.Address, e.From, reason(err))
 	}
 	l.okay("%s (%s)", e.Address, e.From)
+}
+
+// checkImageSocket looks at the image service's own socket, if it has one that
+// is not the kubelet's: of that, check kubelet-endpoint tells.
+func (l *look) checkImageSocket() {
+	e := l.images()
+	if k := l.kubelet(); k != nil {
+		if set, ok := k.ImageEndpoint(); ok && set.From == e.From {
+			return
+		}
+	}
+	_, err := criclient.ParseEndpoint(e.Address)
+	if err == nil && e.Address != l.endpoint().Address {
+		err = l.Connect(l.ctx, e.path())
+		if errors.Is(err, fs.ErrPermission) {
+			l.unseen(e.path(), err)
+		} else if refused(err) {
+			l.fault("image-socket-dead", "davit doctor --image-endpoint "+l.endpoint().Address+"   # or start what serves images there", "%s (%s): %s", e.Address, e.From, reason(err))
+		}
+		return
+	}
+	if err != nil && e.From != l.endpoint().From {
+		l.fault("endpoint-bad", "davit doctor --image-endpoint "+l.endpoint().Address, "%s: %v", e.From, err)
+	}
 }
 
 func checkCRI(l *look) {
@@ -147,13 +224,9 @@ func checkCRI(l *look) {
 		l.fault("cri-v1alpha2-missing", "sed -i '/^cri_versions/d' /etc/davit/config.toml && systemctl restart davitd   # other runtimes: containerd before 2.0, CRI-O before 1.26",
 			"kubelet 1.%d speaks v1alpha2, %s %s serves %s", v.minor, a.Name, a.Version, strings.Join(a.APIs, ", "))
 	}
-	elsewhere := false
-	if k := l.kubelet(); k != nil {
-		_, elsewhere = k.ImageEndpoint()
-	}
-	if a.ImageErr != nil && !elsewhere {
+	if a.ImageErr != nil && !errors.As(a.ImageErr, new(*criclient.EndpointError)) { // of a dead socket, other checks tell
 		l.fault("cri-images-missing", l.setKubelet("imageServiceEndpoint", "unix:///path/of/its.sock")+"   # if images are served elsewhere; else restart the runtime",
-			"%s %s: images: %v", a.Name, a.Version, a.ImageErr)
+			"%s %s: images at %s: %v", a.Name, a.Version, l.images().Address, a.ImageErr)
 	}
 	l.okay("%s %s serves %s", a.Name, a.Version, strings.Join(a.APIs, " and "))
 }
@@ -227,12 +300,20 @@ func (l *look) checkCrictl(chosen Endpoint) {
 	switch {
 	case errors.Is(err, fs.ErrPermission):
 		l.unseen(c.File, err)
+	case errors.Is(err, fs.ErrNotExist):
+		l.fault("crictl-config-invalid", "unset "+endpoint.CrictlEnv, "%v", err)
 	case err != nil:
 		l.fault("crictl-config-invalid", fmt.Sprintf("mv %[1]s %[1]s.aside && echo 'runtime-endpoint: %[2]s' >%[1]s", c.File, chosen.Address), "%v", err)
-	case c.Runtime.Address != "":
-		socket := strings.TrimPrefix(c.Runtime.Address, "unix://")
-		if err := l.Connect(l.ctx, socket); refused(err) {
-			l.fault("crictl-endpoint-dead", fmt.Sprintf("sed -i 's#^runtime-endpoint:.*#runtime-endpoint: %s#' %s", chosen.Address, c.File), "%s: %s: %s", c.Runtime.From, socket, reason(err))
+	}
+	for _, set := range []struct {
+		key        string
+		is, chosen Endpoint
+	}{{"runtime-endpoint", Endpoint(c.Runtime), chosen}, {"image-endpoint", Endpoint(c.Image), l.images()}} {
+		if set.is.Address == "" || set.is.From == set.chosen.From { // of what was chosen, check socket tells
+			continue
+		}
+		if err := l.Connect(l.ctx, set.is.whole().path()); refused(err) {
+			l.fault("crictl-endpoint-dead", fmt.Sprintf("sed -i 's#^%s:.*#%s: %s#' %s", set.key, set.key, set.chosen.Address, c.File), "%s: %s: %s", set.is.From, set.is.path(), reason(err))
 		}
 	}
 }

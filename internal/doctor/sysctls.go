@@ -11,6 +11,10 @@ import (
 var sysctlChecks = []Check{
 	{Name: "forwarding", What: "that the node forwards packets", run: checkForwarding, Faults: []Fault{
 		{"ip-forward-off", Error, "net.ipv4.ip_forward is 0, and CNI plugins do not turn it on"},
+		{"ipv6-forward-off", Error, "net.ipv6.conf.all.forwarding is 0, and the CNI configuration gives pods IPv6 addresses"},
+	}},
+	{Name: "firewall", What: "that the node's firewall lets packets of the built-in network through", run: checkFirewall, Faults: []Fault{
+		{"forward-dropped", Warning, "a chain drops what it does not know, as Docker's and ufw's, and has no rule for the built-in bridge: pods reach nobody outside"},
 	}},
 	{Name: "bridge-netfilter", What: "that packets between pods on a bridge meet the rules of Services", run: checkBridgeNetfilter, Faults: []Fault{
 		{"br-netfilter-missing", Warning, "pods are on a bridge and br_netfilter is not loaded: some Services cannot be reached from the node that serves them"},
@@ -50,6 +54,7 @@ func checkForwarding(l *look) {
 	switch {
 	case !known:
 		l.skip("/proc/sys/net/ipv4/ip_forward cannot be read")
+		return
 	case on != 0:
 		l.okay("on")
 	case l.builtIn():
@@ -57,6 +62,33 @@ func checkForwarding(l *look) {
 	default:
 		l.fault("ip-forward-off", sysctlFix("net.ipv4.ip_forward", "1"), "net.ipv4.ip_forward is 0, and CNI plugins leave it so")
 	}
+	c := l.cni().chosen()
+	if on, known := l.sysctl("net.ipv6.conf.all.forwarding"); known && on == 0 && c != nil && slices.ContainsFunc(c.subnets, isIPv6) {
+		l.fault("ipv6-forward-off", sysctlFix("net.ipv6.conf.all.forwarding", "1")+"   # where routers tell the node its routes: and accept_ra = 2 for that link",
+			"net.ipv6.conf.all.forwarding is 0, and %s gives pods IPv6 addresses", c.path)
+	}
+}
+
+func isIPv6(subnet string) bool { return strings.Contains(subnet, ":") }
+
+func checkFirewall(l *look) {
+	if !l.builtIn() {
+		l.okay("the network is not davit's own, and sees to that itself")
+		return
+	}
+	link := l.davit().Bridge
+	chains, err := l.Dropping(link)
+	if err != nil {
+		l.unseen("the rules of nftables", err)
+		l.skip("the rules of nftables cannot be read: %v", plain(err))
+		return
+	}
+	for _, chain := range chains {
+		l.fault("forward-dropped", fmt.Sprintf("nft insert rule %[1]s iifname %[2]s accept && nft insert rule %[1]s oifname %[2]s accept\n"+
+			"# for good: ufw route allow in on %[2]s && ufw route allow out on %[2]s; with Docker, both rules in the chain DOCKER-USER at each boot", chain, link),
+			"the chain %s drops what no rule accepts, and no rule there names %s", chain, link)
+	}
+	l.okay("nothing drops what is forwarded for %s", link)
 }
 
 // onBridge are CNI plugins that connect pods by a bridge.

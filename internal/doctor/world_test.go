@@ -10,6 +10,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"hash/fnv"
 	"io/fs"
@@ -24,6 +25,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/davit-runtime/davit/criclient"
 )
 
 // A world is a node to check: files, and what the other seams say.
@@ -38,7 +41,8 @@ type world struct {
 	sync    bool
 	now     time.Time
 	uid     int
-	given   []Endpoint
+	given   Given
+	drops   []string // chains
 	tries   map[string]error
 }
 
@@ -222,6 +226,14 @@ func (w *world) certificate(from, to time.Time) {
 	w.files["/etc/davit/tls.key"] = string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
 }
 
+// kubeletCertificate is the one by which the kubelet is known in its cluster.
+func (w *world) kubeletCertificate(from, to time.Time) {
+	own := [...]string{w.files["/etc/davit/tls.crt"], w.files["/etc/davit/tls.key"]}
+	w.certificate(from, to)
+	w.files["/var/lib/kubelet/pki/kubelet-client-current.pem"] = w.files["/etc/davit/tls.key"] + w.files["/etc/davit/tls.crt"]
+	w.files["/etc/davit/tls.crt"], w.files["/etc/davit/tls.key"] = own[0], own[1]
+}
+
 // boltHeader is a database's first page.
 func boltHeader() string {
 	page := make([]byte, 4096)
@@ -272,9 +284,12 @@ func (w *world) node(t *testing.T) *Node {
 			}
 			return fs.ErrNotExist
 		},
-		Ask: func(_ context.Context, endpoint string) Answer {
-			if err, ok := w.serving[strings.TrimPrefix(endpoint, "unix://")]; !ok || err != nil {
+		Ask: func(_ context.Context, runtime, images string) Answer {
+			if err, ok := w.serving[strings.TrimPrefix(runtime, "unix://")]; !ok || err != nil {
 				return Answer{Err: syscall.ECONNREFUSED}
+			}
+			if err, ok := w.serving[strings.TrimPrefix(images, "unix://")]; !ok || err != nil {
+				w.answer.ImageErr = &criclient.EndpointError{Endpoint: images}
 			}
 			return w.answer
 		},
@@ -285,7 +300,8 @@ func (w *world) node(t *testing.T) *Node {
 			}
 			return out.text, out.err
 		},
-		Try: func(feature string) error { return w.tries[feature] },
+		Try:      func(feature string) error { return w.tries[feature] },
+		Dropping: func(string) ([]string, error) { return w.drops, nil },
 	}
 }
 
@@ -303,7 +319,7 @@ func (w *world) put(root, name, text string) error {
 	case text == dirMark:
 		return os.MkdirAll(path, 0o755)
 	}
-	return os.WriteFile(path, bytes.Clone([]byte(text)), 0o755)
+	return errors.Join(os.WriteFile(path, bytes.Clone([]byte(text)), 0o755), os.Chtimes(path, testNow, testNow))
 }
 
 // found returns what a report tells, as "check: fault (level)".

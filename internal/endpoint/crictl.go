@@ -15,12 +15,8 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// crictl's configuration, and the variable that names another.
-// Source: cri-tools, docs/crictl.md.
-const (
-	crictlFile = "/etc/crictl.yaml"
-	crictlEnv  = "CRI_CONFIG_FILE"
-)
+// crictl's configuration. Source: cri-tools, docs/crictl.md.
+const crictlFile = "/etc/crictl.yaml"
 
 // Crictl is what crictl's configuration says of endpoints.
 type Crictl struct {
@@ -50,7 +46,7 @@ func ReadCrictl(root, named string) (Crictl, error) {
 			err = at.Err
 		}
 		if named != "" {
-			return c, fmt.Errorf("%s, which %s names: %w", c.File, crictlEnv, err)
+			return c, fmt.Errorf("%s, which %s names: %w", c.File, CrictlEnv, err)
 		}
 		return c, fmt.Errorf("%s: %w", c.File, err)
 	}

@@ -26,6 +26,7 @@ const (
 	ImageFlag = "--image-endpoint"
 	Env       = "CONTAINER_RUNTIME_ENDPOINT"
 	ImageEnv  = "IMAGE_SERVICE_ENDPOINT"
+	CrictlEnv = "CRI_CONFIG_FILE" // names another file than /etc/crictl.yaml
 )
 
 // A Search is what the user says, and where to look beside that.
@@ -100,7 +101,7 @@ func (e *AmbiguousError) Error() string {
 // images of another.
 func (s Search) Find(ctx context.Context) (Found, error) {
 	var found Found
-	image := s.givenImage()
+	image := s.GivenImages()
 	take := func(runtime, itsImage Setting) {
 		found.Runtime = runtime
 		if image.Address == "" {
@@ -115,7 +116,7 @@ func (s Search) Find(ctx context.Context) (Found, error) {
 		places = append(places, Place{Flag, "not given"}, Place{Env, "not set"})
 	}
 	if found.Runtime.Address == "" {
-		c, err := ReadCrictl(s.Root, s.Env(crictlEnv))
+		c, err := ReadCrictl(s.Root, s.Env(CrictlEnv))
 		if err != nil {
 			return Found{}, err
 		}
@@ -150,7 +151,9 @@ func (s Search) Given() Setting {
 	return Setting{}
 }
 
-func (s Search) givenImage() Setting {
+// GivenImages is the image service's endpoint as the user says it now; empty if
+// he does not.
+func (s Search) GivenImages() Setting {
 	if s.ImageName != "" {
 		return Setting{s.ImageName, ImageFlag}
 	}

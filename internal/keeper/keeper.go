@@ -134,8 +134,8 @@ func begin(ctx context.Context, o Options, tell func(state string)) (*Keeper, er
 	}
 	lock, err := lockState(o.Dir)
 	if err != nil && o.Wait {
-		tell("READY=1\nSTATUS=another keeper has " + o.Dir + ": standing by")
-		lock, err = awaitState(ctx, o.Dir)
+		tell("READY=1\nSTATUS=davit-monitor " + o.Version + " stands by: another keeper has " + o.Dir)
+		lock, err = o.standBy(ctx)
 	}
 	if err != nil || lock == nil {
 		return nil, err
@@ -216,28 +216,6 @@ func lockState(dir string) (*os.File, error) {
 			return nil, fmt.Errorf("%s has a keeper: %w", dir, err)
 		}
 		time.Sleep(5 * time.Millisecond)
-	}
-}
-
-// awaitState takes the keeper's lock once it is free; nil if ctx ends before.
-func awaitState(ctx context.Context, dir string) (*os.File, error) {
-	f, err := os.OpenFile(monitor.LockPath(dir), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	locked := make(chan error, 1)
-	go func() { // ends with the process if ctx does
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX)
-		for errors.Is(err, unix.EINTR) {
-			err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
-		}
-		locked <- err
-	}()
-	select {
-	case err = <-locked:
-		return f, err
-	case <-ctx.Done():
-		return nil, nil
 	}
 }
 

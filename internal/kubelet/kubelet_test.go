@@ -103,7 +103,22 @@ func TestFind(t *testing.T) {
 		"installed, no more": {files: map[string]string{"etc/default/kubelet": "KUBELET_EXTRA_ARGS=\n"}},
 		"k3s": {
 			files: map[string]string{"proc/5/cmdline": command("/usr/local/bin/k3s server"), "proc/5/status": "NSpid:\t5\n"},
-			want:  map[string]want{"containerRuntimeEndpoint": {"unix:///run/k3s/containerd/containerd.sock", "k3s's own containerd"}},
+			want: map[string]want{
+				"containerRuntimeEndpoint": {"unix:///run/k3s/containerd/containerd.sock", "k3s's own containerd"},
+				"failSwapOn":               {"false", "k3s"},
+				"evictionHard":             {"imagefs.available<5%,nodefs.available<5%", "k3s"},
+			},
+		},
+		"k3s with drop-ins": {
+			files: map[string]string{
+				"proc/5/cmdline": command("/usr/local/bin/k3s server"), "proc/5/status": "NSpid:\t5\n",
+				"var/lib/rancher/k3s/agent/etc/kubelet.conf.d/00-k3s-defaults.conf": kind + "cgroupDriver: systemd\nfailSwapOn: false\n",
+			},
+			want: map[string]want{
+				"cgroupDriver": {"systemd", "/var/lib/rancher/k3s/agent/etc/kubelet.conf.d/00-k3s-defaults.conf"},
+				"failSwapOn":   {"false", "/var/lib/rancher/k3s/agent/etc/kubelet.conf.d/00-k3s-defaults.conf"},
+				"evictionHard": {},
+			},
 		},
 		"k3s on another runtime": {
 			files: map[string]string{
@@ -115,10 +130,10 @@ func TestFind(t *testing.T) {
 				"maxPods":                  {"9", "/etc/systemd/system/k3s.service --max-pods"},
 			},
 		},
-		"k3s by its file": {
+		"k3s by its file, without a scheme": {
 			files: map[string]string{
 				"proc/5/cmdline": command("/usr/local/bin/k3s agent"), "proc/5/status": "NSpid:\t5\n",
-				"etc/rancher/k3s/config.yaml": "container-runtime-endpoint: unix:///run/a.sock\nkubelet-arg: [\"max-pods=9\"]\n",
+				"etc/rancher/k3s/config.yaml": "container-runtime-endpoint: /run/a.sock\nkubelet-arg: [\"max-pods=9\"]\n",
 			},
 			want: map[string]want{
 				"containerRuntimeEndpoint": {"unix:///run/a.sock", "/etc/rancher/k3s/config.yaml"},

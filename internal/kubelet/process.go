@@ -30,6 +30,7 @@ func isK3s(p proc.Process) bool {
 }
 
 // What k3s uses unless told otherwise, and where it is told.
+// k3s: pkg/daemons/agent/agent_linux.go.
 const (
 	k3sSocket  = "unix:///run/k3s/containerd/containerd.sock"
 	k3sConfig  = "/etc/rancher/k3s/config.yaml"
@@ -42,6 +43,9 @@ func (c *Config) takeK3s(root string) {
 	c.flags["containerRuntimeEndpoint"] = Value{k3sSocket, "k3s's own containerd"}
 	if _, err := os.Stat(filepath.Join(root, k3sDropIns)); err == nil {
 		c.flags["configDir"] = Value{k3sDropIns, "k3s"}
+	} else { // before 1.32 they were flags
+		c.flags["failSwapOn"] = Value{"false", "k3s"}
+		c.flags["evictionHard"] = Value{"imagefs.available<5%,nodefs.available<5%", "k3s"}
 	}
 	files, _ := filepath.Glob(filepath.Join(root, k3sConfig+".d/*.yaml"))
 	for _, file := range append([]string{filepath.Join(root, k3sConfig)}, files...) {
@@ -57,7 +61,7 @@ func (c *Config) takeK3s(root string) {
 		}
 		for _, name := range []string{"container-runtime-endpoint", "image-service-endpoint"} {
 			if v, ok := fields[name].(string); ok {
-				c.flags[fieldOf(name)] = Value{v, path}
+				c.flags[fieldOf(name)] = Value{v, path}.withScheme()
 			}
 		}
 		switch more := fields["kubelet-arg"].(type) {
@@ -93,9 +97,18 @@ func (c *Config) takeK3sFlags(args []string, from string) {
 	flags.takeFlags(args, from)
 	for _, name := range []string{"containerRuntimeEndpoint", "imageServiceEndpoint"} {
 		if v, ok := flags.flags[name]; ok {
-			c.flags[name] = v
+			c.flags[name] = v.withScheme()
 		}
 	}
+}
+
+// withScheme returns an endpoint as k3s passes it on.
+// k3s: pkg/daemons/agent, socketPrefix.
+func (v Value) withScheme() Value {
+	if v.Text != "" && !strings.HasPrefix(v.Text, "unix://") {
+		v.Text = "unix://" + v.Text
+	}
+	return v
 }
 
 // execStart returns the words of a unit's command, which may go over several

@@ -41,7 +41,8 @@ func NewReader(blob io.Reader, diffID digest.Digest, limit int64) (io.ReadCloser
 		}
 		r.stream, r.stop = z, func() {}
 	case isZstd(magic):
-		z, err := zstd.NewReader(r.blob, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(128<<20), zstd.WithDecoderLowmem(true))
+		// Frames' own checksums would be work for nothing: the diff ID covers the same bytes.
+		z, err := zstd.NewReader(r.blob, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(128<<20), zstd.WithDecoderLowmem(true), zstd.IgnoreChecksum(true))
 		if err != nil {
 			return nil, r.explain(err)
 		}
@@ -52,10 +53,10 @@ func NewReader(blob io.Reader, diffID digest.Digest, limit int64) (io.ReadCloser
 	return r, nil
 }
 
-// isZstd tells a zstd stream by its first bytes: a frame, or one to be skipped,
-// by which tools put data of their own before it (RFC 8878, 3.1).
+// isZstd tells by the first bytes whether a blob is of zstd: a frame of it, or
+// one to skip, as some compressors begin with (RFC 8878, 3.1.1 and 3.1.2).
 func isZstd(magic []byte) bool {
-	return bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}) || len(magic) == 4 && magic[0]&0xf0 == 0x50 && string(magic[1:]) == "\x2a\x4d\x18"
+	return bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}) || len(magic) == 4 && magic[0]&0xf0 == 0x50 && bytes.HasPrefix(magic[1:], []byte{0x2a, 0x4d, 0x18})
 }
 
 type reader struct {

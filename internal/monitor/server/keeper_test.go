@@ -76,7 +76,8 @@ func TestKeeperIsKilled(t *testing.T) {
 }
 
 // A keeper that is started to stand by tells its service manager that it is
-// ready at once, and takes the place of the other one when that has gone.
+// ready at once, and takes the place of the other one when that has gone. An
+// upgrade meanwhile is its upgrade, too.
 func TestStandby(t *testing.T) {
 	n := newNode(t)
 	first, serve := n.process("keep"), n.process("serve")
@@ -100,13 +101,21 @@ func TestStandby(t *testing.T) {
 	log, err := os.OpenFile(filepath.Join(n.state, "monitor.log"), os.O_WRONLY|os.O_APPEND, 0)
 	must(t, err)
 	defer log.Close()
-	second := exec.Command(n.binary, "keep", "--state", n.state, "--wait")
+	program := n.another("installed")
+	second := exec.Command(program, "keep", "--state", n.state, "--wait")
 	second.Env = append(os.Environ(), "NOTIFY_SOCKET="+manager)
 	second.Stderr = log
 	must(t, second.Start())
 	ended := make(chan error, 1)
 	go func() { ended <- second.Wait() }()
-	hears("standing by")
+	hears("stands by")
+	must(t, os.Rename(n.another("newer"), program)) // as packages are unpacked
+	hears("stands by")
+	link, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", second.Process.Pid))
+	must(t, err)
+	if link != program { // not "… (deleted)"
+		t.Errorf("%s stands by, want %s", link, program)
+	}
 	must(t, unix.Kill(first, unix.SIGKILL))
 	hears("keeps " + n.state)
 	await(t, "next monitor", func() bool { now := n.process("serve"); return now != 0 && now != serve })
