@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -46,7 +47,7 @@ func TestDiskUsage(t *testing.T) {
 	reg := newFakeRegistry(t)
 	files := func(name string, n, size int) (all []string) {
 		for i := range n {
-			all = append(all, name+strings.Repeat("x", i), strings.Repeat(name, size))
+			all = append(all, name+strings.Repeat("x", i), strings.Repeat(fmt.Sprintf("%s%03d", name, i), size/4)) // each another
 		}
 		return all
 	}
