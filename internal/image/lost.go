@@ -26,6 +26,7 @@ type loss struct {
 	at      time.Time
 	tries   int
 	next    time.Time // when to try again
+	failed  string    // why the last try did
 	refused string    // why that is of no use
 }
 
@@ -93,7 +94,7 @@ func (s *Store) Troubles() []string {
 	defer s.mu.Unlock()
 	var lines []string
 	for id, l := range s.use.losses {
-		what := "it is being fetched again"
+		what := strings.TrimSuffix("it is being fetched again: "+l.failed, ": ")
 		if l.refused != "" {
 			what = "pull, load or import it again, since it cannot be fetched without being asked for: " + l.refused
 		}
@@ -360,7 +361,7 @@ func (s *Store) heal(ctx context.Context, now time.Time) {
 		case fault.Denied, fault.NotFound, fault.Invalid, fault.Unimplemented, fault.Precondition:
 			l.refused = err.Error()
 		default:
-			l.tries++
+			l.tries, l.failed = l.tries+1, err.Error()
 			l.next = now.Add(min(10*time.Second<<min(l.tries, 10), time.Hour))
 		}
 		s.mu.Unlock()
