@@ -33,6 +33,7 @@ func (c *config) print(to io.Writer) error {
 		State          string            `json:"state"`
 		Socket         string            `json:"socket"`
 		ImageSocket    string            `json:"imageSocket,omitempty"`
+		CadvisorSocket string            `json:"cadvisorSocket,omitempty"`
 		CgroupDriver   string            `json:"cgroupDriver,omitempty"`
 		DefaultRuntime string            `json:"defaultRuntime,omitempty"`
 		Runtimes       map[string]string `json:"runtimes,omitempty"`
@@ -55,7 +56,7 @@ func (c *config) print(to io.Writer) error {
 		HostsDirs        []string            `json:"hostsDirs,omitempty"`
 		RegistriesConf   string              `json:"registriesConf,omitempty"`
 	}{
-		c.Root, c.State, c.socketPath(), c.ImageSocket, c.CgroupDriver, c.DefaultRuntime, runtimes,
+		c.Root, c.State, c.socketPath(), c.ImageSocket, c.CadvisorSocket, c.CgroupDriver, c.DefaultRuntime, runtimes,
 		c.Network.CNIConfDir, c.Network.CNIBinDirs, c.Network.Bridge, c.Network.Subnets,
 		c.Streaming.TLSCertFile, c.Streaming.TLSKeyFile, c.CDISpecDirs,
 		versions, strings.ToLower(c.Log.Level.value().String()), cmp.Or(c.Log.Format, "text"), c.Streaming.Address,

@@ -16,13 +16,11 @@ import (
 	"github.com/davit-runtime/davit/internal/cdi"
 	"github.com/davit-runtime/davit/internal/cri"
 	"github.com/davit-runtime/davit/internal/network"
+	"github.com/davit-runtime/davit/internal/ocispec"
 )
 
 // A config is the configuration file. Every key may be left out.
 type config struct {
-	Socket         string                   `toml:"socket"`
-	ImageSocket    string                   `toml:"image_socket"` // empty: none beside socket
-	CRIVersions    []cri.Version            `toml:"cri_versions"` // empty: all
 	Root           string                   `toml:"root"`
 	State          string                   `toml:"state"`
 	Log            logConfig                `toml:"log"`
@@ -33,9 +31,19 @@ type config struct {
 	Images         imagesConfig             `toml:"images"`
 	NRI            nriConfig                `toml:"nri"`
 	Streaming      streamingConfig          `toml:"streaming"`
+	Ulimits        ocispec.Ulimits          `toml:"ulimits"`
 	CDISpecDirs    []string                 `toml:"cdi_spec_dirs"` // the last one wins; /etc/cdi and /var/run/cdi if left out
 
+	surface
 	sources // of images
+}
+
+// A surface is what is served, and where.
+type surface struct {
+	Socket         string        `toml:"socket"`
+	ImageSocket    string        `toml:"image_socket"`    // empty: none beside socket
+	CadvisorSocket string        `toml:"cadvisor_socket"` // empty: none beside socket
+	CRIVersions    []cri.Version `toml:"cri_versions"`    // empty: all
 }
 
 type logConfig struct {
@@ -137,9 +145,7 @@ func (c *config) check() error {
 			bad(key, "%q is not one of %s", value, strings.Join(allowed, ", "))
 		}
 	}
-	absolute("socket", c.Socket)
-	absolute("image_socket", c.ImageSocket)
-	c.checkSurface(bad)
+	c.checkSurface(bad, absolute)
 	for key, path := range map[string]string{"root": c.Root, "state": c.State} {
 		if absolute(key, path); path == "" {
 			bad(key, "is empty; leave it out for the usual one")
@@ -166,6 +172,7 @@ func (c *config) check() error {
 	c.Images.check(bad, absolute)
 	c.NRI.check(bad, absolute)
 	c.Network.check(bad, absolute)
+	c.Ulimits.Check(func(name, format string, args ...any) { bad("ulimits."+name, format, args...) })
 	c.Streaming.check(bad, absolute)
 	for _, dir := range c.CDISpecDirs {
 		absolute("cdi_spec_dirs", dir)
@@ -194,9 +201,16 @@ func (n *networkConfig) check(bad func(key, format string, args ...any), absolut
 }
 
 // checkSurface is check's part about what is served where.
-func (c *config) checkSurface(bad func(key, format string, args ...any)) {
-	if c.ImageSocket != "" && filepath.Clean(c.ImageSocket) == filepath.Clean(c.socketPath()) {
+func (c *config) checkSurface(bad func(key, format string, args ...any), absolute func(key, path string)) {
+	absolute("socket", c.Socket)
+	absolute("image_socket", c.ImageSocket)
+	absolute("cadvisor_socket", c.CadvisorSocket)
+	same := func(a, b string) bool { return a != "" && filepath.Clean(a) == filepath.Clean(b) }
+	if same(c.ImageSocket, c.socketPath()) {
 		bad("image_socket", "%s is socket, which serves images already", c.ImageSocket)
+	}
+	if same(c.CadvisorSocket, c.socketPath()) || same(c.CadvisorSocket, c.ImageSocket) {
+		bad("cadvisor_socket", "%s is one of davitd's other sockets", c.CadvisorSocket)
 	}
 	for i, v := range c.CRIVersions {
 		if !slices.Contains(cri.Versions, v) {

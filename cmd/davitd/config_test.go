@@ -16,6 +16,7 @@ func TestConfig(t *testing.T) {
 	const all = `
 socket = "/run/a.sock"
 image_socket = "/run/i.sock"
+cadvisor_socket = "/run/c.sock"
 cri_versions = ["v1alpha2"]
 root = "/r"
 state = "/s"
@@ -65,7 +66,7 @@ ahead = 0
 	if c.Log.Level.value() != slog.LevelDebug || c.Runtimes["fast"].Path != "/opt/crun" || len(c.Network.Subnets) != 2 ||
 		!c.Registries["localhost:5000"].PlainHTTP || c.Streaming.IdleTimeout.value() != 90*time.Minute ||
 		len(c.Pull.HostsDirs) != 1 || c.registry().Ahead != -1 || c.registry().Route.CertDirs != nil || c.registry().Stall != 30*time.Second ||
-		c.socketPath() != "/run/a.sock" || c.ImageSocket != "/run/i.sock" || len(c.CRIVersions) != 1 {
+		c.socketPath() != "/run/a.sock" || c.ImageSocket != "/run/i.sock" || c.CadvisorSocket != "/run/c.sock" || len(c.CRIVersions) != 1 {
 		t.Errorf("%+v", c)
 	}
 	for _, tt := range []struct{ text, err string }{
@@ -104,6 +105,11 @@ ahead = 0
 		{"cri_versions = []\n", `f: cri_versions: names no version`},
 		{"cri_versions = [\"v2\"]\n", `f: cri_versions: "v2" is not one of [v1 v1alpha2]`},
 		{"cri_versions = [\"v1\", \"v1\"]\n", `f: cri_versions: "v1" stands there twice`},
+		{"[ulimits]\nnofile = \"many\"\n", `f:2:10: ulimits.nofile: "many" is neither a number, nor "SOFT:HARD", nor "unlimited"`},
+		{"[ulimits]\nnofile = \"5:4\"\n", `f:2:10: ulimits.nofile: "5:4": the first is above the second`},
+		{"[ulimits]\nnofile = \"unlimited\"\n", `f: ulimits.nofile: the kernel allows `},
+		{"[ulimits]\nfiles = \"5\"\n", `f: ulimits.files: is not one of as, core, `},
+		{"cadvisor_socket = \"/run/davit/davit.sock\"\nstate = \"/run/davit\"\n", `f: cadvisor_socket: /run/davit/davit.sock is one of davitd's other sockets`},
 		{"image_socket = \"/run/davit/davit.sock\"\nstate = \"/run/davit\"\n", `f: image_socket: /run/davit/davit.sock is socket`},
 		{"cgroup_driver = \"v2\"\n", `f: cgroup_driver: "v2" is not one of auto, systemd, cgroupfs`},
 		{"[log]\nformat = \"xml\"\n", `f: log.format: `},
