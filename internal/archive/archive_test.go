@@ -229,10 +229,13 @@ func TestLoad(t *testing.T) {
 		open          func() (*Archive, error)
 		tags, digests []string
 	}{
-		"directory":      {func() (*Archive, error) { return OpenDir(one.index(full).dir(t)) }, []string{full}, []string{byDigest}},
-		"tar":            {func() (*Archive, error) { return Read(ctx, bytes.NewReader(one.index("sample:1", full).tar()), spool) }, []string{full}, []string{byDigest}},
-		"gzip":           {func() (*Archive, error) { return Read(ctx, bytes.NewReader(gzipped(one.index(full).tar())), spool) }, []string{full}, []string{byDigest}},
-		"zstd":           {func() (*Archive, error) { return Read(ctx, bytes.NewReader(zstded(one.index(full).tar())), spool) }, []string{full}, []string{byDigest}},
+		"directory": {func() (*Archive, error) { return OpenDir(one.index(full).dir(t)) }, []string{full}, []string{byDigest}},
+		"tar":       {func() (*Archive, error) { return Read(ctx, bytes.NewReader(one.index("sample:1", full).tar()), spool) }, []string{full}, []string{byDigest}},
+		"gzip":      {func() (*Archive, error) { return Read(ctx, bytes.NewReader(gzipped(one.index(full).tar())), spool) }, []string{full}, []string{byDigest}},
+		"zstd":      {func() (*Archive, error) { return Read(ctx, bytes.NewReader(zstded(one.index(full).tar())), spool) }, []string{full}, []string{byDigest}},
+		"zstd, after a frame to be skipped": {func() (*Archive, error) {
+			return Read(ctx, bytes.NewReader(append([]byte("\x5f\x2a\x4d\x18\x04\x00\x00\x00skip"), zstded(one.index(full).tar())...)), spool)
+		}, []string{full}, []string{byDigest}},
 		"no name":        {func() (*Archive, error) { return OpenDir(one.index("").dir(t)) }, nil, nil},
 		"a tag only":     {func() (*Archive, error) { return OpenDir(one.index("latest").dir(t)) }, nil, nil},
 		"docker-archive": {func() (*Archive, error) { return Read(ctx, bytes.NewReader(one.docker()), spool) }, []string{full}, nil},

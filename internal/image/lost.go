@@ -26,6 +26,7 @@ type loss struct {
 	at      time.Time
 	tries   int
 	next    time.Time // when to try again
+	failed  string    // why the last try did
 	refused string    // why that is of no use
 }
 
@@ -93,9 +94,9 @@ func (s *Store) Troubles() []string {
 	defer s.mu.Unlock()
 	var lines []string
 	for id, l := range s.use.losses {
-		what := "it is being fetched again"
+		what := strings.TrimSuffix("it is being fetched again: "+l.failed, ": ")
 		if l.refused != "" {
-			what = "it cannot be fetched again without being asked for: " + l.refused
+			what = "pull, load or import it again, since it cannot be fetched without being asked for: " + l.refused
 		}
 		lines = append(lines, fmt.Sprintf("image %s was lost: %s; %s", nameOf(id, l.record), l.why, what))
 	}
@@ -111,6 +112,12 @@ func nameOf(id string, r *record) string {
 		}
 	}
 	return id
+}
+
+// hasDigest reports whether the image has a digest in some repository, which it
+// can be fetched again by.
+func (r *record) hasDigest() bool {
+	return slices.ContainsFunc(r.Names, func(name string) bool { return strings.Contains(name, "@") })
 }
 
 // examine drops images that cannot be whole, for want of a sound layer, and
@@ -354,7 +361,7 @@ func (s *Store) heal(ctx context.Context, now time.Time) {
 		case fault.Denied, fault.NotFound, fault.Invalid, fault.Unimplemented, fault.Precondition:
 			l.refused = err.Error()
 		default:
-			l.tries++
+			l.tries, l.failed = l.tries+1, err.Error()
 			l.next = now.Add(min(10*time.Second<<min(l.tries, 10), time.Hour))
 		}
 		s.mu.Unlock()
@@ -466,8 +473,12 @@ func (s *Store) Check(ctx context.Context, quick bool, found func(Finding), prog
 		sum.Damaged++
 		f := Finding{Subject: "layer " + id, Problem: err.Error(), Done: "given up; its images are fetched again"}
 		for image, r := range v.images {
-			if slices.Contains(r.Layers, id) {
-				f.Images = append(f.Images, nameOf(image, r))
+			if !slices.Contains(r.Layers, id) {
+				continue
+			}
+			f.Images = append(f.Images, nameOf(image, r))
+			if !r.hasDigest() {
+				f.Done = "given up; its images are fetched again if a registry has them, those of archives have to be loaded again"
 			}
 		}
 		slices.Sort(f.Images)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/layer"
+	"github.com/davit-runtime/davit/internal/registry"
 	"github.com/davit-runtime/davit/internal/testkit"
 )
 
@@ -317,5 +318,39 @@ func TestNativeLayer(t *testing.T) {
 		if err := s.Remove(ctx, ref); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// An image that came by an archive and has no digest in any registry is told of
+// as one that somebody has to bring again; then it is there, with the layers
+// that were left.
+func TestLostOfArchive(t *testing.T) {
+	testkit.Root(t)
+	reg := newFakeRegistry(t)
+	ref, id, layers := twoLayers(t, reg)
+	dir, ctx := t.TempDir(), context.Background()
+	s := openErofs(t, dir)
+	repo, err := s.registry.Find(ctx, ref, registry.Auth{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	offer := Offer{Digest: digest.FromBytes(reg.manifests["a:1"]), Names: []string{ref}, Source: repository{repo}}
+	if _, err := s.Import(ctx, offer, PullOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	harm(t, dir, layers[0], true)
+	if found := check(t, s, true); len(found) != 1 || !strings.Contains(found[0].Done, "have to be loaded again") {
+		t.Errorf("%+v", found)
+	}
+	s.heal(ctx, time.Now())
+	if lines := s.Troubles(); len(lines) != 1 || !strings.Contains(lines[0], ref) || !strings.Contains(lines[0], "load or import it again") {
+		t.Errorf("%q", lines)
+	}
+	if _, err := s.Get(ref); !fault.Is(err, fault.NotFound) {
+		t.Error(err)
+	}
+	clear(reg.fetched)
+	if i, err := s.Import(ctx, offer, PullOptions{}); err != nil || i.ID != id || len(s.Troubles()) > 0 || len(reg.fetched) != 2 {
+		t.Errorf("%s %v %q; fetched %v", i.ID, err, s.Troubles(), reg.fetched) // the configuration and one layer
 	}
 }

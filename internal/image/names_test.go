@@ -198,4 +198,26 @@ func TestIndex(t *testing.T) {
 			t.Error(diff)
 		}
 	}
+	// What the index does not tell, configurations do: of others' images and of what is none.
+	chart := reg.manifest("i", "chart", imagespec.MediaTypeImageManifest, imagespec.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2}, Config: reg.blob("application/vnd.cncf.helm.config.v1+json", []byte("{}")),
+		Layers: []imagespec.Descriptor{reg.blob("application/vnd.cncf.helm.chart.content.v1.tar+gzip", gzipped(tarOf("a", "b")))},
+	})
+	bare := func(d imagespec.Descriptor) imagespec.Descriptor {
+		return imagespec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}
+	}
+	foreign, _ := reg.image("i", "foreign", imagespec.Image{Platform: imagespec.Platform{OS: "linux", Architecture: "riscv64"}}, tarOf("arch", "riscv64"))
+	for tag, c := range map[string]struct {
+		all  []imagespec.Descriptor
+		want string
+	}{
+		"bare":    {[]imagespec.Descriptor{bare(chart), bare(foreign), bare(amd)}, amdID},
+		"nothing": {[]imagespec.Descriptor{bare(chart), bare(foreign)}, ""},
+	} {
+		reg.manifest("i", tag, imagespec.MediaTypeImageIndex, imagespec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, Manifests: c.all})
+		got, err := openStore(t, t.TempDir()).Pull(context.Background(), reg.host()+"/i:"+tag, PullOptions{})
+		if got.ID != c.want || c.want == "" && !fault.Is(err, fault.NotFound) {
+			t.Errorf("%s: %s %v", tag, got.ID, err)
+		}
+	}
 }

@@ -1,6 +1,8 @@
 package image
 
 import (
+	"context"
+	"encoding/json"
 	"runtime"
 	"strings"
 
@@ -77,6 +79,44 @@ func choose(all []imagespec.Descriptor, want imagespec.Platform) (imagespec.Desc
 		}
 	}
 	return best, bestRank > 0
+}
+
+// chooseByConfig picks the first manifest whose configuration tells what its
+// descriptor does not: that it is an image for a platform. It looks at few.
+func (p *pull) chooseByConfig(ctx context.Context, all []imagespec.Descriptor, want imagespec.Platform) (imagespec.Descriptor, bool, error) {
+	looks := 8
+	for _, d := range all {
+		if d.Platform != nil {
+			continue
+		}
+		if looks--; looks < 0 {
+			break
+		}
+		ok, err := p.suits(ctx, d, want)
+		if ok || err != nil {
+			return d, ok, err
+		}
+	}
+	return imagespec.Descriptor{}, false, nil
+}
+
+func (p *pull) suits(ctx context.Context, d imagespec.Descriptor, want imagespec.Platform) (bool, error) {
+	m, err := p.from.Manifest(ctx, d.Digest.String())
+	if err != nil || m.Manifests != nil {
+		return err == nil, err
+	}
+	if checkLayers(m) != nil {
+		return false, nil
+	}
+	data, err := p.from.Config(ctx, m.Config)
+	if err != nil {
+		return false, err
+	}
+	have := imagespec.Platform{OS: want.OS, Architecture: want.Architecture} // images are not forced to tell
+	if json.Unmarshal(data, &have) != nil {
+		return false, nil
+	}
+	return rank(&have, want) > 0, nil
 }
 
 // rank is 0 for what cannot run.

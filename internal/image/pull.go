@@ -134,6 +134,12 @@ func (p *pull) resolve(ctx context.Context, name, want, platform string) (top *r
 			return top, nil
 		}
 		choice, ok := choose(m.Manifests, mine)
+		if ok && choice.Platform == nil {
+			choice, ok, err = p.chooseByConfig(ctx, m.Manifests, mine)
+		}
+		if err != nil {
+			return nil, err
+		}
 		if !ok {
 			return nil, fault.New(fault.NotFound, "", "%s has no image for %s, only for %s", name, formatPlatform(mine), platforms(m.Manifests))
 		}
@@ -144,6 +150,9 @@ func (p *pull) resolve(ctx context.Context, name, want, platform string) (top *r
 
 func (p *pull) run(ctx context.Context) (Image, error) {
 	s := p.store
+	if err := checkLayers(p.manifest); err != nil {
+		return Image{}, err
+	}
 	id := p.manifest.Config.Digest.String()
 	r := record{Manifest: p.manifest.Body, PulledAt: time.Now()}
 	var err error
@@ -188,19 +197,14 @@ func (p *pull) run(ctx context.Context) (Image, error) {
 func (p *pull) wanted(config imagespec.Image) ([]wanted, error) {
 	blobs, diffs := p.manifest.Layers, config.RootFS.DiffIDs
 	if len(blobs) != len(diffs) {
-		return nil, fault.New(fault.Unknown, "", "image %s has %d layers, but its configuration says %d", p.manifest.Config.Digest, len(blobs), len(diffs))
-	}
-	if len(blobs) > maxLayers {
-		return nil, fault.New(fault.Unimplemented, "", "image %s has %d layers; at most %d can be stacked", p.manifest.Config.Digest, len(blobs), maxLayers)
+		return nil, fault.New(fault.Unknown, "", "image %s has %d layers, but its configuration%s says %d",
+			p.manifest.Config.Digest, len(blobs), strangeType(p.manifest.Config.MediaType), len(diffs))
 	}
 	var list []wanted
 	seen := map[digest.Digest]bool{}
 	for i := len(blobs) - 1; i >= 0; i-- {
 		if err := diffs[i].Validate(); err != nil {
 			return nil, fault.New(fault.Unknown, "", "image %s has the diff ID %.100q: %w", p.manifest.Config.Digest, diffs[i], err)
-		}
-		if !isLayer(blobs[i].MediaType) {
-			return nil, fault.New(fault.Unimplemented, "", "image %s has a layer of type %.100q, which is no file system", p.manifest.Config.Digest, blobs[i].MediaType)
 		}
 		if !seen[diffs[i]] {
 			seen[diffs[i]] = true
@@ -211,6 +215,30 @@ func (p *pull) wanted(config imagespec.Image) ([]wanted, error) {
 }
 
 func (w wanted) diffID() digest.Digest { return digest.Digest(w.id) }
+
+// checkLayers tells images from artifacts, which registries keep in manifests,
+// too, before anything of those is fetched.
+func checkLayers(m *registry.Manifest) error {
+	if len(m.Layers) > maxLayers {
+		return fault.New(fault.Unimplemented, "", "image %s has %d layers; at most %d can be stacked", m.Config.Digest, len(m.Layers), maxLayers)
+	}
+	for _, l := range m.Layers {
+		if !isLayer(l.MediaType) {
+			return fault.New(fault.Unimplemented, "", "manifest %s, with a configuration%s, is of no image that containers are made of: it has a layer of type %.100q",
+				m.Digest, strangeType(m.Config.MediaType), l.MediaType)
+		}
+	}
+	return nil
+}
+
+// strangeType tells, for people, a configuration's type that is not an image's.
+func strangeType(mediaType string) string {
+	switch mediaType {
+	case imagespec.MediaTypeImageConfig, "application/vnd.docker.container.image.v1+json", "":
+		return ""
+	}
+	return fmt.Sprintf(" of type %.100q", mediaType)
+}
 
 // isLayer tells file system layers from encrypted ones and from what is not an
 // image at all. How they are compressed shows when they are read.

@@ -37,8 +37,8 @@ func probe(root, at string) (mount.Way, error) {
 		return mount.None, err
 	}
 	for _, file := range all {
-		if way, err := mount.Try(file, at, func(string) error { return nil }); err == nil {
-			return way, nil
+		if way, err := mount.Try(file, at, func(string) error { return nil }); way != mount.None {
+			return way, err
 		}
 	}
 	return way, why
