@@ -450,6 +450,27 @@ func TestSeededFaults(t *testing.T) {
 	}
 }
 
+// The fix for an endpoint is for each file that kubeadm keeps it in.
+func TestFixOfEndpoint(t *testing.T) {
+	w := healthy()
+	w.serving["/run/containerd/containerd.sock"] = nil
+	w.given.Runtime = Endpoint{"unix:///run/davit/davit.sock", "test"}
+	w.edit(config1, "/run/davit/davit.sock", "/run/containerd/containerd.sock")
+	files := []string{config1, "/var/lib/kubelet/instance-config.yaml", "/var/lib/kubelet/kubeadm-flags.env"}
+	for _, file := range files[1:] {
+		w.files[file] = "x"
+	}
+	for _, c := range examine(t, w).Checks {
+		for _, f := range c.Findings {
+			for _, file := range files {
+				if !strings.Contains(f.Fix, file) {
+					t.Errorf("%s: fix %q has no %s", f.Fault, f.Fix, file)
+				}
+			}
+		}
+	}
+}
+
 // No fault is only documented.
 func TestEveryFaultIsSeeded(t *testing.T) {
 	seeded := map[string]bool{}
