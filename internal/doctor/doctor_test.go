@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -444,6 +445,9 @@ func TestSeededFaults(t *testing.T) {
 					if f.Message == "" || f.Fix == "" || strings.Contains(f.Message+f.Fix, "%!") {
 						t.Errorf("%s: message %q, fix %q", f.Fault, f.Message, f.Fix)
 					}
+					if out, err := exec.Command("sh", "-n", "-c", f.Fix).CombinedOutput(); err != nil { // what is to be pasted
+						t.Errorf("%s: fix %q: %v: %s", f.Fault, f.Fix, err, out)
+					}
 				}
 			}
 		})
@@ -460,7 +464,11 @@ func TestFixOfEndpoint(t *testing.T) {
 	for _, file := range files[1:] {
 		w.files[file] = "x"
 	}
-	for _, c := range examine(t, w).Checks {
+	r := examine(t, w)
+	if got := found(r); !slices.Equal(got, []string{"kubelet-endpoint: kubelet-endpoint-other (warning)"}) {
+		t.Errorf("found %q", got)
+	}
+	for _, c := range r.Checks {
 		for _, f := range c.Findings {
 			for _, file := range files {
 				if !strings.Contains(f.Fix, file) {
