@@ -27,7 +27,7 @@ CORE     := $(wildcard internal/pod internal/monitor internal/monitor/server int
 GOTEST   := go run ./test/gotest -skips test/skips.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help build install install-files deb check lint test test-root test-crash test-race fuzz bench bench-images trial-kills trial-power demo conform e2e-kubelet generate deps tools clean
+.PHONY: help build install install-files deb check lint test test-root test-crash test-race fuzz bench bench-images e2e-stores trial-kills trial-power demo conform e2e-kubelet generate deps tools clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -89,6 +89,11 @@ bench-images: build ## (as root) pulls of a large image beside containerd 2.4, b
 	test/images/build.sh bin/rival
 	go build -o bin/davit-bench-images ./test/images
 	DAVIT_BIN=$(CURDIR)/bin bin/davit-bench-images -containerd bin/rival/containerd -json bin/bench-images.json $(IMAGESFLAGS)
+
+e2e-stores: ## (as root) images imported from the stores of containerd and containers/storage, both built from source
+	@test/install.sh images
+	test/stores/build.sh bin/rival
+	DAVIT_STORES=$(CURDIR)/bin/rival $(GOTEST) -- -timeout 10m -count 1 -v ./test/stores
 
 trial-kills: tools build ## (as root) davitd killed 200 times in the middle of pulls
 	DAVIT_BIN=$(CURDIR)/bin DAVIT_TRIAL_KILLS=$${DAVIT_TRIAL_KILLS:-200} $(GOTEST) -- -timeout 60m -count 1 -v -run TestKillWhilePulling ./test/trial

@@ -55,6 +55,7 @@ var imports = map[string][]string{
 	"internal/cri": slices.Concat(base, []string{"internal/pod", "internal/image", "internal/stream", "internal/cgroup", "internal/monitor", "internal/network", "internal/namespace", "internal/stats", "internal/cri/metrics", "internal/cri/validate"}),
 	// What images are and come from, to be told.
 	"internal/imageapi":     slices.Concat(base, []string{"api/image/v1", "internal/archive", "internal/image", "internal/registry", "internal/registry/route"}),
+	"internal/cadvisor":     slices.Concat(base, []string{"internal/pod"}),
 	"internal/cri/validate": base,
 	"internal/stream":       slices.Concat(base, []string{"internal/monitor"}), // its value types
 	"internal/cri/metrics":  slices.Concat(base, []string{"internal/stats", "internal/cgroup", "internal/namespace"}),
@@ -68,7 +69,7 @@ var imports = map[string][]string{
 	"internal/patrol":       base,
 	"internal/overlay":      {"internal/idmap", "internal/fault"},
 	"internal/writable":     {},
-	"internal/archive":      {"internal/image", "internal/registry", "internal/fault"},
+	"internal/archive":      {"internal/image", "internal/inflate", "internal/registry", "internal/fault"},
 	"internal/verifier":     {"internal/fault"},
 	"internal/idmap":        {"internal/fault", "internal/holder"},
 	"internal/label":        {"internal/fault"},

@@ -24,13 +24,15 @@ var version = "0.1.0-dev"
 
 func main() {
 	if len(os.Args) < 2 {
-		usage()
+		usage(os.Stderr, 2)
 	}
 	mode := os.Args[1]
 	switch mode {
 	case "hold":
 		holder.Run()
 		return
+	case "help", "--help", "-h":
+		usage(os.Stdout, 0)
 	case "version", "--version":
 		fmt.Println("davit-monitor", version)
 		return
@@ -67,7 +69,7 @@ func main() {
 	case "replace":
 		err = replace(*state)
 	default:
-		usage()
+		usage(os.Stderr, 2)
 	}
 	if err != nil {
 		log.Error("ended", "error", err)
@@ -113,11 +115,11 @@ func leave(state string) error {
 	return err
 }
 
-func usage() {
-	fmt.Fprint(os.Stderr, `usage: davit-monitor keep [--state DIR] [--wait]   be the parent of a node's containers
+func usage(to *os.File, code int) {
+	fmt.Fprint(to, `usage: davit-monitor keep [--state DIR] [--wait]   be the parent of a node's containers
        davit-monitor replace [--state DIR]         take the place of the one that runs
        davit-monitor version
 serve, hold and check are for keep itself
 `)
-	os.Exit(2)
+	os.Exit(code)
 }

@@ -15,6 +15,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -65,10 +66,15 @@ type app struct{ *console.Console }
 
 func (a app) root() *cobra.Command {
 	root := &cobra.Command{
-		Use:           "davit",
-		Short:         "Run Kubernetes pods on a container runtime",
-		SilenceErrors: true,
-		SilenceUsage:  true,
+		Use:     "davit",
+		Short:   "Run Kubernetes pods on a container runtime",
+		Version: ownVersion(),
+
+		SuggestionsMinimumDistance: 2, // cobra's own, when it is the one to suggest
+		Args:                       unknownCommand,
+		RunE:                       func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		SilenceErrors:              true,
+		SilenceUsage:               true,
 	}
 	a.Flags(root.PersistentFlags())
 	root.AddCommand(
@@ -77,16 +83,30 @@ func (a app) root() *cobra.Command {
 		a.statusCommand(), a.versionCommand(), a.doctorCommand(),
 	)
 	root.AddCommand(images.Commands(a.Console)...)
+	a.completions(root)
 	for _, c := range root.Commands() { // not help and completion, which work without a runtime
 		explainUsage(c)
 		if c.PersistentPreRunE == nil {
 			c.PersistentPreRunE = a.Begin
 		}
 	}
+	root.SetVersionTemplate("davit {{.Version}}\n")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())
 	})
 	return root
+}
+
+// unknownCommand is said of what no command of root's is called.
+func unknownCommand(root *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	hint := ""
+	if like := root.SuggestionsFor(args[0]); len(like) > 0 {
+		hint = "; is " + strings.Join(like, " or ") + " meant?"
+	}
+	return fmt.Errorf("there is no command %q%s; see davit --help", args[0], hint)
 }
 
 // explainUsage has a command, and those below it, say how they are used.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -195,7 +196,7 @@ func TestPlayFailuresLeaveNothing(t *testing.T) {
 		{"pull", head + `  containers: [{name: c, image: "a:1"}]`,
 			`davit: image a:1 of container c: no such luck\n`, "PullImage"},
 		{"never pulled", head + `  containers: [{name: c, image: "a:1", imagePullPolicy: Never}]`,
-			`image a:1 of container c: is not present, and imagePullPolicy is Never; pull it first: davit pull a:1\n`, ""},
+			`image a:1 of container c: is not present, and the policy is Never; pull it first: davit pull a:1\n`, ""},
 		{"root", head + `  containers: [{name: c, image: "a:1", securityContext: {runAsNonRoot: true}}]`,
 			`container c: runAsNonRoot is set, but image a:1 runs as root; set runAsUser\n`, ""},
 		{"sandbox", head + `  containers: [{name: c, image: "a:1"}]`,
@@ -207,7 +208,9 @@ func TestPlayFailuresLeaveNothing(t *testing.T) {
 		{"volume", head + `  volumes: [{name: v, hostPath: {path: /proc/no/such/path, type: Directory}}]` + "\n" + `  containers: [{name: c, image: "a:1"}]`,
 			`davit: files of pod default/web: volume v: /proc/no/such/path does not exist; its type is Directory\n`, ""},
 		{"second pod", head + `  containers: [{name: c, image: "a:1"}]` + "\n---\n" + head + `  containers: [{name: c, image: "a:1"}]`,
-			`davit: pod default/web exists already \(aa0{10}\); remove it first: davit rm -f default/web\n`, ""},
+			`^standard input:9: metadata.name: default/web is the name of two Pods\n$`, ""},
+		{"absent image volume", head + "  volumes: [{name: v, image: {reference: 'b:1', pullPolicy: Never}}]\n" + `  containers: [{name: c, image: "a:1", volumeMounts: [{name: v, mountPath: /v}]}]`,
+			`davit: image b:1 of volume v: is not present, and the policy is Never; pull it first: davit pull b:1\n`, ""},
 		{"manifest", head + "  bogus: 1", `^standard input:5: spec.bogus: no such field in a Pod\n$`, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -243,6 +246,25 @@ func TestInterrupt(t *testing.T) {
 		t.Errorf("said %q", s.errOut)
 	}
 	s.clean()
+}
+
+// keyboard is a terminal at which nobody types anything but Ctrl-C.
+type keyboard struct{ quiet chan struct{} }
+
+func (k keyboard) Read([]byte) (int, error) {
+	_ = syscall.Kill(os.Getpid(), syscall.SIGINT)
+	<-k.quiet
+	return 0, io.EOF
+}
+
+func TestInterruptedWhileReading(t *testing.T) {
+	s := newShell(t)
+	k := keyboard{make(chan struct{})}
+	defer close(k.quiet)
+	var out, errOut bytes.Buffer
+	if code := run([]string{"--endpoint", s.socket.Path(), "play", "-"}, k, &out, &errOut); code != exitInterrupted || errOut.String() != "davit: interrupted\n" {
+		t.Errorf("exit code %d: %s", code, errOut.String())
+	}
 }
 
 func TestPlayKeep(t *testing.T) {
@@ -376,7 +398,15 @@ func TestErrors(t *testing.T) {
 	s.davit(1, "", "rm", "one", "two")
 	s.has(s.errOut, `^davit: there is no pod "one"; see davit pods\ndavit: there is no pod "two"; see davit pods\n$`)
 	s.davit(1, "", "imges")
-	s.has(s.errOut, `^davit: unknown command "imges" for "davit"; Did you mean this\?; image; images\n$`)
+	s.has(s.errOut, `^davit: there is no command "imges"; is image or images meant\?; see davit --help\n$`)
+	s.davit(1, "", "frobnicate", "-x")
+	s.has(s.errOut, `^davit: `)
+	s.davit(1, "", "frobnicate", "x")
+	s.has(s.errOut, `^davit: there is no command "frobnicate"; see davit --help\n$`)
+	s.davit(0, "")
+	s.has(s.out, `(?s)^Run Kubernetes pods.*Available Commands:`)
+	s.davit(0, "", "--version")
+	s.has(s.out, `^davit \S+\n$`)
 	s.davit(1, "", "exec", "web", "ls", "-l")
 	s.has(s.errOut, `^davit: unknown shorthand flag: 'l' in -l; if it is the command's, put -- before the command\n$`)
 	s.davit(1, "", "play", filepath.Join(s.dir, "none.yaml"))

@@ -170,6 +170,13 @@ func TestPullShowsLayers(t *testing.T) {
 	o.pulls = somePulls()
 	s.play(0, "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec:\n  containers: [{name: c, image: 'reg/c:1'}]")
 	s.has(s.out, `\n  layer      b{12}  10 MiB\n  image      reg/c:1 `)
+	// Of what is there already nothing will be told, so nothing is waited for.
+	o.asked = nil
+	s.play(0, "apiVersion: v1\nkind: Pod\nmetadata: {name: again}\nspec:\n  containers: [{name: c, image: 'reg/c:1'}]")
+	s.has(s.out, `\n  image      reg/c:1  present`)
+	if len(o.asked) > 0 {
+		t.Errorf("asked for the pulls of %q", o.asked)
+	}
 }
 
 func TestLoad(t *testing.T) {
@@ -278,7 +285,7 @@ func TestDiskUsage(t *testing.T) {
 			{Id: "sha256:0123456789abcdef", Bytes: 3 * mib},
 			{Id: "sha256:1", Names: []string{"reg/a:1", "reg/b:1"}, Bytes: 5 * mib, SharedBytes: 2 * mib, Containers: 4, Pinned: true},
 		},
-		Layers:     []*imagev1.LayerUsage{{Id: "sha256:2222222222222", Bytes: mib, Images: 1}, {Id: "sha256:3333333333333", Bytes: 5 * mib, Images: 2}},
+		Layers:     []*imagev1.LayerUsage{{Id: "sha256:2222222222222", Bytes: mib, Images: 1, Kind: "directory"}, {Id: "sha256:3333333333333", Bytes: 5 * mib, Images: 2, Kind: "erofs", Mounted: true}},
 		Writable:   []*imagev1.WritableUsage{{ContainerId: "c", Bytes: 4 * mib}},
 		Other:      []*imagev1.OtherUsage{{What: "database", Bytes: 2 * mib}},
 		FileSystem: &imagev1.FileSystem{Path: "/var/lib/davit/images", TotalBytes: 100 * mib, FreeBytes: 50 * mib},
@@ -287,7 +294,7 @@ func TestDiskUsage(t *testing.T) {
 	s.has(s.out, `^IMAGE +SIZE +SHARED +CONTAINERS +PINNED\n0123456789ab +3 MiB +0 B +0 +-\nreg/a:1 +5 MiB +2 MiB +4 +yes\n\n`+
 		`WHAT +SIZE\n2 layers of 2 images +6 MiB\n1 writable layers +4 MiB\ndatabase +2 MiB\ntogether +12 MiB\nfree in /var/lib/davit/images +50 MiB of 100 MiB\n$`)
 	s.davit(0, "", "df", "--layers")
-	s.has(s.out, `\n3{12} +5 MiB +2\n2{12} +1 MiB +1\n`)
+	s.has(s.out, `\n3{12} +5 MiB +2 +erofs +yes\n2{12} +1 MiB +1 +directory +-\n`)
 	s.davit(0, "", "df", "-o", "json")
 	s.has(s.out, `"sharedBytes": "2097152"`)
 }

@@ -56,7 +56,7 @@ Remove a pod and its files by davit rm. If anything fails, what was made is remo
 }
 
 func (a app) play(ctx context.Context, file string, o playOptions) error {
-	pods, err := a.readManifest(file)
+	pods, err := a.readManifest(ctx, file)
 	if err != nil {
 		return err
 	}
@@ -97,12 +97,12 @@ func (a app) play(ctx context.Context, file string, o playOptions) error {
 	return nil
 }
 
-func (a app) readManifest(file string) ([]*corev1.Pod, error) {
+func (a app) readManifest(ctx context.Context, file string) ([]*corev1.Pod, error) {
 	var data []byte
 	var err error
 	if file == "-" {
 		file = "standard input"
-		data, err = io.ReadAll(a.In)
+		data, err = readAll(ctx, a.In)
 	} else {
 		data, err = os.ReadFile(file)
 	}
@@ -110,6 +110,26 @@ func (a app) readManifest(file string) ([]*corev1.Pod, error) {
 		return nil, fmt.Errorf("read manifest: %w", err)
 	}
 	return play.Read(file, data)
+}
+
+// readAll is io.ReadAll until ctx ends. What is read from then on is nobody's:
+// the program ends.
+func readAll(ctx context.Context, from io.Reader) ([]byte, error) {
+	type read struct {
+		data []byte
+		err  error
+	}
+	done := make(chan read, 1)
+	go func() {
+		data, err := io.ReadAll(from)
+		done <- read{data, err}
+	}()
+	select {
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case r := <-done:
+		return r.data, r.err
+	}
 }
 
 // showLog prints what a failed container said last.

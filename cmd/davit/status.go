@@ -23,7 +23,7 @@ func (a app) statusCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := a.Call(cmd.Context(), 0)
 			defer cancel()
-			r, err := a.Client.RuntimeServiceClient.Status(ctx, &runtimeapi.StatusRequest{Verbose: a.JSON()})
+			r, err := a.Client.RuntimeServiceClient.Status(ctx, &runtimeapi.StatusRequest{Verbose: true})
 			if err != nil {
 				return fmt.Errorf("status: %w", err)
 			}
@@ -64,7 +64,22 @@ func (a app) printStatus(ctx context.Context, r *runtimeapi.StatusResponse) erro
 		}
 		rows = append(rows, []string{name, yes(h.Features.GetRecursiveReadOnlyMounts()), yes(h.Features.GetUserNamespaces())})
 	}
-	return a.PrintTable("HANDLER RECURSIVE-READ-ONLY USER-NAMESPACES", rows)
+	if err := a.PrintTable("HANDLER RECURSIVE-READ-ONLY USER-NAMESPACES", rows); err != nil {
+		return err
+	}
+	return a.printLayers(r.GetInfo())
+}
+
+// printLayers tells how davitd keeps images; other runtimes do not say.
+func (a app) printLayers(info map[string]string) error {
+	var config struct {
+		ImageLayers string `json:"imageLayers"`
+	}
+	if json.Unmarshal([]byte(info["config"]), &config) != nil || config.ImageLayers == "" {
+		return nil
+	}
+	_, err := fmt.Fprintf(a.Out, "\nImage layers are kept as %s.\n", console.OneLine(config.ImageLayers))
+	return err
 }
 
 // conditionRow tells a condition. The two that the CRI defines decide whether

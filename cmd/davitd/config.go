@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -16,13 +15,12 @@ import (
 
 	"github.com/davit-runtime/davit/internal/cdi"
 	"github.com/davit-runtime/davit/internal/cri"
+	"github.com/davit-runtime/davit/internal/network"
+	"github.com/davit-runtime/davit/internal/ocispec"
 )
 
 // A config is the configuration file. Every key may be left out.
 type config struct {
-	Socket         string                   `toml:"socket"`
-	ImageSocket    string                   `toml:"image_socket"` // empty: none beside socket
-	CRIVersions    []cri.Version            `toml:"cri_versions"` // empty: all
 	Root           string                   `toml:"root"`
 	State          string                   `toml:"state"`
 	Log            logConfig                `toml:"log"`
@@ -33,14 +31,24 @@ type config struct {
 	Images         imagesConfig             `toml:"images"`
 	NRI            nriConfig                `toml:"nri"`
 	Streaming      streamingConfig          `toml:"streaming"`
+	Ulimits        ocispec.Ulimits          `toml:"ulimits"`
 	CDISpecDirs    []string                 `toml:"cdi_spec_dirs"` // the last one wins; /etc/cdi and /var/run/cdi if left out
 
+	surface
 	sources // of images
 }
 
+// A surface is what is served, and where.
+type surface struct {
+	Socket         string        `toml:"socket"`
+	ImageSocket    string        `toml:"image_socket"`    // empty: none beside socket
+	CadvisorSocket string        `toml:"cadvisor_socket"` // empty: none beside socket
+	CRIVersions    []cri.Version `toml:"cri_versions"`    // empty: all
+}
+
 type logConfig struct {
-	Level  slog.Level `toml:"level"`  // debug, info, warn or error
-	Format string     `toml:"format"` // text or json
+	Level  logLevel `toml:"level"`  // debug, info, warn or error
+	Format string   `toml:"format"` // text or json
 }
 
 type runtimeConfig struct {
@@ -61,10 +69,15 @@ type networkConfig struct {
 // of one below it. kernel: unix(7), sun_path.
 const maxState = 107 - len("/monitor.sock")
 
+// defaults is what holds without a file at path.
+func defaults(path string) *config {
+	return &config{Root: "/var/lib/davit", State: defaultState, CDISpecDirs: cdi.Default(), Images: defaultImages(), sources: sources{file: path, Pull: defaultPull()}}
+}
+
 // readConfig reads the file at path over the defaults. A missing file is an
 // error only if it was asked for.
 func readConfig(path string, required bool) (*config, error) {
-	c := &config{Root: "/var/lib/davit", State: defaultState, CDISpecDirs: cdi.Default(), Images: defaultImages(), sources: sources{file: path, Pull: defaultPull()}}
+	c := defaults(path)
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) && !required {
 		return c, nil
@@ -86,7 +99,7 @@ func (c *config) parse(path string, data []byte) error {
 		var all []error
 		for _, e := range unknown.Errors {
 			line, column := e.Position()
-			all = append(all, fmt.Errorf("%s:%d:%d: %s: unknown key", path, line, column, strings.Join(e.Key(), ".")))
+			all = append(all, fmt.Errorf("%s:%d:%d: %s: unknown key%s", path, line, column, strings.Join(e.Key(), "."), unquoted(e.Key())))
 		}
 		return errors.Join(all...)
 	}
@@ -97,7 +110,7 @@ func (c *config) parse(path string, data []byte) error {
 		if key != "" {
 			key += ": "
 		}
-		return fmt.Errorf("%s:%d:%d: %s%s", path, line, column, key, strings.TrimPrefix(wrong.Error(), "toml: "))
+		return fmt.Errorf("%s:%d:%d: %s%s", path, line, column, key, plainType(strings.TrimPrefix(wrong.Error(), "toml: ")))
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
@@ -106,6 +119,14 @@ func (c *config) parse(path string, data []byte) error {
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	return nil
+}
+
+// unquoted explains what became of a host whose dots TOML took for its own.
+func unquoted(key toml.Key) string {
+	if len(key) > 2 && key[0] == "registries" && !strings.ContainsAny(key[1], ".:") {
+		return `; a host with dots stands in quotes, as in [registries."docker.io"]`
+	}
+	return ""
 }
 
 // check says what is wrong with values, each by its key.
@@ -124,17 +145,19 @@ func (c *config) check() error {
 			bad(key, "%q is not one of %s", value, strings.Join(allowed, ", "))
 		}
 	}
-	absolute("socket", c.Socket)
-	absolute("image_socket", c.ImageSocket)
-	c.checkSurface(bad)
-	absolute("root", c.Root)
-	absolute("state", c.State)
+	c.checkSurface(bad, absolute)
+	for key, path := range map[string]string{"root": c.Root, "state": c.State} {
+		if absolute(key, path); path == "" {
+			bad(key, "is empty; leave it out for the usual one")
+		}
+	}
 	if c.Root != "" && filepath.Clean(c.Root) == filepath.Clean(c.State) {
 		bad("state", "%s is root, too: one outlives a boot, the other does not", c.State)
 	}
 	if n := len(c.State); n > maxState {
 		bad("state", "the path is %d bytes long; with %d at most, sockets fit in", n, maxState)
 	}
+	oneOf("log.level", strings.ToLower(string(c.Log.Level)), "debug", "info", "warn", "error")
 	oneOf("log.format", c.Log.Format, "text", "json")
 	oneOf("cgroup_driver", c.CgroupDriver, "auto", "systemd", "cgroupfs")
 	if d := c.DefaultRuntime; d != "" && !handlerName(d) {
@@ -148,39 +171,46 @@ func (c *config) check() error {
 	}
 	c.Images.check(bad, absolute)
 	c.NRI.check(bad, absolute)
-	absolute("network.cni_conf_dir", c.Network.CNIConfDir)
-	absolute("network.cni_conf_template", c.Network.CNIConfTemplate)
-	for _, dir := range c.Network.CNIBinDirs {
-		absolute("network.cni_bin_dirs", dir)
-	}
-	if c.Network.CNIDelPatience < 0 {
-		bad("network.cni_del_patience", "is negative")
-	}
-	if n := c.Network.MTU; n != 0 && (n < 576 || n > 65535) {
-		bad("network.mtu", "%d is not from 576 to 65535", n)
-	}
-	if n := len(c.Network.Bridge); n > 15 || strings.ContainsAny(c.Network.Bridge, "/ :") {
-		bad("network.bridge", "%q is not an interface's name", c.Network.Bridge)
-	}
+	c.Network.check(bad, absolute)
+	c.Ulimits.Check(func(name, format string, args ...any) { bad("ulimits."+name, format, args...) })
 	c.Streaming.check(bad, absolute)
 	for _, dir := range c.CDISpecDirs {
 		absolute("cdi_spec_dirs", dir)
-	}
-	families := map[bool]bool{}
-	for _, p := range c.Network.Subnets {
-		if families[p.Addr().Is4()] {
-			bad("network.subnets", "more than one of a family: %s", p)
-		}
-		families[p.Addr().Is4()] = true
 	}
 	c.sources.check(bad, absolute)
 	return errors.Join(errs...)
 }
 
+func (n *networkConfig) check(bad func(key, format string, args ...any), absolute func(key, path string)) {
+	absolute("network.cni_conf_dir", n.CNIConfDir)
+	absolute("network.cni_conf_template", n.CNIConfTemplate)
+	for _, dir := range n.CNIBinDirs {
+		absolute("network.cni_bin_dirs", dir)
+	}
+	n.CNIDelPatience.check(bad, "network.cni_del_patience", 0, maxDuration)
+	if n.MTU != 0 && (n.MTU < 576 || n.MTU > 65535) {
+		bad("network.mtu", "%d is not from 576 to 65535", n.MTU)
+	}
+	// kernel: net/core/dev.c, dev_valid_name; a % is a place for a number.
+	if len(n.Bridge) > 15 || n.Bridge == "." || n.Bridge == ".." || strings.ContainsAny(n.Bridge, "/:% \t\n\v\f\r") {
+		bad("network.bridge", "%q is not an interface's name", n.Bridge)
+	}
+	if err := network.CheckSubnets(n.Subnets); err != nil {
+		bad("network.subnets", "%w", err)
+	}
+}
+
 // checkSurface is check's part about what is served where.
-func (c *config) checkSurface(bad func(key, format string, args ...any)) {
-	if c.ImageSocket != "" && filepath.Clean(c.ImageSocket) == filepath.Clean(c.socketPath()) {
+func (c *config) checkSurface(bad func(key, format string, args ...any), absolute func(key, path string)) {
+	absolute("socket", c.Socket)
+	absolute("image_socket", c.ImageSocket)
+	absolute("cadvisor_socket", c.CadvisorSocket)
+	same := func(a, b string) bool { return a != "" && filepath.Clean(a) == filepath.Clean(b) }
+	if same(c.ImageSocket, c.socketPath()) {
 		bad("image_socket", "%s is socket, which serves images already", c.ImageSocket)
+	}
+	if same(c.CadvisorSocket, c.socketPath()) || same(c.CadvisorSocket, c.ImageSocket) {
+		bad("cadvisor_socket", "%s is one of davitd's other sockets", c.CadvisorSocket)
 	}
 	for i, v := range c.CRIVersions {
 		if !slices.Contains(cri.Versions, v) {

@@ -16,6 +16,7 @@ func TestConfig(t *testing.T) {
 	const all = `
 socket = "/run/a.sock"
 image_socket = "/run/i.sock"
+cadvisor_socket = "/run/c.sock"
 cri_versions = ["v1alpha2"]
 root = "/r"
 state = "/s"
@@ -58,23 +59,43 @@ min_rate = 4096
 parallel = 6
 ahead = 0
 `
-	c := &config{sources: sources{Pull: defaultPull()}}
+	c := defaults("f")
 	if err := c.parse("f", []byte(all)); err != nil {
 		t.Fatal(err)
 	}
-	if c.Log.Level != slog.LevelDebug || c.Runtimes["fast"].Path != "/opt/crun" || len(c.Network.Subnets) != 2 ||
-		!c.Registries["localhost:5000"].PlainHTTP || time.Duration(c.Streaming.IdleTimeout) != 90*time.Minute ||
+	if c.Log.Level.value() != slog.LevelDebug || c.Runtimes["fast"].Path != "/opt/crun" || len(c.Network.Subnets) != 2 ||
+		!c.Registries["localhost:5000"].PlainHTTP || c.Streaming.IdleTimeout.value() != 90*time.Minute ||
 		len(c.Pull.HostsDirs) != 1 || c.registry().Ahead != -1 || c.registry().Route.CertDirs != nil || c.registry().Stall != 30*time.Second ||
-		c.socketPath() != "/run/a.sock" || c.ImageSocket != "/run/i.sock" || len(c.CRIVersions) != 1 {
+		c.socketPath() != "/run/a.sock" || c.ImageSocket != "/run/i.sock" || c.CadvisorSocket != "/run/c.sock" || len(c.CRIVersions) != 1 {
 		t.Errorf("%+v", c)
 	}
 	for _, tt := range []struct{ text, err string }{
 		{"", ""},
+		{"[pull]\nstall = \"0s\"\n[log]\nlevel = \"WARN\"\n", ""},
 		{"sokcet = \"/a\"\n", `f:1:1: sokcet: unknown key`},
 		{"[network]\nbridge = \"b\"\nmtv = 1\n", `f:3:1: network.mtv: unknown key`},
-		{"[log]\nlevel = \"loud\"\n", `f:2:`},
+		{"[log]\nlevel = \"loud\"\n", `f: log.level: "loud" is not one of debug, info, warn, error`},
+		{"[log]\nlevel = 4\n", `f:2:9: log.level: integer is not text in quotes`},
+		{"root = \"\"\n", `f: root: is empty; leave it out`},
+		{"state = \"\"\n", `f: state: is empty; leave it out`},
+		{"root = 1\n", `f:1:8: root: integer is not text in quotes`},
+		{"cri_versions = \"v1\"\n", `f:1:16: cri_versions: string is not a list`},
+		{"log = \"debug\"\n", `f:1:7: log: string is not a table of keys`},
+		{"registries = \"a\"\n", `f:1:14: registries: string is not a table of keys`},
+		{"[registries]\na = \"b\"\n", `f:2:5: registries.a: string is not a table of keys`},
+		{"[registries.docker.io]\nplain_http = true\n", `f:1:2: registries.docker.io: unknown key; a host with dots stands in quotes`},
+		{"[registries.\"docker.io\"]\nhttp = true\n", "f:2:1: registries.docker.io.http: unknown key\n"},
+		{"[nri]\ndisable = 1\n", `f:2:11: nri.disable: integer is not true or false`},
+		{"[images]\nstore = 1\n", `f:2:9: images.store: integer is not text in quotes`},
+		{"[streaming]\nidle_timeout = 30\n", `f:2:16: streaming.idle_timeout: integer is not a time in quotes, such as "90s"`},
+		{"[network]\ncni_del_patience = \"soon\"\n", `f: network.cni_del_patience: "soon" is not a time such as 90s`},
 		{"[network]\nsubnets = [\"10.0.0.0\"]\n", `f:2:`},
-		{"[network]\nmtu = \"big\"\n", `f:2:`},
+		{"[network]\nsubnets = [\"10.0.0.0/32\"]\n", `f: network.subnets: subnet 10.0.0.0/32 has no room for pods`},
+		{"[network]\nsubnets = [\"127.0.0.0/8\"]\n", `f: network.subnets: subnet 127.0.0.0/8 is not for hosts`},
+		{"[network]\nsubnets = [\"ff00::/64\"]\n", `f: network.subnets: subnet ff00::/64 is not for hosts`},
+		{"[network]\nbridge = \"..\"\n", `f: network.bridge: `},
+		{"[network]\nbridge = \"br%d\"\n", `f: network.bridge: `},
+		{"[network]\nmtu = \"big\"\n", `f:2:7: network.mtu: string is not a whole number`},
 		{"root = \n", `f:1:`},
 		{"root = \"var\"\n", `f: root: "var" is not an absolute path`},
 		{"root = \"/a\"\nstate = \"/a/\"\n", `f: state: /a/ is root, too`},
@@ -84,6 +105,11 @@ ahead = 0
 		{"cri_versions = []\n", `f: cri_versions: names no version`},
 		{"cri_versions = [\"v2\"]\n", `f: cri_versions: "v2" is not one of [v1 v1alpha2]`},
 		{"cri_versions = [\"v1\", \"v1\"]\n", `f: cri_versions: "v1" stands there twice`},
+		{"[ulimits]\nnofile = \"many\"\n", `f:2:10: ulimits.nofile: "many" is neither a number, nor "SOFT:HARD", nor "unlimited"`},
+		{"[ulimits]\nnofile = \"5:4\"\n", `f:2:10: ulimits.nofile: "5:4": the first is above the second`},
+		{"[ulimits]\nnofile = \"unlimited\"\n", `f: ulimits.nofile: the kernel allows `},
+		{"[ulimits]\nfiles = \"5\"\n", `f: ulimits.files: is not one of as, core, `},
+		{"cadvisor_socket = \"/run/davit/davit.sock\"\nstate = \"/run/davit\"\n", `f: cadvisor_socket: /run/davit/davit.sock is one of davitd's other sockets`},
 		{"image_socket = \"/run/davit/davit.sock\"\nstate = \"/run/davit\"\n", `f: image_socket: /run/davit/davit.sock is socket`},
 		{"cgroup_driver = \"v2\"\n", `f: cgroup_driver: "v2" is not one of auto, systemd, cgroupfs`},
 		{"[log]\nformat = \"xml\"\n", `f: log.format: `},
@@ -93,14 +119,14 @@ ahead = 0
 		{"[network]\nmtu = 100\n", `f: network.mtu: 100 is not from 576`},
 		{"[network]\nbridge = \"a-name-that-is-too-long\"\n", `f: network.bridge: `},
 		{"[network]\ncni_bin_dirs = [\"bin\"]\n", `f: network.cni_bin_dirs: `},
-		{"[network]\nsubnets = [\"10.0.0.0/8\", \"11.0.0.0/8\"]\n", `f: network.subnets: more than one of a family`},
+		{"[network]\nsubnets = [\"10.0.0.0/8\", \"11.0.0.0/8\"]\n", `f: network.subnets: subnets [10.0.0.0/8 11.0.0.0/8]: at most one of each family`},
 		{"[streaming]\naddress = \"127.0.0.1\"\n", `f: streaming.address: "127.0.0.1" is not as`},
 		{"[streaming]\naddress = \":70000\"\n", `f: streaming.address: `},
 		{"[streaming]\naddress = \":http\"\n", `f: streaming.address: `},
 		{"[streaming]\ntls_cert_file = \"/c\"\n", `f: streaming.tls_cert_file: goes together with`},
 		{"[streaming]\ntls_cert_file = \"c\"\ntls_key_file = \"/k\"\n", `f: streaming.tls_cert_file: "c" is not an absolute path`},
 		{"[streaming]\nidle_timeout = \"-1s\"\n", `f: streaming.idle_timeout: -1s is negative`},
-		{"[streaming]\nidle_timeout = \"soon\"\n", `f:2:`},
+
 		{"[registries.a]\nendpoints = [\"ftp://b\"]\n", `f: registries.a.endpoints: "ftp://b"`},
 		{"[registries.a]\nendpoints = [\"https://u:secret@b\"]\n", `f: registries.a.endpoints: "(not shown)"`},
 		{"[pull]\nstall = \"1ms\"\n", `f: pull.stall: 1ms is not from 1s`},
@@ -110,8 +136,8 @@ ahead = 0
 		{"[images.verifiers]\nper_verifier_timeout = \"2h\"\n", `f: images.verifiers.per_verifier_timeout: 2h0m0s is not`},
 		{"[registries.a]\nca_file = \"ca\"\n", `f: registries.a.ca_file: `},
 	} {
-		err := (&config{}).parse("f", []byte(tt.text))
-		if (err == nil) != (tt.err == "") || err != nil && !strings.HasPrefix(err.Error(), tt.err) {
+		err := defaults("f").parse("f", []byte(tt.text))
+		if (err == nil) != (tt.err == "") || err != nil && !strings.HasPrefix(err.Error()+"\n", tt.err) {
 			t.Errorf("%q: %v, want %q", tt.text, err, tt.err)
 		}
 	}
@@ -127,7 +153,7 @@ func TestArguments(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Root != "/r" || c.socketPath() != "/mine/davit.sock" || c.Log.Level != slog.LevelDebug {
+	if c.Root != "/r" || c.socketPath() != "/mine/davit.sock" || c.Log.Level.value() != slog.LevelDebug {
 		t.Errorf("%+v", c)
 	}
 	if c, err := arguments([]string{"--socket", "/x.sock"}, io.Discard); err != nil || c.Root != "/var/lib/davit" || c.socketPath() != "/x.sock" {
@@ -138,10 +164,14 @@ func TestArguments(t *testing.T) {
 		t.Errorf("--version: %v, %v, %s", c, err, out.String())
 	}
 	out.Reset()
-	var told struct{ Root, State, Socket string }
+	var told struct{ Root, State, Socket, LogLevel string }
 	if c, err := arguments([]string{"--config", file, "--check"}, &out); c != nil || err != nil || json.Unmarshal(out.Bytes(), &told) != nil ||
-		told.Root != "/r" || told.State != "/s" || told.Socket != "/s/davit.sock" {
+		told.Root != "/r" || told.State != "/s" || told.Socket != "/s/davit.sock" || told.LogLevel != "warn" {
 		t.Errorf("--check: %v, %v, %s", c, err, out.String())
+	}
+	out.Reset()
+	if c, err := arguments([]string{"--help"}, &out); c != nil || err != nil || !strings.Contains(out.String(), "Usage: davitd [options]") {
+		t.Errorf("--help: %v, %v, %s", c, err, out.String())
 	}
 	for _, args := range [][]string{
 		{"--check", "--root", "r"}, {"--config", filepath.Join(dir, "absent")}, {"--log-level", "loud"}, {"--log-format", "xml"}, {"--root", "r"}, {"serve"}, {"--unknown"},
@@ -156,7 +186,7 @@ func FuzzConfig(f *testing.F) {
 	f.Add([]byte("root = \"/r\"\n[network]\nsubnets = [\"10.0.0.0/8\"]\n"))
 	f.Add([]byte("[registries.\"a\"]\nendpoints = [\"https://b\"]\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		c := &config{}
+		c := defaults("file")
 		if err := c.parse("file", data); err != nil && !strings.HasPrefix(err.Error(), "file:") {
 			t.Errorf("the error does not name the file: %v", err)
 		}

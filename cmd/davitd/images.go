@@ -38,9 +38,7 @@ func (i *imagesConfig) check(bad func(key, format string, args ...any), absolute
 		bad("images.store", "%q is not one of %v", i.Store, layer.Kinds)
 	}
 	absolute("images.verifiers.bin_dir", i.Verifiers.Dir)
-	if t := time.Duration(i.Verifiers.Timeout); t < 0 || t > time.Hour {
-		bad("images.verifiers.per_verifier_timeout", "%v is not from 0s to 1h", t)
-	}
+	i.Verifiers.Timeout.check(bad, "images.verifiers.per_verifier_timeout", 0, time.Hour)
 }
 
 // apply puts into the image store's configuration what is said here of it.
@@ -53,7 +51,7 @@ func (i *imagesConfig) apply(to *image.Config, log *slog.Logger) error {
 	if i.Verifiers.Dir == "" {
 		return nil
 	}
-	v := &verifier.Dir{Path: i.Verifiers.Dir, Max: max(i.Verifiers.Max, 0), Timeout: time.Duration(i.Verifiers.Timeout), Log: log}
+	v := &verifier.Dir{Path: i.Verifiers.Dir, Max: max(i.Verifiers.Max, 0), Timeout: i.Verifiers.Timeout.value(), Log: log}
 	to.Verify = v.Verify
 	return nil
 }

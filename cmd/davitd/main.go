@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -74,11 +75,12 @@ func arguments(args []string, out io.Writer) (*config, error) {
 	f.StringVar(&flags.Root, "root", "", "`directory` of what outlives a boot (default /var/lib/davit)")
 	f.StringVar(&flags.State, "state", "", "`directory` of what does not, on a tmpfs (default /run/davit)")
 	f.StringVar(&flags.Socket, "socket", "", "`path` of the CRI socket (default davit.sock in the state directory)")
-	level := f.String("log-level", "", "debug, info, warn or error (default info)")
+	f.Func("log-level", "debug, info, warn or error (default info)", func(level string) error { flags.Log.Level = logLevel(level); return nil })
 	f.StringVar(&flags.Log.Format, "log-format", "", "text or json (default text)")
 	show := f.Bool("version", false, "print the version and exit")
 	try := f.Bool("check", false, "check the configuration, print what is in force as JSON, and exit")
 	if err := f.Parse(args); errors.Is(err, flag.ErrHelp) {
+		fmt.Fprint(out, "davitd serves the Container Runtime Interface. Containers run on without it.\n\nUsage: davitd [options]\n\n")
 		f.SetOutput(out)
 		f.PrintDefaults()
 		return nil, nil
@@ -105,11 +107,7 @@ func arguments(args []string, out io.Writer) (*config, error) {
 			*s.to = *s.from
 		}
 	}
-	if *level != "" {
-		if err := c.Log.Level.UnmarshalText([]byte(*level)); err != nil {
-			return nil, fmt.Errorf("--log-level: %q is not debug, info, warn or error", *level)
-		}
-	}
+	c.Log.Level = cmp.Or(flags.Log.Level, c.Log.Level)
 	if err := c.check(); err != nil || !*try {
 		return c, err
 	}
@@ -117,7 +115,7 @@ func arguments(args []string, out io.Writer) (*config, error) {
 }
 
 func newLog(to io.Writer, c logConfig) *slog.Logger {
-	options := &slog.HandlerOptions{Level: c.Level}
+	options := &slog.HandlerOptions{Level: c.Level.value()}
 	if c.Format == "json" {
 		return slog.New(slog.NewJSONHandler(to, options))
 	}

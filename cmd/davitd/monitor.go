@@ -36,7 +36,17 @@ type keeperWatch struct {
 	binary, state string
 	log           *slog.Logger
 	trouble       atomic.Pointer[error] // why there is none now
+	// How often davit-monitor is asked for its containers, and how long it may
+	// take. One that misses twice is killed.
+	every, patience time.Duration
 }
+
+// A davit-monitor that works answers within milliseconds; one on a node that
+// swaps, or in an emulated machine, within seconds.
+const (
+	attendEvery    = 15 * time.Second
+	attendPatience = 30 * time.Second
+)
 
 // err returns why there is no keeper; nil if there is one.
 func (k *keeperWatch) err() error {
@@ -85,5 +95,41 @@ func (k *keeperWatch) run(ctx context.Context) error {
 			k.log.Error("the keeper does not start", "error", err)
 			k.trouble.Store(&err)
 		}
+	}
+}
+
+// attend has davit-monitor killed if it hangs, until ctx ends: no container
+// could be started or would be known to have ended. What it had under way is
+// lost, as whenever it is killed; containers and their logs are not.
+func (k *keeperWatch) attend(ctx context.Context) error {
+	tick := time.NewTicker(k.every)
+	defer tick.Stop()
+	for missed := 0; ; {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		asking, cancel := context.WithTimeout(ctx, k.patience)
+		_, err := monitor.Connect(k.state).List(asking)
+		late := asking.Err() != nil
+		cancel()
+		if ctx.Err() != nil {
+			return nil
+		}
+		if !late {
+			missed = 0
+			continue
+		}
+		if missed++; missed < 2 {
+			continue
+		}
+		k.log.Error("davit-monitor hangs and is killed", "silent_for", 2*k.patience, "error", err)
+		missed = 0
+		killing, cancel := context.WithTimeout(ctx, k.patience)
+		if err := monitor.Restart(killing, k.state); err != nil {
+			k.log.Error("davit-monitor is not killed", "error", err)
+		}
+		cancel()
 	}
 }

@@ -39,11 +39,8 @@ func (n nriConfig) check(bad func(key, format string, args ...any), absolute fun
 	absolute("nri.socket", n.Socket)
 	absolute("nri.plugin_dir", n.PluginDir)
 	absolute("nri.config_dir", n.ConfigDir)
-	for key, d := range map[string]duration{"nri.registration_timeout": n.RegistrationTimeout, "nri.request_timeout": n.RequestTimeout} {
-		if d < 0 || time.Duration(d) > time.Minute {
-			bad(key, "%v is not from 0s to 1m", time.Duration(d))
-		}
-	}
+	n.RegistrationTimeout.check(bad, "nri.registration_timeout", 0, time.Minute)
+	n.RequestTimeout.check(bad, "nri.request_timeout", 0, time.Minute)
 }
 
 // nri is what plugins are started with. Where davitd's state is not in the usual
@@ -51,7 +48,7 @@ func (n nriConfig) check(bad func(key, format string, args ...any), absolute fun
 func (c *config) nri(log *slog.Logger) nri.Config {
 	n := nri.Config{
 		Socket: c.NRI.Socket, PluginDir: c.NRI.PluginDir, ConfigDir: c.NRI.ConfigDir,
-		RegistrationTimeout: time.Duration(c.NRI.RegistrationTimeout), RequestTimeout: time.Duration(c.NRI.RequestTimeout),
+		RegistrationTimeout: c.NRI.RegistrationTimeout.value(), RequestTimeout: c.NRI.RequestTimeout.value(),
 		Version: version, Log: log,
 	}
 	if n.Socket == "" {

@@ -27,7 +27,8 @@ func TestNRIConfig(t *testing.T) {
 		{"/tmp/state", "", "/tmp/state/nri/nri.sock"},
 		{"/tmp/state", "[nri]\nsocket = \"/a/b\"\n", "/a/b"},
 	} {
-		c := &config{State: tt.state}
+		c := defaults("f")
+		c.State = tt.state
 		if err := c.parse("f", []byte(tt.text)); err != nil {
 			t.Fatal(err)
 		}
@@ -35,7 +36,7 @@ func TestNRIConfig(t *testing.T) {
 			t.Errorf("%s %q: socket %s, want %s", tt.state, tt.text, got, tt.want)
 		}
 	}
-	c := &config{}
+	c := defaults("f")
 	const all = "[nri]\ndisable = true\nplugin_dir = \"/p\"\nconfig_dir = \"/c\"\nregistration_timeout = \"1s\"\nrequest_timeout = \"1500ms\"\n" +
 		"[nri.validator]\nenable = true\nreject_oci_hook_adjustment = true\nrequired_plugins = [\"a\"]\n"
 	if err := c.parse("f", []byte(all)); err != nil {
@@ -47,10 +48,10 @@ func TestNRIConfig(t *testing.T) {
 	}
 	for text, want := range map[string]string{
 		"[nri]\nsocket = \"a\"\n":              "f: nri.socket:",
-		"[nri]\nrequest_timeout = \"2 min\"\n": "f:2:",
+		"[nri]\nrequest_timeout = \"2 min\"\n": "f: nri.request_timeout: \"2 min\" is not a time",
 		"[nri]\nrequest_timeout = \"2h\"\n":    "f: nri.request_timeout: 2h0m0s is not from",
 	} {
-		if err := (&config{}).parse("f", []byte(text)); err == nil || !strings.HasPrefix(err.Error(), want) {
+		if err := defaults("f").parse("f", []byte(text)); err == nil || !strings.HasPrefix(err.Error(), want) {
 			t.Errorf("%q: %v, want %q", text, err, want)
 		}
 	}

@@ -32,7 +32,7 @@ type pullConfig struct {
 func defaultPull() pullConfig {
 	return pullConfig{
 		HostsDirs: []string{"/etc/containerd/certs.d", "/etc/docker/certs.d"}, RegistriesConf: "/etc/containers/registries.conf",
-		Stall: duration(time.Minute), MinRate: 2 << 10, Parallel: 3, Ahead: 4,
+		Stall: "1m", MinRate: 2 << 10, Parallel: 3, Ahead: 4,
 	}
 }
 
@@ -41,9 +41,7 @@ func (s *sources) check(bad func(key, format string, args ...any), absolute func
 		absolute("pull.hosts_dirs", dir)
 	}
 	absolute("pull.registries_conf", s.Pull.RegistriesConf)
-	if d := time.Duration(s.Pull.Stall); d != 0 && (d < time.Second || d > time.Hour) {
-		bad("pull.stall", "%v is not from 1s to 1h", d)
-	}
+	s.Pull.Stall.check(bad, "pull.stall", time.Second, time.Hour)
 	for key, n := range map[string]int64{"pull.min_rate": s.Pull.MinRate, "pull.parallel": int64(s.Pull.Parallel), "pull.ahead": int64(s.Pull.Ahead)} {
 		if n < 0 {
 			bad(key, "is negative")
@@ -76,7 +74,7 @@ func (s *sources) registry() registry.Config {
 	p := s.Pull
 	c := registry.Config{
 		Route: route.Config{File: s.file, Hosts: s.Registries, HostsDirs: p.HostsDirs, Conf: p.RegistriesConf},
-		Stall: time.Duration(p.Stall), MinRate: p.MinRate, Parallel: p.Parallel, Ahead: p.Ahead, UserAgent: "davit/" + version,
+		Stall: p.Stall.value(), MinRate: p.MinRate, Parallel: p.Parallel, Ahead: p.Ahead, UserAgent: "davit/" + version,
 	}
 	if p.Ahead == 0 {
 		c.Ahead = -1 // none

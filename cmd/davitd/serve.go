@@ -31,6 +31,9 @@ func listen(path string) (net.Listener, error) {
 	if n := max(len(path), len(temporary)); n > 107 {
 		return nil, fmt.Errorf("socket %s: the path is %d bytes long, the kernel allows 107", path, n)
 	}
+	if info, err := os.Stat(path); err == nil && info.IsDir() {
+		return nil, fmt.Errorf("socket %s: there is a directory of that name", path)
+	}
 	_ = os.Remove(temporary)
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: temporary})
 	if err != nil {
@@ -47,15 +50,26 @@ func listen(path string) (net.Listener, error) {
 	return l, nil
 }
 
+// served reports whether a program listens at a socket already.
+func served(path string) bool {
+	conn, err := net.Dial("unix", path)
+	if err == nil {
+		_ = conn.Close()
+	}
+	return err == nil
+}
+
 // serve serves each server on its socket until ctx ends, then lets calls under
 // way end. The sockets go. ready is called once all of them are there, and
 // returns a line for the service manager.
 func serve(ctx context.Context, sockets map[string]*grpc.Server, log *slog.Logger, ready func() string) error {
-	listeners := map[string]net.Listener{}
+	listeners, files := map[string]net.Listener{}, map[string]os.FileInfo{}
 	defer func() {
 		for path, l := range listeners {
 			_ = l.Close()
-			_ = os.Remove(path)
+			if now, err := os.Lstat(path); err == nil && os.SameFile(now, files[path]) { // no other program's
+				_ = os.Remove(path)
+			}
 		}
 	}()
 	for path := range sockets {
@@ -64,6 +78,9 @@ func serve(ctx context.Context, sockets map[string]*grpc.Server, log *slog.Logge
 			return err
 		}
 		listeners[path] = l
+		if files[path], err = os.Lstat(path); err != nil {
+			return err
+		}
 	}
 	served := make(chan error, len(sockets))
 	for path, s := range sockets {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -55,6 +56,10 @@ func TestServe(t *testing.T) {
 			t.Errorf("socket: %v, %v", info, err)
 		}
 	}
+	// Another program took one over.
+	if err := errors.Join(os.Remove(images), os.WriteFile(images, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
 	cancel()
 	if s := read(); !strings.HasPrefix(s, "STOPPING=1\nSTATUS=") {
 		t.Errorf("told %q", s)
@@ -62,7 +67,7 @@ func TestServe(t *testing.T) {
 	if err := <-served; err != nil {
 		t.Error(err)
 	}
-	if left, _ := os.ReadDir(filepath.Dir(path)); len(left) != 0 {
+	if left, _ := os.ReadDir(filepath.Dir(path)); len(left) != 1 || left[0].Name() != filepath.Base(images) {
 		t.Errorf("left behind: %v", left)
 	}
 }
@@ -88,5 +93,12 @@ func TestKeeperThatDoesNotStart(t *testing.T) {
 	cancel()
 	if err := <-ended; err != nil {
 		t.Error(err)
+	}
+}
+
+func TestListenAtDirectory(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := listen(dir); err == nil || err.Error() != "socket "+dir+": there is a directory of that name" {
+		t.Errorf("%v", err)
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"log/slog"
 	"net"
 	"strconv"
-	"time"
 
 	"github.com/davit-runtime/davit/internal/stream"
 )
@@ -16,15 +15,6 @@ type streamingConfig struct {
 	TLSCertFile string   `toml:"tls_cert_file"` // both or none
 	TLSKeyFile  string   `toml:"tls_key_file"`
 	IdleTimeout duration `toml:"idle_timeout"` // empty: 4h
-}
-
-// A duration is written as in "1h30m".
-type duration time.Duration
-
-func (d *duration) UnmarshalText(text []byte) error {
-	parsed, err := time.ParseDuration(string(text))
-	*d = duration(parsed)
-	return err
 }
 
 // check says what is wrong with values, each by its key.
@@ -40,15 +30,13 @@ func (c *streamingConfig) check(bad func(key, format string, args ...any), absol
 	if (c.TLSCertFile == "") != (c.TLSKeyFile == "") {
 		bad("streaming.tls_cert_file", "goes together with streaming.tls_key_file")
 	}
-	if c.IdleTimeout < 0 {
-		bad("streaming.idle_timeout", "%v is negative", time.Duration(c.IdleTimeout))
-	}
+	c.IdleTimeout.check(bad, "streaming.idle_timeout", 0, maxDuration)
 }
 
 func (c *streamingConfig) listen(log *slog.Logger) (*stream.Server, error) {
 	return stream.Listen(stream.Config{
 		Address: c.Address, CertFile: c.TLSCertFile, KeyFile: c.TLSKeyFile,
-		IdleTimeout: time.Duration(c.IdleTimeout), Log: log,
+		IdleTimeout: c.IdleTimeout.value(), Log: log,
 	})
 }
 

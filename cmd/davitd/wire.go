@@ -15,6 +15,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/davit-runtime/davit/internal/cadvisor"
 	"github.com/davit-runtime/davit/internal/cdi"
 	"github.com/davit-runtime/davit/internal/cgroup"
 	"github.com/davit-runtime/davit/internal/cri"
@@ -47,6 +48,7 @@ type parts struct {
 	plugins  *nri.Plugins // nil: there may be none
 	pods     *pod.Pods
 	streams  *stream.Server
+	occupied []string // what another program serves instead, a line each
 }
 
 // run builds the parts, recovers, serves until ctx ends, and takes them apart.
@@ -81,6 +83,7 @@ func run(ctx context.Context, c *config, log *slog.Logger) error {
 	work("network", p.network.Run)
 	work("pods", p.pods.Serve)
 	work("keeper", p.keeper.run)
+	work("monitor", p.keeper.attend)
 	work("damage", p.damage.watch)
 	work("images", p.images.Run)
 	work("memory", newHeap().watch)
@@ -102,15 +105,7 @@ func run(ctx context.Context, c *config, log *slog.Logger) error {
 	if err := p.network.Status(); err != nil {
 		log.Warn("pods cannot be connected", "reason", err)
 	}
-	surface := p.surface(ctx, c, log)
-	sockets := map[string]*grpc.Server{c.socketPath(): surface.Server()}
-	if c.ImageSocket != "" {
-		sockets[c.ImageSocket] = surface.ImageServer()
-	}
-	for _, s := range sockets {
-		imageapi.Register(s, p.own(ctx, c))
-	}
-	return serve(ctx, sockets, log, func() string {
+	return serve(ctx, p.servers(ctx, c, log), log, func() string {
 		pods, containers := p.pods.States()
 		log.Info("davitd serves", "socket", c.socketPath(), "pods", pods, "containers", containers,
 			"cgroups", p.cgroups.Layout(), "cgroup_driver", p.cgroups.Driver(), "started_in", time.Since(begun).Round(time.Millisecond))
@@ -171,7 +166,7 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 		Root: filepath.Join(c.Root, "network"), Damaged: c.damaged(),
 		ConfDir: c.Network.CNIConfDir, PluginDirs: c.Network.CNIBinDirs,
 		Bridge: c.Network.Bridge, Subnets: c.Network.Subnets, MTU: c.Network.MTU, Template: c.Network.CNIConfTemplate,
-		DelPatience: time.Duration(c.Network.CNIDelPatience),
+		DelPatience: c.Network.CNIDelPatience.value(),
 	}); err != nil {
 		return p, err
 	}
@@ -195,7 +190,7 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 	if err != nil {
 		return p, err
 	}
-	p.keeper = &keeperWatch{binary: binary, state: c.State, log: log}
+	p.keeper = &keeperWatch{binary: binary, state: c.State, log: log, every: attendEvery, patience: attendPatience}
 	if err := p.keeper.begin(ctx); err != nil {
 		return p, err
 	}
@@ -209,7 +204,7 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 			CgroupV2: p.host.CgroupV2, Capabilities: p.host.Capabilities,
 			MinOOMScoreAdj: p.host.MinOOMScoreAdj, Devices: devices(log), Labels: label.Open(),
 		},
-		Specs:      pod.Specs{Build: ocispec.Make, ResolveUser: ocispec.ResolveUser, Devices: byCDI.InjectRequested},
+		Specs:      pod.Specs{Build: c.Ulimits.Of(ocispec.Make), ResolveUser: ocispec.ResolveUser, Devices: byCDI.InjectRequested},
 		Namespaces: namespace.New(), Network: p.network, Rootfs: p.images, Cgroups: p.cgroups,
 		Processes: p.monitor, Sessions: p.monitor, Runtimes: p.runtimes,
 	}
@@ -260,6 +255,29 @@ func (p *parts) close(log *slog.Logger) {
 	}
 }
 
+// servers returns what is served, by socket.
+func (p *parts) servers(ctx context.Context, c *config, log *slog.Logger) map[string]*grpc.Server {
+	surface := p.surface(ctx, c, log)
+	main := surface.Server()
+	all := map[string]*grpc.Server{c.socketPath(): main}
+	if c.ImageSocket != "" {
+		all[c.ImageSocket] = surface.ImageServer()
+	}
+	for _, s := range all {
+		imageapi.Register(s, p.own(ctx, c))
+	}
+	names := cadvisor.New(p.pods, version)
+	names.Register(main)
+	if at := c.CadvisorSocket; at != "" && served(at) {
+		p.occupied = []string{"cadvisor_socket: another program serves " + at + "; a kubelet's /metrics/cadvisor has no names of pods"}
+		log.Warn("a socket is not davitd's", "cadvisor_socket", at, "reason", "another program serves it")
+	} else if at != "" {
+		all[at] = surface.Empty()
+		names.Register(all[at])
+	}
+	return all
+}
+
 // surface puts the CRI on the parts. Streams without an end end with ctx.
 func (p *parts) surface(ctx context.Context, c *config, log *slog.Logger) *cri.Surface {
 	confDir := c.Network.CNIConfDir
@@ -277,7 +295,9 @@ func (p *parts) surface(ctx context.Context, c *config, log *slog.Logger) *cri.S
 			SystemdCgroup: p.cgroups.Driver() == cgroup.Systemd,
 			RuntimeReady:  func() error { return cmp.Or(p.runtimes.ready(), p.keeper.err()) },
 			NetworkReady:  p.network.Status,
-			Troubles:      func() []string { return slices.Concat(p.damage.list(), p.images.Troubles(), p.network.Owed()) },
+			Troubles: func() []string {
+				return slices.Concat(p.damage.list(), p.images.Troubles(), p.network.Owed(), p.occupied)
+			},
 			Spec: func(id string) ([]byte, error) {
 				return os.ReadFile(filepath.Join(c.State, "containers", id, "config.json"))
 			},

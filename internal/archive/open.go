@@ -12,11 +12,11 @@ import (
 	"path"
 	"strings"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
 
 	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/inflate"
 )
 
 // OpenDir opens an OCI layout, or an unpacked docker-archive, in a directory.
@@ -70,14 +70,12 @@ func Read(ctx context.Context, stream io.Reader, spool string) (*Archive, error)
 }
 
 func read(ctx context.Context, stream io.Reader, f *os.File) (*Archive, error) {
-	plain, err := decompress(interruptible{ctx, stream})
+	plain, done, err := decompress(&interruptible{ctx: ctx, r: stream})
 	if err != nil {
 		return nil, err
 	}
-	defer plain.Close()
-	if _, err := io.Copy(f, plain); errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, gzip.ErrChecksum) || errors.Is(err, gzip.ErrHeader) {
-		return nil, fault.New(fault.Invalid, "", "the archive cannot be decompressed: %w", err)
-	} else if err != nil {
+	defer done()
+	if _, err := io.CopyBuffer(struct{ io.Writer }{f}, plain, make([]byte, 256<<10)); err != nil {
 		return nil, err
 	}
 	t, err := index(f)
@@ -100,17 +98,24 @@ func unnamed(dir string) (*os.File, error) {
 	return f, os.Remove(f.Name())
 }
 
-// interruptible is a reader that ends with ctx.
+// interruptible is a reader that ends with ctx, and keeps its error, which
+// decompressors dress up.
 type interruptible struct {
 	ctx context.Context
 	r   io.Reader
+	err error
 }
 
-func (i interruptible) Read(p []byte) (int, error) {
+func (i *interruptible) Read(p []byte) (n int, err error) {
 	if i.ctx.Err() != nil {
-		return 0, context.Cause(i.ctx)
+		err = context.Cause(i.ctx)
+	} else {
+		n, err = i.r.Read(p)
 	}
-	return i.r.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		i.err = err
+	}
+	return n, err
 }
 
 // compression tells by its first bytes how a stream is compressed: "gzip",
@@ -126,23 +131,45 @@ func compression(r *bufio.Reader) string {
 	return ""
 }
 
-func decompress(stream io.Reader) (io.ReadCloser, error) {
+// decompress returns what a stream is when it is decompressed. done frees the
+// decompressor. An error that is not the stream's own is of kind Invalid.
+func decompress(stream *interruptible) (plain io.Reader, done func(), err error) {
 	r := bufio.NewReaderSize(stream, 128<<10)
+	done = func() {}
 	switch compression(r) {
 	case "gzip":
-		z, err := gzip.NewReader(r)
-		if err != nil {
-			return nil, fault.New(fault.Invalid, "", "the archive cannot be decompressed: %w", err)
-		}
-		return z, nil
+		plain, err = inflate.NewReader(r)
 	case "zstd":
-		z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(128<<20), zstd.WithDecoderLowmem(true))
-		if err != nil {
-			return nil, fault.New(fault.Invalid, "", "the archive cannot be decompressed: %w", err)
-		}
-		return z.IOReadCloser(), nil
+		var z *zstd.Decoder
+		z, err = zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(128<<20), zstd.WithDecoderLowmem(true))
+		plain, done = z, z.Close
+	default:
+		return r, done, stream.err
 	}
-	return io.NopCloser(r), nil
+	if err != nil {
+		return nil, nil, stream.explain(err)
+	}
+	return &decompressed{plain, stream}, done, nil
+}
+
+func (i *interruptible) explain(err error) error {
+	if i.err != nil {
+		return i.err
+	}
+	return fault.New(fault.Invalid, "", "the archive cannot be decompressed: %w", err)
+}
+
+type decompressed struct {
+	r    io.Reader
+	from *interruptible
+}
+
+func (d *decompressed) Read(p []byte) (int, error) {
+	n, err := d.r.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = d.from.explain(err)
+	}
+	return n, err
 }
 
 // A tarTree is a tar file as a tree.

@@ -1,7 +1,6 @@
 package archive
 
 import (
-	"compress/gzip"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -22,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/davit-runtime/davit/internal/fault"
+	"github.com/davit-runtime/davit/internal/inflate"
 	"github.com/davit-runtime/davit/internal/registry"
 )
 
@@ -192,7 +192,7 @@ func (s *storageRoot) Layer(_ context.Context, _ imagespec.Descriptor, diffID di
 	if err != nil {
 		return nil, fault.New(fault.NotFound, "", "%s does not have what makes the tar stream of layer %s again: %w", s.root, id, err)
 	}
-	unzipped, err := gzip.NewReader(recipe)
+	unzipped, err := inflate.NewReader(recipe)
 	if err != nil {
 		return nil, errors.Join(fault.New(fault.Unknown, "", "what makes the tar stream of layer %s again: %w", id, err), recipe.Close())
 	}

@@ -83,7 +83,7 @@ func levelOf(method string, code codes.Code) slog.Level {
 		return slog.LevelDebug
 	}
 	switch method {
-	case "Version", "RuntimeConfig", "ImageFsInfo", "Check":
+	case "Version", "RuntimeConfig", "ImageFsInfo", "Check", "Get": // cAdvisor's, of each control group
 		return slog.LevelDebug
 	}
 	return slog.LevelInfo

@@ -162,6 +162,13 @@ func (s *Surface) ImageServer() *grpc.Server {
 	return g
 }
 
+// Empty returns a server with the health service only, for services that are
+// not the CRI's.
+func (s *Surface) Empty() *grpc.Server {
+	g, _ := s.empty()
+	return g
+}
+
 func (s *Surface) empty() (*grpc.Server, *health.Server) {
 	i := intercept{s.service.config.Log}
 	g := grpc.NewServer(

@@ -47,7 +47,7 @@ type Summary struct {
 func Build(ctx context.Context, stream io.Reader, out File, o Options) (Summary, error) {
 	b := &builder{
 		ctx: ctx, in: newRecorder(ctx, stream, o), space: newSpace(out), tree: newTree(),
-		left: o.Limit, limit: o.Limit, uuid: o.UUID, scratch: make([]byte, blockSize),
+		left: o.Limit, limit: o.Limit, uuid: o.UUID, scratch: make([]byte, blockSize), contents: map[content]int64{},
 	}
 	b.tree.readLink = b.space.readLink
 	if err := b.read(); err != nil {
@@ -67,7 +67,8 @@ type builder struct {
 	left   int64 // and still are
 	uuid   [16]byte
 
-	scratch []byte // of a block
+	scratch  []byte            // of a block
+	contents map[content]int64 // where the first with them are
 
 	dirName string // of the directory that was looked up last
 	dir     uint32

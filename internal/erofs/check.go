@@ -12,7 +12,7 @@ import (
 func (i *Image) readable() error {
 	const known = IncompatZeroPadding | IncompatBigPcluster | IncompatChunks | IncompatDevices | IncompatTailPacking | IncompatFragments
 	if unknown := i.super.incompat &^ known; unknown != 0 {
-		return fault.New(fault.Unknown, "", "the EROFS image has features that cannot be checked: %#x", unknown)
+		return fault.New(fault.Unimplemented, "", "the EROFS image has features that cannot be checked: %s", strings.Join(featureNames(unknown), ", "))
 	}
 	if i.super.incompat&IncompatDevices != 0 && i.spare > 0 {
 		return fault.New(fault.Unknown, "", "the EROFS image needs %d more devices", i.spare)
@@ -23,13 +23,18 @@ func (i *Image) readable() error {
 // Check walks everything once: all metadata is in bounds, names are in order
 // and possible, each directory has one parent and is what it says. Overlayfs's
 // own attributes are refused, but for those of opaque directories: they could
-// point into other layers. It reads no content of files, and of what is
-// compressed not where it is. The image's features are the caller's to judge
-// (Incompat); those that cannot be checked are an error, too.
+// point into other layers. It reads no content of files; of what is compressed
+// it looks at how, and that there is room for the index, not where each piece
+// is: kernels check that, and the checksums of decompressors, as they read.
+// Whether the kernel knows the image's features is the caller's to find out.
 //
-// Errors are of kind Unknown, or of the image's reader.
+// Errors are of kind Unknown, Unimplemented for features that cannot be
+// checked, or of the image's reader.
 func (i *Image) Check(ctx context.Context) error {
 	w := newWalker(i)
+	if err := w.checkPacked(); err != nil {
+		return err
+	}
 	return w.walk(ctx, func(path string, f *file) error { return w.check(f) })
 }
 
@@ -61,10 +66,7 @@ func (w *walker) check(f *file) error {
 func (w *walker) checkContent(f *file) error {
 	switch f.layout {
 	case compressedFull, compressedCompact:
-		if w.super.incompat == 0 && f.layout == compressedCompact || f.behind() > w.end-16 {
-			return damaged("the content of inode %d is compressed in layout %d", f.number, f.layout)
-		}
-		return nil
+		return w.checkCompressed(f)
 	case chunkBased:
 		return w.checkChunks(f)
 	}
@@ -83,6 +85,86 @@ func (w *walker) checkContent(f *file) error {
 		return damaged("the content of inode %d is outside", f.number)
 	}
 	return nil
+}
+
+// checkPacked checks the file that has the fragments of others. It has no name.
+func (w *walker) checkPacked() error {
+	if err := w.readable(); err != nil || w.super.incompat&IncompatFragments == 0 || w.super.packed == 0 {
+		return err
+	}
+	f, err := w.file(w.super.packed)
+	if err != nil {
+		return err
+	}
+	if f.kind() != typeRegular {
+		return damaged("inode %d, of fragments, is no file", f.number)
+	}
+	w.packed = f.size
+	return w.check(f)
+}
+
+// What the header of a compressed file's index may say of it (kernel:
+// erofs_fs.h, Z_EROFS_ADVISE_…).
+const (
+	adviseShort    = 0x01 // entries of 2 bytes where there are enough of them
+	adviseInline   = 0x08 // the last piece is behind the index
+	adviseFragment = 0x20 // the last piece is in the packed file
+
+	wholeFragment = 1 << 7 // the file is in the packed one, and has no index
+)
+
+// checkCompressed checks how a file is compressed.
+//
+// kernel: fs/erofs/zmap.c, z_erofs_fill_inode_lazy
+func (w *walker) checkCompressed(f *file) error {
+	const withHeader = IncompatBigPcluster | IncompatTailPacking | IncompatFragments
+	at := (f.behind() + 7) &^ 7
+	head := make([]byte, 8)
+	if f.layout == compressedCompact || w.super.incompat&withHeader != 0 {
+		p, err := w.bytes(at, 8)
+		if err != nil {
+			return err
+		}
+		copy(head, p)
+	}
+	advise := le.Uint16(head[4:])
+	if head[7]&wholeFragment != 0 {
+		if from := int64(le.Uint64(head) &^ (1 << 63)); f.size > w.packed || from > w.packed-f.size {
+			return damaged("the content of inode %d is outside of the packed file", f.number)
+		}
+		return nil
+	}
+	if advise&adviseFragment != 0 && w.packed == 0 {
+		return damaged("inode %d has its end in a packed file, and there is none", f.number)
+	}
+	if head[6]&0xf >= byte(len(algorithms)) || head[6]>>4 >= byte(len(algorithms)) {
+		return damaged("inode %d is compressed by unknown algorithms: %#x", f.number, head[6])
+	}
+	bits := uint(w.super.blockBits) + uint(head[7]&0xf)
+	count := (f.size + 1<<bits - 1) >> bits
+	end := at + 16 + 8*count
+	if f.layout == compressedCompact {
+		end = compactEnd(at+8, count, advise&adviseShort != 0)
+	}
+	if advise&adviseInline != 0 {
+		end += int64(le.Uint16(head[2:]))
+	}
+	if count > w.end || end > w.end {
+		return damaged("where the content of inode %d is, is outside", f.number)
+	}
+	return nil
+}
+
+// compactEnd returns where an index of the compact form ends: entries of 4
+// bytes, but of 2 for as many times 16 as begin at a multiple of 32 bytes.
+//
+// kernel: fs/erofs/zmap.c, z_erofs_load_compact_lcluster
+func compactEnd(at, count int64, short bool) int64 {
+	first := (-at & 31) / 4
+	if !short || first >= count {
+		return at + 4*count
+	}
+	return at + 4*count - 2*((count-first)&^15)
 }
 
 func (w *walker) checkChunks(f *file) error {
@@ -124,10 +206,11 @@ func (w *walker) checkChunks(f *file) error {
 // A walker walks an image that may be hostile, in bounded time and memory.
 type walker struct {
 	*cache
-	left  int64                  // bytes that may still be looked at; honest images have none twice
-	seen  map[uint64]*[64]uint64 // directories, by inode
-	stack []frame
-	path  []byte
+	left   int64                  // bytes that may still be looked at; honest images have none twice
+	packed int64                  // bytes in the file of fragments
+	seen   map[uint64]*[64]uint64 // directories, by inode
+	stack  []frame
+	path   []byte
 }
 
 // A frame is a directory that is being walked.

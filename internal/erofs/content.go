@@ -81,14 +81,11 @@ func (b *builder) file(h *tar.Header, content *tar.Reader, name string, dir uint
 	n.size = h.Size
 	tail := h.Size % blockSize
 	if h.Size >= blockSize {
-		at, err := b.space.take(h.Size - tail)
+		at, err := b.blocks(h, content, len(attrs), tail)
 		if err != nil {
 			return err
 		}
 		n.u = uint32(at / blockSize)
-		if err := b.fill(content, at, h.Size-tail); err != nil {
-			return err
-		}
 	}
 	number, err := b.lastBlock(h, content, n, attrs, tail)
 	if err != nil {
@@ -96,6 +93,21 @@ func (b *builder) file(h *tar.Header, content *tar.Reader, name string, dir uint
 	}
 	_, err = b.put(dir, base, typeRegular, number)
 	return broken(name, err)
+}
+
+// blocks reads the whole blocks of a file and returns where in the image they
+// are.
+func (b *builder) blocks(h *tar.Header, content io.Reader, attrs int, tail int64) (int64, error) {
+	// A last block that does not fit behind the inode has to follow them. Of a
+	// sparse file it is not known which bytes of the stream they are.
+	if inodeSize+int64(attrs)+tail <= blockSize && !isSparse(h) {
+		return b.share(content, h.Size-tail)
+	}
+	at, err := b.space.take(h.Size - tail)
+	if err != nil {
+		return 0, err
+	}
+	return at, b.fill(content, at, h.Size-tail)
 }
 
 // fill reads n bytes of content, whole blocks, to offset at.

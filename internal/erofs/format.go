@@ -141,6 +141,8 @@ type super struct {
 	metaBlock  uint32
 	xattrBlock uint32
 	uuid       [16]byte
+	packed     uint64 // the inode of the file that has fragments of others; 0: none
+	algorithms uint16 // of compression, each a bit
 }
 
 // put writes the superblock into the image's first block, of which all else

@@ -57,6 +57,10 @@ func Open(r io.ReaderAt, size int64) (*Image, error) {
 	copy(i.super.uuid[:], head[48:])
 	i.time = time.Unix(int64(le.Uint64(head[24:])), int64(le.Uint32(head[32:])))
 	i.spare = le.Uint16(head[86:])
+	i.super.packed = le.Uint64(head[96:])
+	if i.super.algorithms = 1; i.super.incompat&IncompatBigPcluster != 0 { // else the field has another meaning
+		i.super.algorithms = le.Uint16(head[84:])
+	}
 	if i.super.blockBits < 9 || i.super.blockBits > 16 || head[90] != 0 {
 		return nil, damaged("blocks of 2^%d bytes, those of directories of 2^%d times as many", i.super.blockBits, head[90])
 	}
@@ -116,6 +120,39 @@ func (i *Image) Size() int64 { return i.end }
 // Incompat returns the features that a kernel must know to mount the image.
 // Images of Build have none, and need Linux 5.4.
 func (i *Image) Incompat() uint32 { return i.super.incompat }
+
+// Features names what a kernel must know to mount the image, by the names in
+// /sys/fs/erofs/features, and the algorithms that it is compressed by.
+func (i *Image) Features() []string {
+	names := featureNames(i.super.incompat)
+	for n, algorithm := range algorithms {
+		if i.super.incompat&IncompatBigPcluster != 0 && i.super.algorithms>>n&1 != 0 {
+			names = append(names, algorithm)
+		}
+	}
+	return names
+}
+
+// algorithms are those of compressed images, by their numbers (kernel:
+// erofs_fs.h, Z_EROFS_COMPRESSION_…; Linux 5.3, 5.16, 6.6, 6.10).
+var algorithms = [...]string{"lz4", "lzma", "deflate", "zstd"}
+
+func featureNames(incompat uint32) []string {
+	known := [...]string{
+		"zero_padding", "big_pcluster", "chunked_file", "device_table", "ztailpacking", "fragments", "xattr_prefixes", "48bit", "metabox",
+	}
+	var names []string
+	for bit := range 32 {
+		switch {
+		case incompat>>bit&1 == 0:
+		case bit < len(known):
+			names = append(names, known[bit])
+		default:
+			names = append(names, fmt.Sprintf("%#x", uint32(1)<<bit))
+		}
+	}
+	return names
+}
 
 // An Entry is one file of an image, of any type.
 type Entry struct {

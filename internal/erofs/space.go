@@ -12,7 +12,7 @@ const (
 	minGroup = 4 * blockSize
 	maxGroup = 128 * blockSize // of metadata in one place
 
-	openBlocks = 16 // of metadata, into which what comes next may go
+	openBlocks = 64 // of metadata, into which what comes next may go
 
 	maxBlocks = 1<<32 - 2
 )
@@ -22,7 +22,8 @@ const (
 // packed behind them. A chunk of it is in memory until all in it is final,
 // and the first one to the end.
 //
-// At most two groups are open at a time, so at most seven chunks are.
+// At most two groups are open at a time, so at most seven chunks are, and two
+// more while a file turns out not to be the same as another.
 type space struct {
 	out    File
 	end    int64 // of what is given out

@@ -25,7 +25,9 @@ func (s *service) DiskUsage(ctx context.Context, _ *imagev1.DiskUsageRequest) (*
 		})
 	}
 	for _, l := range u.Layers {
-		answer.Layers = append(answer.Layers, &imagev1.LayerUsage{Id: l.ID, Bytes: int64(l.Bytes), Images: int32(l.Images)})
+		answer.Layers = append(answer.Layers, &imagev1.LayerUsage{
+			Id: l.ID, Bytes: int64(l.Bytes), Images: int32(l.Images), Kind: l.Kind, Mounted: l.Mounted,
+		})
 	}
 	for _, w := range u.Writable {
 		answer.Writable = append(answer.Writable, &imagev1.WritableUsage{ContainerId: w.Container, Bytes: int64(w.Bytes)})

@@ -36,7 +36,7 @@ func (k *Keeper) answer(door net.Listener) {
 		if err := k.hear(s); errors.Is(err, io.EOF) {
 			_ = link.Close() // it looked who is there
 		} else if err != nil {
-			k.log.Error("davit-monitor is not replaced", "by", s.path, "error", err)
+			k.log.Error("a request was refused", "path", s.path, "error", err)
 			s.tell(err)
 		}
 	}
@@ -50,7 +50,14 @@ func (k *Keeper) hear(s *successor) error {
 		return err
 	}
 	monitor.CloseAll(fds)
-	if r.Op != "replace" {
+	switch r.Op {
+	case "replace":
+	case "restart":
+		k.log.Warn("monitor is killed: it does not answer")
+		k.endMonitor() // runMonitors starts the next
+		s.tell(nil)
+		return nil
+	default:
 		return fmt.Errorf("unknown request %q", r.Op)
 	}
 	if s.path = r.Path; !filepath.IsAbs(s.path) {

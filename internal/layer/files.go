@@ -62,7 +62,7 @@ func uuidOf(id string) [16]byte {
 	return [16]byte(sum[:])
 }
 
-// adoptImage implements Store.Adopt.
+// adoptImage implements Store.Adopt. What the kernel does not mount is refused.
 func (f *files) adoptImage(ctx context.Context, id string, blob Blob, stream io.Reader) (Info, error) {
 	if f.way == mount.None {
 		return Info{}, fault.New(fault.Unimplemented, "", "layer %s is an EROFS image, which cannot be mounted here", id)
@@ -76,20 +76,17 @@ func (f *files) adoptImage(ctx context.Context, id string, blob Blob, stream io.
 		if err != nil {
 			return nil, err
 		}
-		if more := image.Incompat() &^ plainFeatures; more != 0 {
-			return nil, fault.New(fault.Unimplemented, "", "layer %s is an EROFS image with features (%#x) that davit does not know, such as compression", id, more)
-		}
 		if err := image.Check(ctx); err != nil {
-			return nil, err
+			return nil, fault.New(fault.KindOf(err), "", "layer %s: %w", id, err)
+		}
+		if err := f.try(out.self(), image.Features()); err != nil {
+			return nil, fault.New(fault.KindOf(err), "", "layer %s: %w", id, err)
 		}
 		sum, err := erofs.Sum(ctx, out, size)
-		return &trailer{ID: id, Blob: blob, Native: true, ImageBytes: size, Sum: sum, Info: Info{Inodes: 1}}, err
+		t := &trailer{ID: id, Blob: blob, Native: true, Features: image.Features(), ImageBytes: size, Sum: sum, Info: Info{Inodes: 1}}
+		return t, err
 	})
 }
-
-// plainFeatures are those of images from outside that every kernel with EROFS
-// mounts: none.
-const plainFeatures = 0
 
 // An untilDone is a reader until ctx ends.
 type untilDone struct {
@@ -194,7 +191,7 @@ func (o *output) publish(path string) error {
 	if o.named {
 		return os.Rename(o.Name(), path)
 	}
-	self := "/proc/self/fd/" + strconv.Itoa(int(o.Fd()))
+	self := o.self()
 	err := unix.Linkat(unix.AT_FDCWD, self, unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW)
 	if !errors.Is(err, unix.EEXIST) {
 		return err
@@ -207,6 +204,9 @@ func (o *output) publish(path string) error {
 	}
 	return os.Rename(between, path)
 }
+
+// self is a path of the file while it has no name.
+func (o *output) self() string { return "/proc/self/fd/" + strconv.Itoa(int(o.Fd())) }
 
 // discard closes the file, which is gone then unless it was published.
 func (o *output) discard() error {

@@ -26,7 +26,7 @@ func erofs(t testing.TB) {
 	t.Helper()
 	testkit.Root(t)
 	s, _, _ := open(t, t.TempDir(), layer.Auto, 1)
-	if s.Describe() == "directories" {
+	if s.Kind() == layer.Directories {
 		t.Skip("this kernel mounts no EROFS")
 	}
 }
@@ -359,21 +359,82 @@ func TestDiskFullOfFiles(t *testing.T) {
 	}
 }
 
-// Images that come as such are taken as they are, if they are sound.
-func TestAdopt(t *testing.T) {
-	erofs(t)
+// foreignImage is what Debian's mkfs.erofs makes of a file f with that content.
+func foreignImage(t *testing.T, content string, options ...string) []byte {
+	t.Helper()
 	from := t.TempDir()
-	if err := os.WriteFile(filepath.Join(from, "f"), []byte("content"), 0o640); err != nil {
+	if err := os.WriteFile(filepath.Join(from, "f"), []byte(content), 0o640); err != nil {
 		t.Fatal(err)
 	}
 	file := filepath.Join(t.TempDir(), "image")
-	if out, err := exec.Command("mkfs.erofs", file, from).CombinedOutput(); err != nil {
+	if out, err := exec.Command("mkfs.erofs", append(options, file, from)...).CombinedOutput(); err != nil {
 		t.Fatalf("mkfs.erofs (Debian: erofs-utils): %v\n%s", err, out)
 	}
 	image, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return image
+}
+
+// What is compressed or in chunks is taken where the kernel mounts it. On a
+// kernel that does not, it is refused, and one that is there is found out.
+func TestAdoptCompressed(t *testing.T) {
+	erofs(t)
+	s, _, left := open(t, t.TempDir(), layer.EROFS, 1<<30)
+	content := strings.Repeat("some text ", 50000)
+	for _, options := range [][]string{
+		{"-zlz4"}, {"-zlz4hc", "-C65536", "-Eztailpacking"}, {"-zlz4", "-Elegacy-compress"}, {"--chunksize=4096"},
+	} {
+		image := foreignImage(t, content, options...)
+		id := digest.FromBytes(image).String()
+		if _, err := s.Adopt(context.Background(), id, layer.Blob{}, bytes.NewReader(image)); err != nil {
+			t.Fatalf("%v: %v", options, err)
+		}
+		path, done, err := s.Use(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if data, err := os.ReadFile(filepath.Join(path, "f")); err != nil || string(data) != content {
+			t.Errorf("%v: %d bytes: %v", options, len(data), err)
+		}
+		done()
+		if err := s.Sweep(0, func(string) bool { return false }); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Inspect(id); err != nil {
+			t.Errorf("%v: %v", options, err)
+		}
+	}
+	image := foreignImage(t, content, "-zlz4hc", "-C65536")
+	const super = 1024
+	image[super+8] &^= 1    // no checksum
+	image[super+85] |= 0x80 // an algorithm that no kernel has
+	_, err := s.Adopt(context.Background(), "sha256:1", layer.Blob{}, bytes.NewReader(image))
+	if !fault.Is(err, fault.Unimplemented) || !strings.Contains(err.Error(), "does not mount") || !strings.Contains(err.Error(), "lz4") {
+		t.Errorf("an image that needs more: %v", err)
+	}
+	planted := bytes.Clone(image)
+	image[super+80] |= 0x80 // 48bit
+	_, err = s.Adopt(context.Background(), "sha256:1", layer.Blob{}, bytes.NewReader(image))
+	if !fault.Is(err, fault.Unimplemented) || !strings.Contains(err.Error(), "cannot be checked: 48bit") {
+		t.Errorf("an image that cannot be checked: %v", err)
+	}
+	if err := layer.Plant(s, "sha256:1", planted); err != nil { // under another kernel, as it were
+		t.Fatal(err)
+	}
+	if _, err := s.Inspect("sha256:1"); !fault.Is(err, fault.Precondition) {
+		t.Errorf("an image that this kernel does not mount: %v", err)
+	}
+	if l := left(); len(l) > 0 {
+		t.Errorf("left %v", l)
+	}
+}
+
+// Images that come as such are taken as they are, if they are sound.
+func TestAdopt(t *testing.T) {
+	erofs(t)
+	image := foreignImage(t, "content")
 	id := digest.FromBytes(image).String()
 	s, _, left := open(t, t.TempDir(), layer.EROFS, 1<<30)
 	if _, err := s.Adopt(context.Background(), id, layer.Blob{}, bytes.NewReader(image)); err != nil {

@@ -4,10 +4,13 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -39,6 +42,33 @@ func probe(root, at string) (mount.Way, error) {
 		}
 	}
 	return way, why
+}
+
+// try finds out whether the kernel mounts an image that came from elsewhere,
+// which needs features: Unimplemented if not.
+func (f *files) try(file string, features []string) error {
+	err := f.way.Try(file, f.mounts)
+	for _, refused := range []error{unix.EINVAL, unix.EOPNOTSUPP, unix.EUCLEAN, unix.EIO, unix.ENODATA} {
+		if errors.Is(err, refused) {
+			return fault.New(fault.Unimplemented, "", "this kernel does not mount the EROFS image%s: %w", lacking(features), refused)
+		}
+	}
+	return err
+}
+
+// lacking names what an image needs and the kernel does not tell to have.
+// Algorithms of compression are options of a kernel that it does not tell of.
+//
+// kernel: Documentation/ABI/testing/sysfs-fs-erofs (Linux 5.17)
+func lacking(features []string) string {
+	lacks := slices.DeleteFunc(slices.Clone(features), func(name string) bool {
+		_, err := os.Stat("/sys/fs/erofs/features/" + name)
+		return err == nil
+	})
+	if len(lacks) == 0 {
+		return ""
+	}
+	return ", maybe for want of " + strings.Join(lacks, ", ")
 }
 
 // checkProbe checks that the image of probeImage shows what is in it.

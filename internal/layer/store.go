@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
@@ -47,7 +48,8 @@ type Config struct {
 // Safe for concurrent use, but not for one ID at a time by several callers
 // that make or remove it.
 type Store struct {
-	kind  Kind // of new layers: EROFS or Directories
+	kind  Kind   // of new layers: EROFS or Directories
+	why   string // for people
 	files *files
 	dirs  *dirs
 	limit int64
@@ -70,11 +72,16 @@ func Open(c Config) (*Store, error) {
 	if f.way, why = probe(c.Root, c.State); f.way == mount.None && c.Kind == EROFS {
 		return nil, errors.Join(fault.New(fault.Precondition, "layer.Open", "layers cannot be kept as EROFS files: %w", why), d.close())
 	}
-	if c.Kind == "" || c.Kind == Auto {
+	switch {
+	case c.Kind != "" && c.Kind != Auto:
+		s.why = "as it is configured"
+	case f.way == mount.None:
+		s.kind, s.why = Directories, "since EROFS files cannot be mounted: "+strings.ReplaceAll(fmt.Sprint(why), "\n", "; ")
+		c.Log.Warn("image layers are kept as directories, since EROFS files cannot be mounted", "reason", why)
+	default:
 		s.kind = EROFS
-		if f.way == mount.None {
-			s.kind = Directories
-			c.Log.Warn("image layers are kept as directories, since EROFS files cannot be mounted", "reason", why)
+		if why != nil {
+			s.why = "since the other way fails: " + strings.ReplaceAll(fmt.Sprint(why), "\n", "; ")
 		}
 	}
 	if err := f.adopt(); err != nil {
@@ -83,12 +90,20 @@ func Open(c Config) (*Store, error) {
 	return s, nil
 }
 
-// Describe tells users how new layers are kept.
+// Kind returns how new layers are kept: EROFS or Directories.
+func (s *Store) Kind() Kind { return s.kind }
+
+// Describe tells users how new layers are kept, and why so if it is not the
+// usual way.
 func (s *Store) Describe() string {
-	if s.kind == Directories {
-		return "directories"
+	text := "directories"
+	if s.kind == EROFS {
+		text = "EROFS files, mounted " + s.files.way.String()
 	}
-	return "EROFS, mounted " + s.files.way.String()
+	if s.why != "" {
+		text += ", " + s.why
+	}
+	return text
 }
 
 // IDs lists the layers that are there, whole or not.
@@ -241,7 +256,7 @@ func (s *Store) Inspect(id string) (*Info, error) {
 		if s.files.way == mount.None {
 			return nil, fault.New(fault.Precondition, "layer", "layer %s is an EROFS file, which cannot be mounted here", id)
 		}
-		return s.files.inspect(id)
+		return s.files.mountable(id)
 	}
 	return s.dirs.inspect(id)
 }

@@ -30,15 +30,16 @@ type Blob struct {
 
 // A trailer tells of its file all that must be known without reading it.
 type trailer struct {
-	ID          string // of the layer
-	Blob        Blob   // it was made of
-	Native      bool   `json:",omitempty"` // the blob was the image; there is no recipe
-	ImageBytes  int64  // of the blob if it was the image, else a multiple of 4096
-	Sum         string // of the image, by erofs.Sum
-	RecipeBytes int64  // as it is in the file, behind the image's last block
-	RecipeSum   uint32 // CRC-32C of that
-	First       uint32 // CRC-32C of the image's first block
-	Info        Info   // without Bytes, which the file's own are
+	ID          string   // of the layer
+	Blob        Blob     // it was made of
+	Native      bool     `json:",omitempty"` // the blob was the image; there is no recipe
+	Features    []string `json:",omitempty"` // that a kernel needs for it, by erofs.Image.Features
+	ImageBytes  int64    // of the blob if it was the image, else a multiple of 4096
+	Sum         string   // of the image, by erofs.Sum
+	RecipeBytes int64    // as it is in the file, behind the image's last block
+	RecipeSum   uint32   // CRC-32C of that
+	First       uint32   // CRC-32C of the image's first block
+	Info        Info     // without Bytes, which the file's own are
 }
 
 const (

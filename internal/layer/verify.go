@@ -47,13 +47,36 @@ func readFile(file *os.File, id string) (*trailer, error) {
 	return t, nil
 }
 
-// inspect implements Store.Inspect.
-func (f *files) inspect(id string) (*Info, error) {
+// inspect reads what a layer's file tells of itself.
+func (f *files) inspect(id string) (*trailer, error) {
 	file, t, err := f.openFile(id)
 	if err != nil {
 		return nil, err
 	}
-	return &t.Info, file.Close()
+	return t, file.Close()
+}
+
+// mountable implements Store.Inspect. Images that came as they are may have been
+// mountable by the kernel that they came to, and not by this one.
+func (f *files) mountable(id string) (*Info, error) {
+	t, err := f.inspect(id)
+	if err != nil {
+		return nil, err
+	}
+	if len(t.Features) == 0 {
+		return &t.Info, nil
+	}
+	p := f.take(id)
+	defer f.drop(id, p)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.mounted {
+		err = f.try(f.path(id), t.Features)
+	}
+	if fault.Is(err, fault.Unimplemented) {
+		err = fault.New(fault.Precondition, "layer", "layer %s: %w", id, err)
+	}
+	return &t.Info, err
 }
 
 // open opens a layer's image to look things up in it.

@@ -43,6 +43,7 @@ type KeeperRequest struct {
 	//   drop    close the descriptors of Names
 	// and on keeper.sock, with one answer once it is done or has failed,
 	//   replace become the davit-monitor at Path, in place
+	//   restart kill the monitor, which does not answer, and start it again
 	Op     string   `json:"op"`
 	ID     string   `json:"id,omitempty"`
 	Pid    int      `json:"pid,omitempty"`

@@ -49,24 +49,43 @@ func Replace(ctx context.Context, binary, state string) (replaced bool, err erro
 	if err != nil || same {
 		return false, err
 	}
+	err = ask(ctx, link, KeeperRequest{Op: "replace", Path: binary})
+	return err == nil, err
+}
+
+// Restart has the keeper of a state directory kill davit-monitor and start it
+// again: for one that answers nobody. Precondition if the keeper is too old to
+// know how.
+func Restart(ctx context.Context, state string) error {
+	link, _, err := dialKeeper(ctx, state)
+	if err != nil {
+		return fault.New(fault.Unavailable, "monitor.Restart", "the keeper: %w", err)
+	}
+	defer link.Close()
+	return ask(ctx, link, KeeperRequest{Op: "restart"})
+}
+
+// ask sends the keeper a request and waits for its answer: Precondition if that
+// is a refusal.
+func ask(ctx context.Context, link *Link, r KeeperRequest) error {
 	defer context.AfterFunc(ctx, func() { _ = link.Close() })()
-	if err := link.Send(KeeperRequest{Op: "replace", Path: binary}); err != nil {
-		return false, fault.New(fault.Unavailable, "monitor.Replace", "the keeper: %w", err)
+	if err := link.Send(r); err != nil {
+		return fault.New(fault.Unavailable, "monitor."+r.Op, "the keeper: %w", err)
 	}
 	var reply KeeperEvent
 	fds, err := link.Receive(&reply)
 	CloseAll(fds)
 	switch {
 	case ctx.Err() != nil:
-		return false, context.Cause(ctx)
+		return context.Cause(ctx)
 	case errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET):
-		return false, fault.New(fault.Unavailable, "monitor.Replace", "the keeper ended: %w", err)
+		return fault.New(fault.Unavailable, "monitor."+r.Op, "the keeper ended: %w", err)
 	case err != nil:
-		return false, err
+		return err
 	case reply.Error != "":
-		return false, fault.New(fault.Precondition, "monitor.Replace", "%s", reply.Error)
+		return fault.New(fault.Precondition, "monitor."+r.Op, "%s", reply.Error)
 	}
-	return true, nil
+	return nil
 }
 
 // beginWait is how long a keeper that has just begun may take to listen.

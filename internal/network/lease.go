@@ -98,7 +98,7 @@ func (ls *leases) setPools(r *ranges) {
 	for _, s := range r.Current {
 		p, err := newPool(s)
 		if err != nil {
-			continue // checkSubnets has seen to that
+			continue // CheckSubnets has seen to that
 		}
 		for _, l := range ls.held {
 			for _, a := range l.Addrs {

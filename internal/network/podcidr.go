@@ -78,7 +78,7 @@ func loadRanges(c Config) (*ranges, error) {
 	if len(current) == 0 {
 		current = defaultSubnets(c.Bridge)
 	}
-	if err := checkSubnets(current); err != nil {
+	if err := CheckSubnets(current); err != nil {
 		return nil, fmt.Errorf("network.subnets: %w", err)
 	}
 	return &ranges{Current: current, Former: slices.DeleteFunc(given.all(), func(s netip.Prefix) bool { return slices.Contains(current, s) })}, nil
@@ -114,11 +114,16 @@ func loadGiven(c Config) *ranges {
 	return given
 }
 
-func checkSubnets(subnets []netip.Prefix) error {
+// CheckSubnets returns Invalid unless pods can have addresses of the subnets:
+// at most one of each family, with room, and of no special purpose.
+func CheckSubnets(subnets []netip.Prefix) error {
 	if len(subnets) > 2 || len(subnets) == 2 && subnets[0].Addr().Is4() == subnets[1].Addr().Is4() {
 		return fault.New(fault.Invalid, "", "subnets %v: at most one of each family", subnets)
 	}
 	for _, s := range subnets {
+		if a := s.Masked().Addr(); s.IsValid() && (a.IsLoopback() || a.IsMulticast() || a.IsUnspecified() || a.IsLinkLocalUnicast()) {
+			return fault.New(fault.Invalid, "", "subnet %s is not for hosts: it is that of loopback, link-local, multicast or no addresses", s)
+		}
 		if _, err := newPool(s); err != nil {
 			return err
 		}
@@ -137,7 +142,7 @@ func (n *Network) SetPodCIDR(ctx context.Context, subnets []netip.Prefix) error 
 	if len(subnets) == 0 {
 		return nil
 	}
-	if err := checkSubnets(subnets); err != nil {
+	if err := CheckSubnets(subnets); err != nil {
 		return err
 	}
 	masked := make([]netip.Prefix, len(subnets))

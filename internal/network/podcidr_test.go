@@ -112,7 +112,7 @@ func TestPodCIDRRefused(t *testing.T) {
 	w.reopen()
 	w.outside()
 	for text, kind := range map[string]fault.Kind{
-		"10.1.0.0/31": fault.Invalid, "10.1.0.0/24 10.2.0.0/24": fault.Invalid,
+		"10.1.0.0/31": fault.Invalid, "127.1.0.0/16": fault.Invalid, "224.0.0.0/8": fault.Invalid, "fe80::/64": fault.Invalid, "10.1.0.0/24 10.2.0.0/24": fault.Invalid,
 		"192.0.2.0/24": fault.Precondition, // the host's
 	} {
 		if err := w.SetPodCIDR(w.ctx, prefixes(strings.Fields(text)...)); !fault.Is(err, kind) {

@@ -112,17 +112,25 @@ func (l *launch) volumeMount(m *corev1.VolumeMount, values map[string]string) (*
 			return nil, fmt.Errorf("subPathExpr %s gives %q, which is not below the volume", m.SubPathExpr, subPath)
 		}
 	}
-	source, err := l.files.mountSource(&l.pod.Spec.Volumes[i], subPath)
+	path := m.MountPath
+	if !filepath.IsAbs(path) {
+		path = "/" + path
+	}
+	volume := &l.pod.Spec.Volumes[i]
+	if volume.Image != nil {
+		image := l.images[volume.Image.Reference].ref
+		return &runtimeapi.Mount{
+			ContainerPath: path, Readonly: true, ImageSubPath: subPath,
+			Image: &runtimeapi.ImageSpec{Image: image, UserSpecifiedImage: volume.Image.Reference, RuntimeHandler: l.handler()},
+		}, nil
+	}
+	source, err := l.files.mountSource(volume, subPath)
 	if err != nil {
 		return nil, err
 	}
 	recursive, err := l.recursiveReadOnly(m)
 	if err != nil {
 		return nil, err
-	}
-	path := m.MountPath
-	if !filepath.IsAbs(path) {
-		path = "/" + path
 	}
 	return &runtimeapi.Mount{
 		ContainerPath:     path,

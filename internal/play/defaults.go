@@ -28,19 +28,24 @@ func setDefaults(pod *corev1.Pod) {
 		if h := spec.Volumes[i].HostPath; h != nil {
 			setIfNil(&h.Type, corev1.HostPathUnset)
 		}
+		if v := spec.Volumes[i].Image; v != nil {
+			setIfZero(&v.PullPolicy, defaultPullPolicy(v.Reference))
+		}
 	}
 	for c := range eachContainer(spec) {
 		setContainerDefaults(c, spec.HostNetwork)
 	}
 }
 
-func setContainerDefaults(c *corev1.Container, hostNetwork bool) {
-	if c.ImagePullPolicy == "" {
-		c.ImagePullPolicy = corev1.PullIfNotPresent
-		if tag := imageTag(c.Image); tag == "latest" {
-			c.ImagePullPolicy = corev1.PullAlways
-		}
+func defaultPullPolicy(image string) corev1.PullPolicy {
+	if imageTag(image) == "latest" {
+		return corev1.PullAlways
 	}
+	return corev1.PullIfNotPresent
+}
+
+func setContainerDefaults(c *corev1.Container, hostNetwork bool) {
+	setIfZero(&c.ImagePullPolicy, defaultPullPolicy(c.Image))
 	setIfZero(&c.TerminationMessagePath, defaultTerminationLogPath)
 	setIfZero(&c.TerminationMessagePolicy, corev1.TerminationMessageReadFile)
 	for i := range c.Ports {

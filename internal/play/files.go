@@ -160,12 +160,16 @@ func noMountsBelow(dir string) error {
 	return nil
 }
 
-// createVolume makes an emptyDir, or checks a hostPath.
+// createVolume makes an emptyDir, or checks a hostPath. An image is the
+// runtime's to mount.
 //
 // Source: Kubernetes, pkg/volume/{emptydir,hostpath}; fsGroup: pkg/volume/volume_linux.go.
 func (f Files) createVolume(s *corev1.PodSpec, v *corev1.Volume) error {
 	if v.HostPath != nil {
 		return checkHostPath(v.HostPath.Path, *v.HostPath.Type)
+	}
+	if v.Image != nil {
+		return nil
 	}
 	dir := f.volume(v.Name)
 	if err := os.MkdirAll(dir, 0o755); err != nil {

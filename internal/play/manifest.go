@@ -5,10 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"reflect"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	yamlnode "go.yaml.in/yaml/v3"
@@ -61,7 +63,8 @@ func Read(file string, data []byte) ([]*corev1.Pod, error) {
 	}
 	var pods []*corev1.Pod
 	var problems []Problem
-	for _, doc := range split(data) {
+	docs := split(data)
+	for _, doc := range docs {
 		pod, found := doc.decode()
 		if pod != nil && len(found) == 0 {
 			setDefaults(pod)
@@ -71,7 +74,10 @@ func Read(file string, data []byte) ([]*corev1.Pod, error) {
 		pods = append(pods, pod)
 	}
 	if len(problems) == 0 && len(pods) == 0 {
-		problems = []Problem{{Text: "holds no Pod: the file is empty"}}
+		problems = []Problem{{Text: "holds no Pod: there is nothing in it, save perhaps comments"}}
+	}
+	if len(problems) == 0 {
+		problems = samePods(pods, docs)
 	}
 	if len(problems) > 0 {
 		slices.SortStableFunc(problems, func(a, b Problem) int { return a.Line - b.Line })
@@ -80,10 +86,29 @@ func Read(file string, data []byte) ([]*corev1.Pod, error) {
 	return pods, nil
 }
 
+// samePods finds Pods of one name, of which only the first could be made.
+func samePods(pods []*corev1.Pod, docs []*document) (found []Problem) {
+	seen := map[string]bool{}
+	for i, pod := range pods {
+		if seen[podName(pod)] {
+			found = append(found, Problem{Line: docs[i].line("metadata.name"), Path: "metadata.name", Text: fmt.Sprintf("%s is the name of two Pods", podName(pod))})
+		}
+		seen[podName(pod)] = true
+	}
+	return found
+}
+
 type document struct {
 	text  []byte
 	above int            // lines before text
 	lines map[string]int // path → line
+}
+
+// isSeparator reports whether a line is "---", perhaps with a comment.
+func isSeparator(line []byte) bool {
+	rest, ok := bytes.CutPrefix(line, []byte("---"))
+	rest = bytes.TrimLeft(rest, " \t")
+	return ok && (len(bytes.TrimSpace(rest)) == 0 || rest[0] == '#' && len(rest) < len(line)-len("---"))
 }
 
 // split cuts a manifest at its "---" lines and drops empty documents.
@@ -98,7 +123,7 @@ func split(data []byte) []*document {
 	}
 	for l := range bytes.Lines(data) {
 		line++
-		if rest, ok := bytes.CutPrefix(l, []byte("---")); ok && len(bytes.TrimSpace(rest)) == 0 {
+		if isSeparator(l) {
 			flush()
 			cur, used = &document{above: line}, false
 			continue
@@ -116,7 +141,10 @@ func split(data []byte) []*document {
 func (d *document) decode() (*corev1.Pod, []Problem) {
 	raw, err := yaml.YAMLToJSONStrict(d.text)
 	if err != nil {
-		return nil, []Problem{{Line: d.above + 1, Text: oneLine(err) + d.lineNote()}}
+		return nil, []Problem{d.yamlProblem(err)}
+	}
+	if p := d.more(); p != nil {
+		return nil, []Problem{*p}
 	}
 	d.index()
 	var tree any
@@ -154,11 +182,35 @@ func (d *document) decode() (*corev1.Pod, []Problem) {
 	return pod, d.locate(found)
 }
 
-func (d *document) lineNote() string {
-	if d.above == 0 {
-		return ""
+// yamlLine is where the decoder of YAML says that a problem is.
+var yamlLine = regexp.MustCompile(`(?:unmarshal errors: )?line ([0-9]+): `)
+
+// yamlProblem is the decoder's error at its line.
+func (d *document) yamlProblem(err error) Problem {
+	text, line := oneLine(err), 1
+	if m := yamlLine.FindStringSubmatch(text); m != nil {
+		line, _ = strconv.Atoi(m[1])
+		text = strings.Replace(text, m[0], "", 1)
 	}
-	return fmt.Sprintf(" (lines counted from line %d)", d.above)
+	return Problem{Line: d.above + line, Text: text}
+}
+
+// more finds what stands after the first document where no line of "---" tells
+// of another, as in a stream of JSON. The decoder would pass over it in silence.
+func (d *document) more() *Problem {
+	decoder := yamlnode.NewDecoder(bytes.NewReader(d.text))
+	var first, second yamlnode.Node
+	if decoder.Decode(&first) != nil {
+		return nil // the other decoder took it
+	}
+	err := decoder.Decode(&second)
+	switch {
+	case errors.Is(err, io.EOF):
+		return nil
+	case err != nil:
+		second.Line = d.yamlProblem(err).Line - d.above
+	}
+	return &Problem{Line: d.above + max(second.Line, 1), Text: "something follows the first document; put a line of --- between documents"}
 }
 
 // typeProblem names the first value that has the type complained of: the

@@ -20,7 +20,8 @@ const (
 
 // Steps that Player.Step is told of.
 const (
-	StepImage     = "image"
+	StepImage     = "image" // it is there, or cannot be
+	StepPull      = "pull"  // of an image
 	StepSandbox   = "sandbox"
 	StepAddress   = "address"
 	StepInit      = "init"
@@ -28,44 +29,56 @@ const (
 	StepContainer = "container"
 )
 
-// failed ends a step's line when the error itself comes later.
-const failed = "failed"
+// Failed ends a step's line when the error itself comes later.
+const Failed = "failed"
 
 // pullImages makes every image present and checks what depends on its user.
 func (l *launch) pullImages(ctx context.Context) error {
 	for c := range eachContainer(&l.pod.Spec) {
-		if _, done := l.images[c.Image]; !done {
-			if err := l.pullImage(ctx, c); err != nil {
-				return fmt.Errorf("image %s of container %s: %w", c.Image, c.Name, err)
-			}
+		if err := l.pullImage(ctx, c.Image, c.ImagePullPolicy); err != nil {
+			return fmt.Errorf("image %s of container %s: %w", c.Image, c.Name, err)
 		}
 		if err := checkNonRoot(l.pod, c, l.images[c.Image].user); err != nil {
 			return err
 		}
 	}
+	for i := range l.pod.Spec.Volumes {
+		v := &l.pod.Spec.Volumes[i]
+		if v.Image == nil {
+			continue
+		}
+		if err := l.pullImage(ctx, v.Image.Reference, v.Image.PullPolicy); err != nil {
+			return fmt.Errorf("image %s of volume %s: %w", v.Image.Reference, v.Name, err)
+		}
+	}
 	return nil
 }
 
-// pullImage follows imagePullPolicy. Two containers with the same image and
-// different policies get the first one's.
-func (l *launch) pullImage(ctx context.Context, c *corev1.Container) error {
-	spec := &runtimeapi.ImageSpec{Image: withTag(c.Image), UserSpecifiedImage: c.Image, RuntimeHandler: l.handler()}
-	end := l.Step(StepImage, c.Image)
+// pullImage follows imagePullPolicy. Two uses of the same image with different
+// policies get the first one's.
+func (l *launch) pullImage(ctx context.Context, name string, policy corev1.PullPolicy) error {
+	if _, done := l.images[name]; done {
+		return nil
+	}
+	spec := &runtimeapi.ImageSpec{Image: withTag(name), UserSpecifiedImage: name, RuntimeHandler: l.handler()}
+	step, outcome := StepImage, "present"
 	have, err := l.imageStatus(ctx, spec)
-	outcome := "present"
+	if err == nil && (have == nil && policy != corev1.PullNever || policy == corev1.PullAlways) {
+		step, outcome = StepPull, "pulled"
+	}
+	end := l.Step(step, name)
 	switch {
 	case err != nil:
-	case have == nil && c.ImagePullPolicy == corev1.PullNever:
-		err = errors.New("is not present, and imagePullPolicy is Never; pull it first: davit pull " + c.Image)
-	case have == nil || c.ImagePullPolicy == corev1.PullAlways:
+	case step == StepPull:
 		have, err = l.pull(ctx, spec)
-		outcome = "pulled"
+	case have == nil:
+		err = errors.New("is not present, and the policy is Never; pull it first: davit pull " + name)
 	}
 	if err != nil {
-		end(failed)
+		end(Failed)
 		return err
 	}
-	l.images[c.Image] = image{ref: have.Id, user: imageUser{uid: userID(have), name: have.Username}}
+	l.images[name] = image{ref: have.Id, user: imageUser{uid: userID(have), name: have.Username}}
 	end(outcome + ", " + FormatBytes(have.Size))
 	return nil
 }
@@ -94,7 +107,7 @@ func (l *launch) runSandbox(ctx context.Context) error {
 	end := l.Step(StepSandbox, "")
 	id, err := l.startSandbox(ctx)
 	if err != nil {
-		end(failed)
+		end(Failed)
 		return fmt.Errorf("sandbox of pod %s: %w", podName(l.pod), err)
 	}
 	l.sandbox = id
@@ -172,7 +185,7 @@ func (l *launch) runContainers(ctx context.Context) error {
 func (l *launch) start(ctx context.Context, step string, c *corev1.Container,
 	until func(ctx context.Context, id string) (string, error)) error {
 	end := l.Step(step, c.Name)
-	outcome := failed
+	outcome := Failed
 	defer func() { end(outcome) }()
 	config, err := l.containerConfig(c)
 	if err != nil {

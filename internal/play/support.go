@@ -24,6 +24,7 @@ var supportedFields = fieldSet("", `
 	spec.securityContext.appArmorProfile.* spec.securityContext.seLinuxOptions.*
 	spec.volumes[].name spec.volumes[].emptyDir.medium spec.volumes[].emptyDir.sizeLimit
 	spec.volumes[].hostPath.path spec.volumes[].hostPath.type
+	spec.volumes[].image.reference spec.volumes[].image.pullPolicy
 `, containerFields("spec.containers[]"), containerFields("spec.initContainers[]"),
 	fieldSet("spec.initContainers[]", "restartPolicy"))
 

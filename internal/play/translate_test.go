@@ -36,6 +36,11 @@ func newLaunch(t *testing.T, manifest, dir string) *launch {
 	for c := range eachContainer(&pod.Spec) {
 		l.images[c.Image] = image{ref: "sha256:" + c.Image, user: imageUser{name: "app"}}
 	}
+	for _, v := range pod.Spec.Volumes {
+		if v.Image != nil {
+			l.images[v.Image.Reference] = image{ref: "sha256:" + v.Image.Reference}
+		}
+	}
 	l.files = filesOf(pod, l.Dir, l.LogDir)
 	l.config = sandboxConfig(pod, l.files, &runtimeapi.DNSConfig{
 		Servers: []string{"192.0.2.53"}, Searches: []string{"example.org"}, Options: []string{"ndots:2", "edns0"},

@@ -2,6 +2,7 @@ package play
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
 	"path"
 	"regexp"
@@ -105,6 +106,10 @@ func (c *checker) podSecurity(s *corev1.PodSpec) {
 		oneOf(c, at+".supplementalGroupsPolicy", *p, corev1.SupplementalGroupsPolicyMerge, corev1.SupplementalGroupsPolicyStrict)
 	}
 	c.profiles(at, sc.SeccompProfile, sc.AppArmorProfile)
+	c.ids(at, map[string]*int64{".runAsUser": sc.RunAsUser, ".runAsGroup": sc.RunAsGroup, ".fsGroup": sc.FSGroup})
+	for i, group := range sc.SupplementalGroups {
+		c.ids(at, map[string]*int64{fmt.Sprintf(".supplementalGroups[%d]", i): &group})
+	}
 	seen := map[string]bool{}
 	for i, ctl := range sc.Sysctls {
 		p := fmt.Sprintf("%s.sysctls[%d].name", at, i)
@@ -152,8 +157,8 @@ func (c *checker) volumes(volumes []corev1.Volume) {
 		at := fmt.Sprintf("spec.volumes[%d]", i)
 		c.name(at+".name", v.Name, seen)
 		switch {
-		case v.EmptyDir != nil && v.HostPath != nil:
-			c.add(at, "has both emptyDir and hostPath")
+		case moreThanOne(v.EmptyDir != nil, v.HostPath != nil, v.Image != nil):
+			c.add(at, "has more than one source: want one of emptyDir, hostPath and image")
 		case v.EmptyDir != nil:
 			if v.EmptyDir.Medium != "" {
 				c.add(at+".emptyDir.medium", "%s is not supported by davit play: it mounts nothing on the host; leave it out to use a directory", v.EmptyDir.Medium)
@@ -163,10 +168,20 @@ func (c *checker) volumes(volumes []corev1.Volume) {
 			}
 		case v.HostPath != nil:
 			c.hostPath(at+".hostPath", v.HostPath)
+		case v.Image != nil:
+			if strings.TrimSpace(v.Image.Reference) == "" {
+				c.add(at+".image.reference", "is missing")
+			}
+			oneOf(c, at+".image.pullPolicy", v.Image.PullPolicy, corev1.PullAlways, corev1.PullIfNotPresent, corev1.PullNever)
 		default:
-			c.add(at, "names no volume source: want emptyDir or hostPath")
+			c.add(at, "names no volume source: want emptyDir, hostPath or image")
 		}
 	}
+}
+
+func moreThanOne(are ...bool) bool {
+	first := slices.Index(are, true)
+	return first >= 0 && slices.Contains(are[first+1:], true)
 }
 
 func (c *checker) hostPath(at string, h *corev1.HostPathVolumeSource) {
@@ -199,9 +214,9 @@ func (c *checker) name(at, name string, seen map[string]bool) {
 func hasDotDot(p string) bool { return slices.Contains(strings.Split(p, "/"), "..") }
 
 func (c *checker) containers(s *corev1.PodSpec) {
-	volumes := map[string]bool{}
+	volumes := map[string]*corev1.Volume{}
 	for i := range s.Volumes {
-		volumes[s.Volumes[i].Name] = true
+		volumes[s.Volumes[i].Name] = &s.Volumes[i]
 	}
 	names, hostPorts := map[string]bool{}, map[string]bool{}
 	each := func(field string, list []corev1.Container) {
@@ -250,8 +265,18 @@ func (c *checker) container(at string, ct *corev1.Container) {
 	c.containerSecurity(at+".securityContext", ct.SecurityContext)
 }
 
+// ids checks user and group IDs. Kubernetes: validation.IsValidUserID.
+func (c *checker) ids(at string, ids map[string]*int64) {
+	for field, id := range ids {
+		if id != nil && (*id < 0 || *id > math.MaxInt32) {
+			c.add(at+field, "%d is not between 0 and %d", *id, math.MaxInt32)
+		}
+	}
+}
+
 func (c *checker) containerSecurity(at string, sc *corev1.SecurityContext) {
 	c.profiles(at, sc.SeccompProfile, sc.AppArmorProfile)
+	c.ids(at, map[string]*int64{".runAsUser": sc.RunAsUser, ".runAsGroup": sc.RunAsGroup})
 	if sc.ProcMount != nil {
 		oneOf(c, at+".procMount", *sc.ProcMount, corev1.DefaultProcMount, corev1.UnmaskedProcMount)
 	}
@@ -293,13 +318,16 @@ func (c *checker) ports(at string, ports []corev1.ContainerPort, hostNetwork boo
 	}
 }
 
-func (c *checker) mounts(at string, ct *corev1.Container, volumes map[string]bool) {
+func (c *checker) mounts(at string, ct *corev1.Container, volumes map[string]*corev1.Volume) {
 	paths := map[string]bool{}
 	for i := range ct.VolumeMounts {
 		m := &ct.VolumeMounts[i]
 		at := fmt.Sprintf("%s.volumeMounts[%d]", at, i)
-		if !volumes[m.Name] {
+		switch v := volumes[m.Name]; {
+		case v == nil:
 			c.add(at+".name", "there is no volume %q", m.Name)
+		case v.Image != nil && m.MountPropagation != nil && *m.MountPropagation != corev1.MountPropagationNone:
+			c.add(at+".mountPropagation", "nothing is mounted in an image: leave it out")
 		}
 		switch {
 		case m.MountPath == "":

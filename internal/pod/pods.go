@@ -226,6 +226,15 @@ func (p *Pods) Container(id string) (*ContainerSnapshot, error) {
 	return &s.ContainerSnapshot, nil
 }
 
+// Emerging returns one container as Container does, also while it is made.
+func (p *Pods) Emerging(id string) (*ContainerSnapshot, error) {
+	c, err := p.findContainer(id)
+	if err != nil {
+		return nil, err
+	}
+	return &c.state.Load().ContainerSnapshot, nil
+}
+
 // Live returns the containers that are created or run, the oldest first.
 func (p *Pods) Live() []*ContainerSnapshot {
 	p.mu.RLock()

@@ -188,6 +188,7 @@ func (p *Pods) killAll(ctx context.Context, c *container) error {
 	defer cancel()
 	end := span.Step(ctx, "kill")
 	why := p.opt.Cgroups.Kill(killing, c.state.Load().Place)
+	dead := why == nil
 	end()
 	defer span.Step(ctx, "await exit")()
 	for {
@@ -197,6 +198,9 @@ func (p *Pods) killAll(ctx context.Context, c *container) error {
 		case <-killing.Done():
 			pid := c.state.Load().Pid
 			err := fault.New(fault.Unavailable, "", "container %s: process %d outlives SIGKILL by %v%s", c.id, pid, killWait, whereabouts(pid))
+			if dead {
+				err = fault.New(fault.Unavailable, "", "container %s was killed, and how it ended is not known yet", c.id)
+			}
 			return errors.Join(err, why)
 		case <-time.After(inquireAfter):
 		}

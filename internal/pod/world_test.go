@@ -311,14 +311,19 @@ func (f fakeCgroups) Rescore(p cgroup.Place, from, to int64) error {
 }
 
 func (f fakeCgroups) Kill(ctx context.Context, p cgroup.Place) error {
-	tell := func() {}
+	tell, undead := func() {}, false
 	err := f.call(ctx, "Cgroups.Kill", func() error {
-		if proc := f.procs[p.ID]; proc != nil && !proc.Undead {
+		undead = f.procs[p.ID] != nil && f.procs[p.ID].Undead
+		if f.procs[p.ID] != nil && !undead {
 			tell = f.dieLocked(p.ID, 137)
 		}
 		return nil
 	})
 	tell()
+	if undead { // as the kernel's: until ctx ends, and the error says who
+		<-ctx.Done()
+		return ctx.Err()
+	}
 	return err
 }
 

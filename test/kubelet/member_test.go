@@ -93,7 +93,17 @@ func readiness(n *corev1.Node) error {
 // staysReady kills davitd five times and looks at all that the node said of
 // itself meanwhile.
 func (m *member) staysReady(t *testing.T) {
-	before, mark := m.lives(), m.api.length()
+	var before map[string]string
+	eventually(t, 10*time.Second, func() error { // on a slow machine, a probe may fail for once
+		before = m.lives()
+		for key, value := range before {
+			if strings.HasSuffix(key, ".ready") && value != "true" {
+				return fmt.Errorf("%s is %q", key, value)
+			}
+		}
+		return nil
+	})
+	mark := m.api.length()
 	for range 5 {
 		m.runtime.davit.Kill()
 		time.Sleep(times(1500 * time.Millisecond))

@@ -64,7 +64,11 @@ func newNode(t *testing.T, version string, r *runtime, more map[string]any) *nod
 // gives the node a link to the rest of the world.
 func place(t *testing.T) {
 	t.Helper()
-	for _, dir := range []string{"/var/lib/kubelet", "/var/log/pods", "/var/log/containers"} {
+	wired := []string{"/var/lib/kubelet", "/var/log/pods", "/var/log/containers"}
+	if *endpoint == "" {
+		wired = append(wired, filepath.Dir(cadvisorSocket))
+	}
+	for _, dir := range wired {
 		if err := os.Mkdir(dir, 0o755); err == nil {
 			t.Cleanup(func() { _ = os.Remove(dir) })
 		}

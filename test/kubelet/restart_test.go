@@ -57,7 +57,7 @@ var troubled = regexp.MustCompile(`(?i)container runtime is down|runtime network
 func (n *node) bounce(t *testing.T, end func()) {
 	before, mark := n.lives(), len(n.log())
 	end()
-	time.Sleep(times(1500 * time.Millisecond))
+	time.Sleep(min(times(1500*time.Millisecond), 5*time.Second)) // a kubelet holds its runtime for down after 30 s
 	n.back(t, before, mark)
 }
 

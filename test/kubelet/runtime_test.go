@@ -34,6 +34,10 @@ type runtime struct {
 	images   map[string]string
 }
 
+// cadvisorSocket is where the cAdvisor in a kubelet asks whose a control group
+// is, and nowhere else.
+const cadvisorSocket = "/run/containerd/containerd.sock"
+
 // newRuntime starts a davitd, or takes the runtime that -endpoint names, and
 // has everything removed at the test's end.
 func newRuntime(t *testing.T, config string) *runtime {
@@ -45,7 +49,7 @@ func newRuntime(t *testing.T, config string) *runtime {
 	dir := openDir(t)
 	r := &runtime{name: "other", endpoint: *endpoint, dir: dir, cgroup: cgroupRoot(t), images: images(t)}
 	if *endpoint == "" {
-		r.name, r.davit = "davit", testkit.NewDaemon(t, *configured+config)
+		r.name, r.davit = "davit", testkit.NewDaemon(t, fmt.Sprintf("cadvisor_socket = %q\n", cadvisorSocket)+*configured+config)
 		r.endpoint = "unix://" + r.davit.Socket
 	}
 	r.askDriver(t)

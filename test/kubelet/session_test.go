@@ -283,6 +283,8 @@ func (n *node) metrics(t *testing.T, name string) {
 		"/metrics/cadvisor": {
 			`container_cpu_usage_seconds_total\{[^}]*pod="` + name + `-node"[^}]*\}`,
 			`container_memory_working_set_bytes\{[^}]*pod="` + name + `-node"[^}]*\}`,
+			`container_cpu_usage_seconds_total\{container="web",[^}]*image="[^"]+",name="[0-9a-f]{64}",namespace="default",pod="` + name + `-node"\}`,
+			`container_network_receive_bytes_total\{[^}]*interface="eth0",[^}]*pod="` + name + `-node"\} [1-9]`,
 		},
 		"/metrics/probes": {`prober_probe_total\{[^}]*result="successful"[^}]*\} [1-9]`},
 	}

@@ -3,6 +3,7 @@
 package images
 
 import (
+	"context"
 	"errors"
 	"strings"
 
@@ -17,13 +18,26 @@ type commands struct{ *console.Console }
 // Commands returns the commands; each expects that c.Begin was called.
 func Commands(c *console.Console) []*cobra.Command {
 	all := commands{c}
+	images, save, imported, remove, explain := all.imagesCommand(), all.saveCommand(), all.importCommand(), all.rmiCommand(), all.explainCommand()
+	images.ValidArgsFunction, explain.ValidArgsFunction = c.Complete(console.First(all.names)), c.Complete(console.First(all.names))
+	save.ValidArgsFunction, remove.ValidArgsFunction = c.Complete(all.names), c.Complete(all.names)
+	imported.ValidArgsFunction = cobra.FixedCompletions([]cobra.Completion{"containerd", "cri-o"}, cobra.ShellCompDirectiveNoFileComp)
 	return []*cobra.Command{
-		all.imagesCommand(), all.pullCommand(), all.rmiCommand(), all.pullsCommand(), all.dfCommand(),
-		group("image", "Load, save and import images: as files, or from another runtime's store",
-			all.loadCommand(), all.saveCommand(), all.importCommand()),
+		images, all.pullCommand(), remove, all.pullsCommand(), all.dfCommand(),
+		group("image", "Load, save and import images: as files, or from another runtime's store", all.loadCommand(), save, imported),
 		group("store", "Look after davitd's image store", all.checkCommand()),
-		group("registry", "Registries' configuration", all.explainCommand()),
+		group("registry", "Registries' configuration", explain),
 	}
+}
+
+// names has the names of all images.
+func (c commands) names(ctx context.Context, _ []string) ([]string, error) {
+	all, err := List(ctx, c.Console)
+	var names []string
+	for _, i := range all {
+		names = append(names, i.RepoTags...)
+	}
+	return names, err
 }
 
 // group is a command that only others are below.

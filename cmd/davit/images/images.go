@@ -80,12 +80,12 @@ func (c commands) pullCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			end := NewSteps(c.Console, c.Err).Step(play.StepImage, args[0])
+			end := NewSteps(c.Console, c.Err).Step(play.StepPull, args[0])
 			r, err := c.Client.PullImage(cmd.Context(), &runtimeapi.PullImageRequest{
 				Image: &runtimeapi.ImageSpec{Image: args[0]}, Auth: auth,
 			})
 			if err != nil {
-				end("failed")
+				end(play.Failed)
 				return fmt.Errorf("pull %s: %w", args[0], err)
 			}
 			end("pulled")

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -122,38 +121,58 @@ func (j jsonLines) show(pulls []*imagev1.Pull) {
 // lastWord is how long the last word about a pull that has ended is waited for.
 const lastWord = time.Second
 
-// follow shows the pulls of an image until stop is called. A runtime that does
-// not tell of pulls is no fault here.
-func (c commands) follow(image string, d display) (stop func()) {
+// follow shows the pulls of an image until stop is called, which waits for the
+// last word: not of a pull that failed before it became one. A runtime that
+// does not tell of pulls is no fault here.
+func (c commands) follow(image string, d display) (stop func(failed bool)) {
 	ctx, cancel := context.WithCancel(context.Background())
-	over, done := make(chan struct{}), make(chan struct{})
+	u, done := &untilOver{display: d, began: make(chan struct{}), over: make(chan struct{})}, make(chan struct{})
 	go func() {
 		defer close(done)
 		if s, err := c.Own().WatchPulls(ctx, &imagev1.WatchPullsRequest{Image: image}); err == nil {
-			_ = showAll(s, &untilOver{display: d, over: over})
+			_ = showAll(s, u)
 		}
 	}()
-	return func() {
+	return func(failed bool) {
+		patience := lastWord
 		select {
-		case <-over:
+		case <-u.began:
+		default:
+			if failed {
+				patience = 0
+			}
+		}
+		select {
+		case <-u.over:
 		case <-done:
-		case <-time.After(lastWord):
+		case <-time.After(patience):
 		}
 		cancel()
 		<-done
 	}
 }
 
-// untilOver closes over once a pull that was shown is.
+// untilOver closes began once a pull was shown, and over once one is.
 type untilOver struct {
 	display
-	over chan struct{}
-	once sync.Once
+	began, over chan struct{}
 }
 
 func (u *untilOver) show(pulls []*imagev1.Pull) {
 	u.display.show(pulls)
+	if len(pulls) > 0 {
+		closeOnce(u.began)
+	}
 	if slices.ContainsFunc(pulls, isOver) {
-		u.once.Do(func() { close(u.over) })
+		closeOnce(u.over)
+	}
+}
+
+// closeOnce is for one goroutine.
+func closeOnce(c chan struct{}) {
+	select {
+	case <-c:
+	default:
+		close(c)
 	}
 }

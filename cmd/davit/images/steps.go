@@ -20,7 +20,7 @@ import (
 type Steps struct {
 	out      io.Writer
 	terminal bool
-	pulls    func(name string, show display) (stop func())
+	pulls    func(name string, show display) (stop func(failed bool))
 }
 
 // NewSteps shows steps at out.
@@ -33,15 +33,16 @@ func isTerminal(stream any) bool {
 	return ok && term.IsTerminal(int(f.Fd()))
 }
 
-// Step begins a step; end prints its line.
+// Step begins a step; end prints its line. A pull is shown as the step of its
+// image.
 func (s *Steps) Step(what, name string) (end func(outcome string)) {
 	began := time.Now()
-	stop := func() {}
-	if what == play.StepImage {
-		stop = s.pull(name)
+	stop := func(bool) {}
+	if what == play.StepPull {
+		what, stop = play.StepImage, s.pull(name)
 	}
 	return func(outcome string) {
-		stop()
+		stop(outcome == play.Failed)
 		if name != "" {
 			outcome = name + "  " + outcome
 		}
@@ -49,7 +50,7 @@ func (s *Steps) Step(what, name string) (end func(outcome string)) {
 	}
 }
 
-func (s *Steps) pull(name string) (stop func()) {
+func (s *Steps) pull(name string) (stop func(failed bool)) {
 	if !s.terminal {
 		return s.pulls(name, &lines{out: s.out, quiet: true})
 	}
@@ -58,8 +59,8 @@ func (s *Steps) pull(name string) (stop func()) {
 		mpb.PrependDecorators(decor.Name(fmt.Sprintf("  %-10s %s ", play.StepImage, name))),
 		mpb.AppendDecorators(decor.Elapsed(decor.ET_STYLE_GO)))
 	end := s.pulls(name, b)
-	return func() {
-		end()
+	return func(failed bool) {
+		end(failed)
 		spinner.Abort(true)
 		b.close()
 	}

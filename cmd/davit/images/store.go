@@ -41,7 +41,7 @@ davitd only. With -o json: the message davit.image.v1.DiskUsageResponse.`,
 			return c.printUsage(r, layers)
 		},
 	}
-	cmd.Flags().BoolVar(&layers, "layers", false, "list the layers, too")
+	cmd.Flags().BoolVar(&layers, "layers", false, "list the layers, too: each is kept as a file (erofs), mounted while it is used, or as a directory")
 	return cmd
 }
 
@@ -91,10 +91,10 @@ func (c commands) printLayers(layers []*imagev1.LayerUsage) error {
 	layers = slices.SortedStableFunc(slices.Values(layers), func(a, b *imagev1.LayerUsage) int { return cmp.Compare(b.Bytes, a.Bytes) })
 	var rows [][]string
 	for _, l := range layers {
-		rows = append(rows, []string{console.Short(l.Id), amount(l.Bytes), fmt.Sprint(l.Images)})
+		rows = append(rows, []string{console.Short(l.Id), amount(l.Bytes), fmt.Sprint(l.Images), cmp.Or(l.Kind, "-"), yes(l.Mounted)})
 	}
 	fmt.Fprintln(c.Out)
-	return c.PrintTable("LAYER SIZE IMAGES", rows)
+	return c.PrintTable("LAYER SIZE IMAGES KEPT MOUNTED", rows)
 }
 
 // yes is for columns where it is the exception.

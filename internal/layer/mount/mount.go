@@ -82,8 +82,9 @@ func Is(target string) (bool, error) {
 
 // Probe finds the first way that works for images in dir, by one that it writes
 // there, mounts at a directory below at, shows to check, and stacks under
-// overlayfs. Nothing stays. Where no way works, why says what the kernel said;
-// Exhausted if the image could not be written.
+// overlayfs. Nothing stays. why says what the kernel said to the ways before the
+// one that works, nil if that is the first; Exhausted if the image could not be
+// written.
 func Probe(image []byte, dir, at string, check func(root string) error) (way Way, why error) {
 	file, err := os.CreateTemp(dir, ".probe-")
 	if err == nil {
@@ -110,17 +111,28 @@ func Try(file, at string, check func(root string) error) (way Way, why error) {
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
 	for _, way := range []Way{File, Loop} {
-		err := way.try(file, dir, check)
+		err := way.tryIn(file, dir, check)
 		if err == nil {
-			return way, nil
+			return way, why
 		}
 		why = errors.Join(why, fmt.Errorf("%s: %w", way, err))
 	}
 	return None, why
 }
 
-// try mounts an image and an overlay on it, below a directory.
-func (w Way) try(file, dir string, check func(root string) error) (err error) {
+// Try mounts an image, at a directory below at, with an overlay on it, and
+// unmounts it. The error is the kernel's.
+func (w Way) Try(file, at string) error {
+	dir, err := os.MkdirTemp(at, ".probe-")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	return w.tryIn(file, dir, func(string) error { return nil })
+}
+
+// tryIn mounts an image and an overlay on it, below a directory.
+func (w Way) tryIn(file, dir string, check func(root string) error) (err error) {
 	lower, bottom, merged := filepath.Join(dir, "lower"), filepath.Join(dir, "bottom"), filepath.Join(dir, "merged")
 	for _, d := range []string{lower, bottom, merged} {
 		if err := os.Mkdir(d, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
