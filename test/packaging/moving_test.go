@@ -72,6 +72,7 @@ func TestMovingANode(t *testing.T) {
 
 // What davit is told for k3s is a configuration.
 func TestConfigurationForK3s(t *testing.T) {
+	testkit.Root(t) // who builds davit's programs for tests
 	bin, err := testkit.Binaries()
 	if err != nil {
 		t.Fatal(err)
