@@ -2,11 +2,14 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/davit-runtime/davit/cmd/davit/console"
 	"github.com/davit-runtime/davit/internal/doctor"
+	"github.com/davit-runtime/davit/internal/endpoint"
 )
 
 func TestPrintReport(t *testing.T) {
@@ -56,4 +59,30 @@ func TestDoctor(t *testing.T) {
 	}
 	s.davit(1, "", "doctor", "-o", "yaml")
 	s.has(s.errOut, "only json is known")
+}
+
+// It looks at what the other commands would talk to: flags, then variables,
+// then the file that CRI_CONFIG_FILE names.
+func TestDoctorIsTold(t *testing.T) {
+	s := newShell(t)
+	s.write("crictl.yaml", "runtime-endpoint: /c.sock\nimage-endpoint: /ci.sock\n")
+	file := map[string]string{endpoint.CrictlEnv: filepath.Join(s.dir, "crictl.yaml")}
+	both := map[string]string{endpoint.CrictlEnv: file[endpoint.CrictlEnv], endpoint.Env: "/e.sock", endpoint.ImageEnv: "unix:///ei.sock"}
+	for _, c := range []struct {
+		env             map[string]string
+		args            []string
+		runtime, images doctor.Endpoint
+	}{
+		{file, nil, doctor.Endpoint{Address: "unix:///c.sock", From: file[endpoint.CrictlEnv] + ":1"}, doctor.Endpoint{Address: "unix:///ci.sock", From: file[endpoint.CrictlEnv] + ":2"}},
+		{both, nil, doctor.Endpoint{Address: "unix:///e.sock", From: endpoint.Env}, doctor.Endpoint{Address: "unix:///ei.sock", From: endpoint.ImageEnv}},
+		{both, []string{"--endpoint=/f.sock", "--image-endpoint=/fi.sock"}, doctor.Endpoint{Address: "unix:///f.sock", From: endpoint.Flag}, doctor.Endpoint{Address: "unix:///fi.sock", From: endpoint.ImageFlag}},
+	} {
+		var out, errOut bytes.Buffer
+		a := app{&console.Console{In: strings.NewReader(""), Out: &out, Err: &errOut, Node: "/", Env: func(name string) string { return c.env[name] }}}
+		a.run(append(c.args, "doctor", "-o", "json"))
+		var r doctor.Report
+		if err := json.Unmarshal(out.Bytes(), &r); err != nil || r.Endpoint != c.runtime || r.Images != c.images {
+			t.Errorf("%v %v: %+v, %+v (%v)\n%s", c.env, c.args, r.Endpoint, r.Images, err, errOut.String())
+		}
+	}
 }

@@ -169,7 +169,11 @@ func checkDirectories(l *look) {
 	l.okay("%s", strings.Join(told, ", "))
 }
 
-const moveRoot = "# give davit a directory on a disk with ext4, XFS or btrfs, in /etc/davit/config.toml:\nroot = \"/path/on/that/disk\""
+// moveRoot puts root first: below a table's name it would be a key of that.
+const moveRoot = `# a directory on a disk with ext4, XFS or btrfs instead of /srv/davit; the images there are pulled again, so drain the node first
+mkdir -p /etc/davit && touch /etc/davit/config.toml
+{ echo 'root = "/srv/davit"'; sed '/^root *=/d' /etc/davit/config.toml; } >/etc/davit/config.new && mv /etc/davit/config.new /etc/davit/config.toml
+systemctl restart davitd`
 
 // checkOpen tells of directories above dir that other users cannot pass.
 func (l *look) checkOpen(dir string) {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -444,9 +445,37 @@ func TestSeededFaults(t *testing.T) {
 					if f.Message == "" || f.Fix == "" || strings.Contains(f.Message+f.Fix, "%!") {
 						t.Errorf("%s: message %q, fix %q", f.Fault, f.Message, f.Fix)
 					}
+					if out, err := exec.Command("sh", "-n", "-c", f.Fix).CombinedOutput(); err != nil { // what is to be pasted
+						t.Errorf("%s: fix %q: %v: %s", f.Fault, f.Fix, err, out)
+					}
 				}
 			}
 		})
+	}
+}
+
+// The fix for an endpoint is for each file that kubeadm keeps it in.
+func TestFixOfEndpoint(t *testing.T) {
+	w := healthy()
+	w.serving["/run/containerd/containerd.sock"] = nil
+	w.given.Runtime = Endpoint{"unix:///run/davit/davit.sock", "test"}
+	w.edit(config1, "/run/davit/davit.sock", "/run/containerd/containerd.sock")
+	files := []string{config1, "/var/lib/kubelet/instance-config.yaml", "/var/lib/kubelet/kubeadm-flags.env"}
+	for _, file := range files[1:] {
+		w.files[file] = "x"
+	}
+	r := examine(t, w)
+	if got := found(r); !slices.Equal(got, []string{"kubelet-endpoint: kubelet-endpoint-other (warning)"}) {
+		t.Errorf("found %q", got)
+	}
+	for _, c := range r.Checks {
+		for _, f := range c.Findings {
+			for _, file := range files {
+				if !strings.Contains(f.Fix, file) {
+					t.Errorf("%s: fix %q has no %s", f.Fault, f.Fix, file)
+				}
+			}
+		}
 	}
 }
 

@@ -186,9 +186,13 @@ func (l *look) setEndpoint(socket string) string {
 		socket = endpoint.Davit
 	}
 	const flags = "/var/lib/kubelet/kubeadm-flags.env"
+	const instance = "/var/lib/kubelet/instance-config.yaml" // what kubeadm puts over config.yaml at upgrades
 	fix := l.setKubelet("containerRuntimeEndpoint", "unix://"+socket)
 	if l.exists(flags) {
 		fix = fmt.Sprintf("sed -i -E 's#--container-runtime-endpoint=[^ \"]*#--container-runtime-endpoint=unix://%s#' %s\n", socket, flags) + fix
+	}
+	if l.exists(instance) {
+		fix = fmt.Sprintf("sed -i 's#^containerRuntimeEndpoint:.*#containerRuntimeEndpoint: unix://%s#' %s\n", socket, instance) + fix
 	}
 	return fix
 }
