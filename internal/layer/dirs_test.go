@@ -323,6 +323,11 @@ func FuzzUnpack(f *testing.F) {
 func TestReader(t *testing.T) {
 	plain := layertest.Tar(layertest.Entry{Name: "a", Content: strings.Repeat("x", 100000)})
 	id := digest.FromBytes(plain)
+	packed := zstded(t, plain)
+	wrongSum := bytes.Clone(packed)
+	wrongSum[len(packed)-1] ^= 1 // the frame's own checksum is its last 4 bytes
+	wrongByte := zstded(t, bytes.Replace(plain, []byte("x"), []byte("y"), 1))
+	copy(wrongByte[len(wrongByte)-4:], packed[len(packed)-4:])
 	trouble := fault.New(fault.Denied, "", "the blob's own error")
 	for _, c := range []struct {
 		name  string
@@ -336,6 +341,10 @@ func TestReader(t *testing.T) {
 		{"plain", bytes.NewReader(plain), id, 1 << 20, nil, 0, ""},
 		{"gzip", bytes.NewReader(gzipped(t, plain)), id, 1 << 20, nil, 0, ""},
 		{"zstd", bytes.NewReader(zstded(t, plain)), id, 1 << 20, nil, 0, ""},
+		{"zstd after a frame to skip", bytes.NewReader(append([]byte{0x5a, 0x2a, 0x4d, 0x18, 2, 0, 0, 0, 1, 2}, packed...)), id, 1 << 20, nil, 0, ""},
+		{"zstd whose content is right", bytes.NewReader(wrongSum), id, 1 << 20, nil, 0, ""},
+		{"zstd whose content is wrong", bytes.NewReader(wrongByte), id, 1 << 20, nil, fault.Unknown, "unpacks to other content"},
+		{"zstd that is cut off", bytes.NewReader(packed[:len(packed)-1]), id, 1 << 20, nil, fault.Unknown, "cannot be decompressed"},
 		{"empty", strings.NewReader(""), digest.FromString(""), 1, nil, 0, ""},
 		{"other content", bytes.NewReader(gzipped(t, append(plain, 0))), id, 1 << 20, nil, fault.Unknown, id.String()},
 		{"damaged", bytes.NewReader(append(gzipped(t, plain)[:100], "rubbish"...)), id, 1 << 20, nil, fault.Unknown, "cannot be decompressed"},
