@@ -245,6 +245,9 @@ var kubeletSeeds = []seed{
 		w.edit(config1, "/run/davit/davit.sock", "/run/gone.sock")
 	}},
 	{"the kubelet's images come from nowhere", "kubelet-endpoint: kubelet-image-endpoint-dead (error)", func(w *world) { w.files[config1] += "imageServiceEndpoint: unix:///run/gone.sock\n" }},
+	{"nobody tells the kubelet whose control groups are", "kubelet-metrics: kubelet-metrics-nameless (warning)", func(w *world) {
+		w.configure(config{"cadvisorSocket": ""})
+	}},
 	{"the kubelet still uses containerd", "kubelet-endpoint: kubelet-endpoint-other (warning)", func(w *world) {
 		w.given.Runtime = Endpoint{"unix:///run/davit/davit.sock", "test"}
 		w.serving["/run/containerd/containerd.sock"] = nil
@@ -574,7 +577,7 @@ func TestOtherRuntime(t *testing.T) {
 			skipped = append(skipped, c.Check)
 		}
 	}
-	want := []string{"crun-cgroups", "oci-runtimes", "davitd-config", "davitd", "versions", "unit", "limits", "records", "image-store"}
+	want := []string{"crun-cgroups", "kubelet-metrics", "oci-runtimes", "davitd-config", "davitd", "versions", "unit", "limits", "records", "image-store"}
 	if !slices.Equal(skipped, want) {
 		t.Errorf("skipped %q, want %q", skipped, want)
 	}

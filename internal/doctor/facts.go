@@ -292,9 +292,9 @@ type davit struct {
 	err     error  // the configuration is not usable, in davitd's words
 	running *process
 
+	sockets
 	Root           string            `json:"root"`
 	State          string            `json:"state"`
-	Socket         string            `json:"socket"`
 	DefaultRuntime string            `json:"defaultRuntime"`
 	Runtimes       map[string]string `json:"runtimes"` // paths by handler
 	CNIConfDir     string            `json:"cniConfDir"`
@@ -304,6 +304,12 @@ type davit struct {
 	CertFile       string            `json:"certFile"`
 	KeyFile        string            `json:"keyFile"`
 	CDISpecDirs    []string          `json:"cdiSpecDirs"`
+}
+
+// sockets are what davitd serves.
+type sockets struct {
+	Socket         string `json:"socket"`
+	CadvisorSocket string `json:"cadvisorSocket"`
 }
 
 // here reports whether davit is installed on the node, or runs there.

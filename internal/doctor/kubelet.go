@@ -34,6 +34,9 @@ var kubeletChecks = []Check{
 		{"kubelet-image-endpoint-dead", Error, "nobody answers where the kubelet looks for its image service"},
 		{"kubelet-endpoint-other", Warning, "davitd runs, but the kubelet uses another runtime"},
 	}},
+	{Name: "kubelet-metrics", What: "that the kubelet's /metrics/cadvisor has the names of pods", run: checkKubeletMetrics, Faults: []Fault{
+		{"kubelet-metrics-nameless", Warning, "the cAdvisor in the kubelet asks containerd's socket whose control groups are, and davitd does not answer there"},
+	}},
 }
 
 const restartKubelet = " && systemctl restart kubelet"
@@ -179,6 +182,36 @@ func checkKubeletEndpoint(l *look) {
 			"%s (%s): %v", images.Text, images.From, reason(err))
 	}
 }
+
+// checkKubeletMetrics looks for one of the ways in which names get into a
+// kubelet's metrics with davit: docs/install.md, Metrics.
+func checkKubeletMetrics(l *look) {
+	k, d := l.kubelet(), l.davit()
+	if k == nil || k.Pid == 0 {
+		l.skip("no kubelet runs")
+		return
+	}
+	set, _ := k.Endpoint()
+	if d.running == nil || d.err != nil || !sameSocket(Endpoint{Address: set.Text}.whole().path(), d.Socket) {
+		l.skip("the kubelet does not use a davitd that runs")
+		return
+	}
+	asks, flagged := k.Value("containerd")
+	switch on, _ := k.Gate("PodAndContainerStatsFromCRI"); {
+	case on:
+		l.okay("from the CRI")
+	case flagged && sameSocket(asks.Text, d.Socket):
+		l.okay("by %s", asks.From)
+	case d.CadvisorSocket != "":
+		l.okay("by davit's cadvisor_socket")
+	default:
+		l.fault("kubelet-metrics-nameless", answerCadvisor, "figures of containers have no pod, namespace and container, and there are none of networks")
+	}
+}
+
+// answerCadvisor puts the key before all tables.
+const answerCadvisor = `{ echo 'cadvisor_socket = "/run/containerd/containerd.sock"'; cat /etc/davit/config.toml; } >/run/davit.toml 2>/dev/null
+mkdir -p /etc/davit && mv /run/davit.toml /etc/davit/config.toml && systemctl restart davitd kubelet   # not where a containerd runs`
 
 // setEndpoint is how to set the kubelet's runtime, where kubeadm wrote it too.
 func (l *look) setEndpoint(socket string) string {

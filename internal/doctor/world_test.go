@@ -64,7 +64,8 @@ type config map[string]any
 func healthyConfig() config {
 	return config{
 		"root": "/var/lib/davit", "state": "/run/davit", "socket": "/run/davit/davit.sock",
-		"certFile": "/etc/davit/tls.crt", "keyFile": "/etc/davit/tls.key", "cdiSpecDirs": []string{"/etc/cdi"},
+		"cadvisorSocket": "/run/containerd/containerd.sock",
+		"certFile":       "/etc/davit/tls.crt", "keyFile": "/etc/davit/tls.key", "cdiSpecDirs": []string{"/etc/cdi"},
 	}
 }
 

@@ -2,6 +2,7 @@ package pod
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/davit-runtime/davit/internal/monitor"
@@ -61,7 +62,7 @@ func (s *containerState) exit(e monitor.Exit) error {
 	s.ExitCode, s.FinishedAt, s.Pid = e.Code, e.At, 0
 	switch {
 	case e.OOMKilled && e.Code == 137 && !s.Killed:
-		s.Reason = "OOMKilled"
+		s.Reason, s.Message = "OOMKilled", outOfMemory(s.Resources.GetMemoryLimitInBytes())
 	case e.Code == 0:
 		s.Reason = "Completed"
 	default:
@@ -71,6 +72,15 @@ func (s *containerState) exit(e monitor.Exit) error {
 		s.StartedAt = s.Starting
 	}
 	return nil
+}
+
+// outOfMemory tells people whose memory was short: with a limit it mostly is the
+// container's own, without one the pod's or the node's.
+func outOfMemory(limitBytes int64) string {
+	if limitBytes <= 0 {
+		return "killed by the kernel for want of memory; it has no limit of its own"
+	}
+	return fmt.Sprintf("killed by the kernel for want of memory; its limit is %d bytes", limitBytes)
 }
 
 // lose makes s that of a container whose end nobody saw.

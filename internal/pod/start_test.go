@@ -168,6 +168,9 @@ func TestExitReasons(t *testing.T) {
 		if s.Reason != c.reason || s.ExitCode != c.exit.Code {
 			t.Errorf("%s: %s %d", c.name, s.Reason, s.ExitCode)
 		}
+		if (s.Message != "") != (c.reason == "OOMKilled") {
+			t.Errorf("%s: says %q", c.name, s.Message)
+		}
 	}
 }
 

@@ -81,6 +81,9 @@ func TestContainersRun(t *testing.T) {
 		if s.ExitCode != 137 || s.Reason != "OOMKilled" {
 			t.Errorf("%v", s)
 		}
+		if !strings.Contains(s.Message, "its limit is 20971520 bytes") {
+			differs(t, "a message %q", s.Message)
+		}
 	})
 	t.Run("oom of a child, then a stop", func(t *testing.T) {
 		w := w.within(t)
