@@ -43,11 +43,11 @@ func tell(stream io.Reader, open func(io.Reader) reader, skip int) (told []strin
 			continue
 		}
 		var content bytes.Buffer
-		var from io.Reader = r
+		limit := int64(1 << 16) // a sparse file can be of any size
 		if (i+skip)%3 == 1 {
-			from = io.LimitReader(r, 700)
+			limit = 700
 		}
-		_, err = io.CopyBuffer(&content, struct{ io.Reader }{from}, make([]byte, 300))
+		_, err = io.CopyBuffer(&content, struct{ io.Reader }{io.LimitReader(r, limit)}, make([]byte, 300))
 		told = append(told, fmt.Sprintf("content %d, %x: %v", content.Len(), crc32.ChecksumIEEE(content.Bytes()), err))
 	}
 	rest, err := io.ReadAll(stream)
