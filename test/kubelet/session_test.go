@@ -329,10 +329,11 @@ func TestStatsFromCRI(t *testing.T) {
 // refused returns the calls of the CRI that failed, by the kubelet's count.
 // Calls for what may be gone meanwhile, and probes, may.
 func (n *node) refused(t *testing.T) []string {
-	text, err := ask(port + "/metrics")
-	if err != nil {
-		t.Fatal(err)
-	}
+	var text string
+	eventually(t, time.Minute, func() (err error) { // a kubelet that has just begun does not serve yet
+		text, err = ask(port + "/metrics")
+		return err
+	})
 	var failed []string
 	for _, found := range regexp.MustCompile(`kubelet_runtime_operations_errors_total\{operation_type="([a-z_]+)"\} (\S+)`).FindAllStringSubmatch(text, -1) {
 		if may := []string{"exec_sync", "container_status", "podsandbox_status"}; !slices.Contains(may, found[1]) {

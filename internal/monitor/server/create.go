@@ -90,7 +90,8 @@ func (s *server) spawn(c *container) error {
 	if err := context.Cause(s.work.calls); err != nil {
 		return err // nobody may be there to use or remove it
 	}
-	if err := c.save(func(r *record) { r.Phase, r.Pid = created, pid }); err != nil {
+	others := c.othersOOM()
+	if err := c.save(func(r *record) { r.Phase, r.Pid, r.OOMOthers = created, pid, others }); err != nil {
 		return err
 	}
 	c.output().Run()
