@@ -211,7 +211,8 @@ func checkKubeletMetrics(l *look) {
 
 // answerCadvisor puts the key before all tables.
 const answerCadvisor = `{ echo 'cadvisor_socket = "/run/containerd/containerd.sock"'; cat /etc/davit/config.toml; } >/run/davit.toml 2>/dev/null
-mkdir -p /etc/davit && mv /run/davit.toml /etc/davit/config.toml && systemctl restart davitd kubelet   # not where a containerd runs`
+# not where a containerd runs:
+mkdir -p /etc/davit && mv /run/davit.toml /etc/davit/config.toml && systemctl restart davitd` + restartKubelet
 
 // setEndpoint is how to set the kubelet's runtime, where kubeadm wrote it too.
 func (l *look) setEndpoint(socket string) string {
