@@ -106,7 +106,7 @@ func (m *member) staysReady(t *testing.T) {
 	mark := m.api.length()
 	for range 5 {
 		m.runtime.davit.Kill()
-		time.Sleep(times(1500 * time.Millisecond))
+		time.Sleep(outage())
 		if err := m.runtime.davit.Start(); err != nil {
 			t.Fatal(err)
 		}

@@ -51,13 +51,17 @@ func (n *node) lives() map[string]string {
 // node is not Ready then.
 var troubled = regexp.MustCompile(`(?i)container runtime is down|runtime network not ready|runtime not ready|Skipping pod synchronization|PLEG is not healthy`)
 
+// outage is how long davitd stays away. It grows less than other times do on a
+// slow machine: a kubelet holds its runtime for down after 30 s on any.
+func outage() time.Duration { return min(times(1500*time.Millisecond), 5*time.Second) }
+
 // bounce ends davitd by end and starts it again after a moment in which the
 // kubelet asks in vain. The node must be as it was, within 2 s of davitd's
 // start, and no pod may have noticed.
 func (n *node) bounce(t *testing.T, end func()) {
 	before, mark := n.lives(), len(n.log())
 	end()
-	time.Sleep(min(times(1500*time.Millisecond), 5*time.Second)) // a kubelet holds its runtime for down after 30 s
+	time.Sleep(outage())
 	n.back(t, before, mark)
 }
 
