@@ -215,7 +215,8 @@ func (c *Client) begin(ctx context.Context, method string, q StreamRequest, p *p
 			x.stop()
 			_ = conn.Close()
 			if lost(err) && !idempotent && ctx.Err() == nil {
-				err = x.restarted(err)
+				x.pipes.close()
+				return nil, x.restarted(err)
 			}
 		}
 		switch {
