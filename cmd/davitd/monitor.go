@@ -72,29 +72,25 @@ func (k *keeperWatch) begin(ctx context.Context) error {
 
 // run looks once a second until ctx ends.
 func (k *keeperWatch) run(ctx context.Context) error {
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-		var d net.Dialer
-		conn, err := d.DialContext(ctx, "unix", monitor.SocketPath(k.state))
-		if err == nil {
-			_ = conn.Close()
-			k.trouble.Store(nil)
-			continue
-		}
-		if ctx.Err() != nil {
-			return nil
-		}
-		k.log.Warn("the keeper is gone and is started again", "error", err)
-		if err = monitor.Ensure(ctx, k.binary, k.state); err != nil {
-			k.log.Error("the keeper does not start", "error", err)
-			k.trouble.Store(&err)
-		}
+	return every(ctx, time.Second, func() { k.look(ctx) })
+}
+
+// look starts the keeper again if it has gone.
+func (k *keeperWatch) look(ctx context.Context) {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", monitor.SocketPath(k.state))
+	if err == nil {
+		_ = conn.Close()
+		k.trouble.Store(nil)
+		return
+	}
+	if ctx.Err() != nil {
+		return
+	}
+	k.log.Warn("the keeper is gone and is started again", "error", err)
+	if err = monitor.Ensure(ctx, k.binary, k.state); err != nil {
+		k.log.Error("the keeper does not start", "error", err)
+		k.trouble.Store(&err)
 	}
 }
 
@@ -102,34 +98,28 @@ func (k *keeperWatch) run(ctx context.Context) error {
 // could be started or would be known to have ended. What it had under way is
 // lost, as whenever it is killed; containers and their logs are not.
 func (k *keeperWatch) attend(ctx context.Context) error {
-	tick := time.NewTicker(k.every)
-	defer tick.Stop()
-	for missed := 0; ; {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
+	missed := 0
+	return every(ctx, k.every, func() {
 		asking, cancel := context.WithTimeout(ctx, k.patience)
 		_, err := monitor.Connect(k.state).List(asking)
 		late := asking.Err() != nil
 		cancel()
 		if ctx.Err() != nil {
-			return nil
+			return
 		}
 		if !late {
 			missed = 0
-			continue
+			return
 		}
 		if missed++; missed < 2 {
-			continue
+			return
 		}
 		k.log.Error("davit-monitor hangs and is killed", "silent_for", 2*k.patience, "error", err)
 		missed = 0
 		killing, cancel := context.WithTimeout(ctx, k.patience)
+		defer cancel()
 		if err := monitor.Restart(killing, k.state); err != nil {
 			k.log.Error("davit-monitor is not killed", "error", err)
 		}
-		cancel()
-	}
+	})
 }

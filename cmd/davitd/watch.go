@@ -10,6 +10,20 @@ import (
 	"time"
 )
 
+// every calls f at intervals until ctx ends, which is no error.
+func every(ctx context.Context, interval time.Duration, f func()) error {
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			f()
+		}
+	}
+}
+
 // damaged is where what cannot be read is moved to, whatever part had it.
 func (c *config) damaged() string { return filepath.Join(c.Root, "damaged") }
 
@@ -40,16 +54,7 @@ func (d *damage) look() {
 
 // watch looks now and then until ctx ends.
 func (d *damage) watch(ctx context.Context) error {
-	tick := time.NewTicker(2 * time.Second)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-			d.look()
-		}
-	}
+	return every(ctx, 2*time.Second, d.look)
 }
 
 // How davitd gives back what long lists took: Go itself would, over minutes.
@@ -102,14 +107,5 @@ func (h *heap) tidy() bool {
 
 // watch gives memory back where there is much, until ctx ends.
 func (h *heap) watch(ctx context.Context) error {
-	tick := time.NewTicker(memoryTick)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-			h.tidy()
-		}
-	}
+	return every(ctx, memoryTick, func() { h.tidy() })
 }

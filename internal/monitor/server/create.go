@@ -90,8 +90,8 @@ func (s *server) spawn(c *container) error {
 	if err := context.Cause(s.work.calls); err != nil {
 		return err // nobody may be there to use or remove it
 	}
-	others := c.othersOOM()
-	if err := c.save(func(r *record) { r.Phase, r.Pid, r.OOMOthers = created, pid, others }); err != nil {
+	known := c.knownOOM()
+	if err := c.save(func(r *record) { r.Phase, r.Pid, r.OOMOthers = created, pid, known }); err != nil {
 		return err
 	}
 	c.output().Run()

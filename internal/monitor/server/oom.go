@@ -45,14 +45,13 @@ func (c *container) oomAbove() string {
 	return filepath.Join(filepath.Dir(filepath.Dir(path)), memoryEvents)
 }
 
-// othersOOM counts the kills above a container that has not begun to run.
-func (c *container) othersOOM() int {
-	above := c.oomAbove()
-	if above == "" {
-		return 0
+// knownOOM counts the kills above c by now; nil if nothing counts them.
+func (c *container) knownOOM() *int {
+	kills, err := readOOM(c.oomAbove())
+	if err != nil {
+		return nil
 	}
-	kills, _ := readOOM(above) // not there: nothing is counted above
-	return kills
+	return &kills
 }
 
 // An oomWatch notes OOM kills when they happen, since systemd may remove a
@@ -90,19 +89,16 @@ func (w *oomWatch) count(c *container) int {
 		return 0
 	}
 	kills, err := readOOM(rec.Container.OOMEvents)
-	above := c.oomAbove()
-	if err != nil && above != "" {
-		if all, err := readOOM(above); err == nil {
-			kills = rec.OOMKills + all - rec.OOMOthers
-		}
+	if all := c.knownOOM(); err != nil && all != nil && rec.OOMOthers != nil {
+		kills = rec.OOMKills + *all - *rec.OOMOthers
 	}
 	more := kills - rec.OOMKills
 	if more <= 0 {
 		return rec.OOMKills
 	}
-	err = c.save(func(r *record) { r.OOMKills, r.OOMOthers = kills, r.OOMOthers+more })
-	for _, other := range w.s.beside(c, above) {
-		_ = other.save(func(r *record) { r.OOMOthers += more }) // one that is being removed needs it no more
+	err = c.save(func(r *record) { r.OOMKills, r.OOMOthers = kills, plus(r.OOMOthers, more) })
+	for _, other := range w.s.beside(c) {
+		_ = other.save(func(r *record) { r.OOMOthers = plus(r.OOMOthers, more) }) // one that is being removed needs it no more
 	}
 	if err != nil {
 		w.s.log.Error("OOM kill not saved", "id", c.id, "error", err)
@@ -110,8 +106,17 @@ func (w *oomWatch) count(c *container) int {
 	return kills
 }
 
-// beside returns the other containers whose kills are counted in a file.
-func (s *server) beside(c *container, above string) (others []*container) {
+func plus(known *int, more int) *int {
+	if known == nil {
+		return nil
+	}
+	sum := *known + more
+	return &sum
+}
+
+// beside returns the other containers whose kills are counted where c's are.
+func (s *server) beside(c *container) (others []*container) {
+	above := c.oomAbove()
 	if above == "" {
 		return nil
 	}

@@ -49,7 +49,7 @@ func (n *oomNode) add(id string) (c *container, dir string) {
 	c = n.s.newContainer(id)
 	n.must(os.Mkdir(c.dir, 0o700))
 	c.rec.Container = monitor.Container{ID: id, OOMEvents: filepath.Join(dir, memoryEvents)}
-	c.rec.OOMOthers = c.othersOOM()
+	c.rec.OOMOthers = c.knownOOM()
 	n.s.containers[id] = c
 	return c, dir
 }
@@ -87,6 +87,11 @@ func TestOOMOfAGoneCgroup(t *testing.T) {
 	count("earlier ones", later, 0)
 	n.kills(n.pod, 7)
 	count("two of its own", later, 2)
+
+	old, oldDir := n.add("old") // made by a davit-monitor that did not count
+	old.rec.OOMOthers = nil
+	n.must(os.RemoveAll(oldDir))
+	count("an unknown number before it", old, 0)
 
 	n.must(os.RemoveAll(n.pod))
 	count("with the pod's cgroup gone", later, 2)
