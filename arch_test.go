@@ -34,7 +34,7 @@ var drivers = []string{
 var imports = map[string][]string{
 	"cmd/davitd":        {"*"}, // it joins the parts
 	"cmd/davit-monitor": {"internal/monitor", "internal/monitor/server", "internal/keeper", "internal/holder"},
-	"cmd/davit":         {"cmd/davit/console", "cmd/davit/images", "criclient", "criclient/cristream", "internal/play", "internal/crilog", "internal/terminal", "internal/doctor", "internal/endpoint"},
+	"cmd/davit":         {"cmd/davit/console", "cmd/davit/images", "criclient", "criclient/cristream", "internal/play", "internal/crilog", "internal/terminal", "internal/inside", "internal/doctor", "internal/endpoint"},
 	"cmd/davit/images":  {"cmd/davit/console", "api/image/v1", "internal/play"},
 	"cmd/davit/console": {"api/image/v1", "criclient", "internal/endpoint", "internal/play"}, // the words of its errors
 
@@ -47,6 +47,7 @@ var imports = map[string][]string{
 	"internal/play":       {"internal/store", "internal/fault"},
 	"internal/crilog":     {},
 	"internal/terminal":   {"criclient/cristream"},
+	"internal/inside":     {},
 	"internal/doctor":     {"criclient", "internal/kubelet", "internal/endpoint", "internal/proc"},
 	"internal/endpoint":   {"criclient", "internal/kubelet"},
 	"internal/kubelet":    {"internal/proc"},

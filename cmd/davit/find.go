@@ -53,6 +53,30 @@ func (a app) findContainer(ctx context.Context, ref, name string) (*runtimeapi.C
 	return found[0], nil
 }
 
+// findInPod is findContainer for POD/CONTAINER, too, if no pod has that name.
+func (a app) findInPod(ctx context.Context, ref, name string) (*runtimeapi.Container, error) {
+	c, err := a.findContainer(ctx, ref, name)
+	var absent *console.NotFound
+	pod, container, several := cutLast(ref)
+	if !errors.As(err, &absent) || !several || name != "" {
+		return c, err
+	}
+	inPod, podErr := a.findContainer(ctx, pod, container)
+	if podErr != nil && errors.As(podErr, &absent) && absent.What != "container" {
+		return nil, err // neither
+	}
+	return inPod, podErr
+}
+
+// cutLast cuts POD/CONTAINER.
+func cutLast(ref string) (pod, container string, cut bool) {
+	i := strings.LastIndexByte(ref, '/')
+	if i < 0 {
+		return ref, "", false
+	}
+	return ref[:i], ref[i+1:], true
+}
+
 func pickPod(pods []*runtimeapi.PodSandbox, ref string) (*runtimeapi.PodSandbox, error) {
 	for _, p := range pods {
 		if p.Id == ref {

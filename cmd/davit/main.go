@@ -80,6 +80,7 @@ func (a app) root() *cobra.Command {
 	a.Flags(root.PersistentFlags())
 	root.AddCommand(
 		a.playCommand(), a.podsCommand(), a.psCommand(), a.logsCommand(), a.execCommand(), a.attachCommand(), a.forwardCommand(),
+		a.cpCommand(), a.debugCommand(), a.topCommand(), insideCommand(),
 		a.stopCommand(), a.rmCommand(), a.inspectCommand(),
 		a.statusCommand(), a.versionCommand(), a.doctorCommand(),
 	)

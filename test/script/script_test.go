@@ -32,6 +32,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -236,6 +237,7 @@ type imageSpec struct {
 	Compression string
 	Docker      bool
 	Arch        string
+	Bare        string   // nothing but busybox, as this program: neither tar nor shell
 	Index       []string // instead: an index with an image for each architecture
 }
 
@@ -269,6 +271,10 @@ func (s imageSpec) build(arch string) (v1.Image, error) {
 	files, err := testkit.BusyboxFiles()
 	if err != nil {
 		return nil, err
+	}
+	if s.Bare != "" {
+		files = slices.DeleteFunc(files, func(f testkit.File) bool { return f.Name != "bin/busybox" })
+		files[0].Name = s.Bare
 	}
 	for name, text := range s.Files {
 		files = append(files, testkit.File{Name: name, Data: []byte(text), Mode: 0o755})
