@@ -226,7 +226,7 @@ func debugConfig(pod *runtimeapi.PodSandboxStatus, target *runtimeapi.Container,
 		return nil, err
 	}
 	name := "debug-" + strings.ToLower(rand.Text()[:5])
-	options := &runtimeapi.NamespaceOption{}
+	options := &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}
 	if has := pod.GetLinux().GetNamespaces().GetOptions(); has != nil {
 		options = proto.CloneOf(has)
 	}
@@ -242,7 +242,6 @@ func debugConfig(pod *runtimeapi.PodSandboxStatus, target *runtimeapi.Container,
 			play.LabelPodName: pod.GetMetadata().GetName(), play.LabelPodNamespace: pod.GetMetadata().GetNamespace(),
 			play.LabelPodUID: pod.GetMetadata().GetUid(), play.LabelContainerName: name,
 		},
-		LogPath: name + ".log",
 		Linux: &runtimeapi.LinuxContainerConfig{
 			Resources: &runtimeapi.LinuxContainerResources{},
 			SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
