@@ -13,6 +13,7 @@ func (a app) completions(root *cobra.Command) {
 	arguments := map[string]cobra.CompletionFunc{
 		"logs": a.Complete(console.First(a.podNames)), "exec": a.Complete(console.First(a.podNames)), "attach": a.Complete(console.First(a.podNames)),
 		"inspect": a.Complete(console.First(a.podNames)), "port-forward": a.Complete(console.First(a.podNames)),
+		"debug": a.Complete(console.First(a.podNames)), "top": a.Complete(console.First(a.podNames)), "cp": a.completeCopy,
 		"stop": a.Complete(a.podNames), "rm": a.Complete(a.podNames),
 		"play": cobra.FixedCompletions([]cobra.Completion{"yaml", "yml", "json"}, cobra.ShellCompDirectiveFilterFileExt),
 	}
@@ -27,6 +28,18 @@ func (a app) completions(root *cobra.Command) {
 		}
 	}
 	register(root, "output", cobra.FixedCompletions([]cobra.Completion{"json"}, cobra.ShellCompDirectiveNoFileComp))
+}
+
+// completeCopy offers pods, with a colon, and where none fits local files.
+func (a app) completeCopy(cmd *cobra.Command, args []string, begun string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	if len(args) > 1 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	pods, _ := a.Complete(a.podNames)(cmd, nil, begun)
+	for i := range pods {
+		pods[i] += ":"
+	}
+	return pods, cobra.ShellCompDirectiveNoSpace
 }
 
 // register fails for flags that there are not, or twice for one.

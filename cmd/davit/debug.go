@@ -114,6 +114,9 @@ func (a app) debugHere(ctx context.Context, ref string, o debugOptions, command 
 	signal.Notify(keys, syscall.SIGINT, syscall.SIGQUIT)
 	defer signal.Stop(keys)
 	err = p.Run(shell)
+	if screen := terminal.Of(a.In); screen != nil && o.stdin {
+		terminal.TakeBack(screen)
+	}
 	if ctx.Err() != nil {
 		return context.Canceled
 	}

@@ -38,6 +38,16 @@ func Raw(f *os.File) (restore func(), err error) {
 	return sync.OnceFunc(func() { _ = term.Restore(int(f.Fd()), before) }), nil
 }
 
+// TakeBack puts this process's group into the foreground of f again. A shell that
+// cannot see it, since it is in another PID namespace, leaves none there.
+//
+// kernel: tcsetpgrp(3), SIGTTOU.
+func TakeBack(f *os.File) {
+	signal.Ignore(unix.SIGTTOU)
+	defer signal.Reset(unix.SIGTTOU)
+	_ = unix.IoctlSetPointerInt(int(f.Fd()), unix.TIOCSPGRP, unix.Getpgrp()) // of another session's it is not taken
+}
+
 // Sizes returns the size of f now and whenever it has changed, the last one
 // only of several that nobody took, until ctx ends.
 func Sizes(ctx context.Context, f *os.File) <-chan cristream.Size {
