@@ -236,7 +236,6 @@ func debugConfig(pod *runtimeapi.PodSandboxStatus, target *runtimeapi.Container,
 	if target != nil && options.Pid == runtimeapi.NamespaceMode_CONTAINER {
 		options.Pid, options.TargetId = runtimeapi.NamespaceMode_TARGET, target.Id
 	}
-	runtimeDefault := &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}
 	config := &runtimeapi.ContainerConfig{
 		Metadata: &runtimeapi.ContainerMetadata{Name: name},
 		Command:  []string{debugProgram, "inside", "wait"},
@@ -250,7 +249,7 @@ func debugConfig(pod *runtimeapi.PodSandboxStatus, target *runtimeapi.Container,
 			SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
 				NamespaceOptions: options, RunAsUser: &runtimeapi.Int64Value{},
 				Capabilities: &runtimeapi.Capability{AddCapabilities: []string{"SYS_PTRACE", "NET_ADMIN", "NET_RAW"}},
-				Seccomp:      runtimeDefault, Apparmor: runtimeDefault,
+				Seccomp:      &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault},
 			},
 		},
 	}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -16,7 +15,6 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/davit-runtime/davit/cmd/davit/console"
-	"github.com/davit-runtime/davit/criclient"
 	"github.com/davit-runtime/davit/internal/play"
 	"github.com/davit-runtime/davit/internal/terminal"
 )
@@ -46,7 +44,7 @@ back (working set) and how much that is of its limit; disk of writable layers; p
 for how much of the last ten seconds something waited for CPU, memory and disk (pressure, where the kernel tells).
 
 On a terminal it goes on until it is interrupted. Otherwise, or with --once, it measures for a second, prints once, and ends.
-With -o json: the CRI's ListPodSandboxStatsResponse, or of a runtime without that its ListContainerStatsResponse.`,
+With -o json: the CRI's ListPodSandboxStatsResponse, or where that cannot be had its ListContainerStatsResponse.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if topOrders[o.sort] == nil {
@@ -137,15 +135,12 @@ func (a app) printStats(ctx context.Context, pod string) error {
 	ctx, cancel := a.Call(ctx, 0)
 	defer cancel()
 	pods, err := a.Client.PodsStats(ctx, podFilter(pod))
-	if !errors.Is(err, criclient.ErrUnimplemented) {
-		if err != nil {
-			return fmt.Errorf("statistics of pods: %w", err)
-		}
+	if err == nil {
 		return a.PrintMessage(&runtimeapi.ListPodSandboxStatsResponse{Stats: pods})
 	}
-	containers, err := a.Client.ContainersStats(ctx, containerFilter(pod))
-	if err != nil {
-		return fmt.Errorf("statistics of containers: %w", err)
+	containers, containersErr := a.Client.ContainersStats(ctx, containerFilter(pod))
+	if containersErr != nil {
+		return fmt.Errorf("statistics of pods: %w", err)
 	}
 	return a.PrintMessage(&runtimeapi.ListContainerStatsResponse{Stats: containers})
 }
@@ -175,17 +170,19 @@ type podUsage struct {
 	containers []*figures
 }
 
-// measure asks for figures of all pods, or of one. Of a runtime that has only
+// measure asks for figures of all pods, or of one. Where there are only
 // those of containers, pods are what their containers are together.
 func (a app) measure(ctx context.Context, pod string) (*usage, error) {
 	ctx, cancel := a.Call(ctx, 0)
 	defer cancel()
 	u := &usage{at: time.Now()}
 	pods, err := a.Client.PodsStats(ctx, podFilter(pod))
-	if errors.Is(err, criclient.ErrUnimplemented) {
-		return u, a.measureContainers(ctx, pod, u)
-	}
 	if err != nil {
+		// Those of containers may be had all the same: containerd has none of
+		// any pod if one has no control group of its own.
+		if a.measureContainers(ctx, pod, u) == nil {
+			return u, nil
+		}
 		return nil, fmt.Errorf("statistics of pods: %w", err)
 	}
 	for _, s := range pods {

@@ -329,13 +329,30 @@ func TestFind(t *testing.T) {
 
 // A container whose sessions are lost ends; with one, it goes on.
 func TestWaitAlone(t *testing.T) {
+	testkit.Root(t)
 	other := exec.Command("sleep", "100")
 	if err := other.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = other.Process.Kill(); _ = other.Wait() }()
+	ended := make(chan error, 1)
+	go func() { ended <- WaitAlone(t.Context(), time.Millisecond) }()
 	if now, err := alone("/proc"); now || err != nil {
 		t.Errorf("%v, %v", now, err)
+	}
+	select {
+	case err := <-ended:
+		t.Errorf("it ended, though there is another process: %v", err)
+	default:
+	}
+	_ = other.Process.Kill()
+	_ = other.Wait()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	over, end := context.WithCancel(t.Context())
+	end()
+	if err := WaitAlone(over, time.Hour); err != nil {
+		t.Error(err)
 	}
 	proc := t.TempDir()
 	for _, dir := range []string{"self", "17", "18"} {
