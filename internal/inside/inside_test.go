@@ -37,8 +37,14 @@ func confine() (code int) {
 	if os.Geteuid() != 0 || os.Getenv("DAVIT_NOROOT") != "" {
 		return 0
 	}
-	err := errors.Join(
-		unix.Mount("tmpfs", os.TempDir(), "tmpfs", 0, "mode=1777"),
+	const own = "/mnt"
+	program, err := os.Executable()
+	logs := filepath.Dir(program) // go test's, beside the program
+	err = errors.Join(
+		err,
+		unix.Mount("tmpfs", own, "tmpfs", 0, "mode=1777"),
+		os.Setenv("TMPDIR", own),
+		unix.Mount(logs, logs, "", unix.MS_BIND, ""),
 		unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""),
 	)
 	if err != nil {
