@@ -80,9 +80,9 @@ func interruptible(ctx context.Context, do func() error) error {
 	}
 }
 
-// containerTree returns the root of the container that ref means; see findInPod.
+// containerTree returns the root of the container that ref means.
 func (a app) containerTree(ctx context.Context, ref, name string) (*inside.Tree, error) {
-	c, err := a.findInPod(ctx, ref, name)
+	c, err := a.findContainer(ctx, ref, name)
 	if err != nil {
 		return nil, err
 	}

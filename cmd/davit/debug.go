@@ -76,7 +76,7 @@ The container's own files are below $TARGET in both.`,
 
 // debugHere runs this node's program in the container's namespaces.
 func (a app) debugHere(ctx context.Context, ref string, o debugOptions, command []string) error {
-	c, err := a.findInPod(ctx, ref, o.container)
+	c, err := a.findContainer(ctx, ref, o.container)
 	if err != nil {
 		return err
 	}
@@ -175,7 +175,7 @@ func (a app) debugByImage(ctx context.Context, ref string, o debugOptions, comma
 // findTarget returns the pod that ref means, and the container in it, or none
 // if none runs.
 func (a app) findTarget(ctx context.Context, ref, name string) (*runtimeapi.PodSandbox, *runtimeapi.Container, error) {
-	c, err := a.findInPod(ctx, ref, name)
+	c, err := a.findContainer(ctx, ref, name)
 	var absent *console.NotFound
 	switch {
 	case err == nil:

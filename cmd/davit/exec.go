@@ -64,7 +64,7 @@ func (s *session) dialer() (*cristream.Dialer, error) {
 func (a app) execCommand() *cobra.Command {
 	var s session
 	cmd := &cobra.Command{
-		Use:   "exec POD [-c CONTAINER] [-it] -- COMMAND [ARGUMENT...]",
+		Use:   "exec POD[/CONTAINER] [-it] -- COMMAND [ARGUMENT...]",
 		Short: "Run a command in a container and exit with its code",
 		Long: `Run a command in a container and exit with its code. Its output comes as it is written.
 
@@ -147,7 +147,7 @@ func (a app) exec(ctx context.Context, s *session, c *runtimeapi.Container, comm
 func (a app) attachCommand() *cobra.Command {
 	var s session
 	cmd := &cobra.Command{
-		Use:   "attach POD [-c CONTAINER] [-it]",
+		Use:   "attach POD[/CONTAINER] [-it]",
 		Short: "Join the streams of a running container",
 		Long: `Show what a container writes from now on, and with -i pass standard input on to it, until it ends.
 -t is for containers that have a terminal; with -it, the keys ctrl-p ctrl-q leave, and the container goes on.`,

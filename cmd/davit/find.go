@@ -24,8 +24,9 @@ func (a app) findPod(ctx context.Context, ref string) (*runtimeapi.PodSandbox, e
 }
 
 // findContainers returns the containers that ref means: those of a pod, or
-// only the one called name; or a container by the beginning of its ID, or its
-// name if no other has it. Of a container started again, the last attempt.
+// only the one called name; or a container by POD/NAME, the beginning of its
+// ID, or its name if no other has it. Of a container started again, the last
+// attempt.
 func (a app) findContainers(ctx context.Context, ref, name string) ([]*runtimeapi.Container, error) {
 	pods, err := a.listPods(ctx, nil)
 	if err != nil {
@@ -51,30 +52,6 @@ func (a app) findContainer(ctx context.Context, ref, name string) (*runtimeapi.C
 		return nil, fmt.Errorf("pod %q has several containers; choose one by -c: %s", ref, names(found, containerName))
 	}
 	return found[0], nil
-}
-
-// findInPod is findContainer for POD/CONTAINER, too, if no pod has that name.
-func (a app) findInPod(ctx context.Context, ref, name string) (*runtimeapi.Container, error) {
-	c, err := a.findContainer(ctx, ref, name)
-	var absent *console.NotFound
-	pod, container, several := cutLast(ref)
-	if !errors.As(err, &absent) || !several || name != "" {
-		return c, err
-	}
-	inPod, podErr := a.findContainer(ctx, pod, container)
-	if podErr != nil && errors.As(podErr, &absent) && absent.What != "container" {
-		return nil, err // neither
-	}
-	return inPod, podErr
-}
-
-// cutLast cuts POD/CONTAINER.
-func cutLast(ref string) (pod, container string, cut bool) {
-	i := strings.LastIndexByte(ref, '/')
-	if i < 0 {
-		return ref, "", false
-	}
-	return ref[:i], ref[i+1:], true
 }
 
 func pickPod(pods []*runtimeapi.PodSandbox, ref string) (*runtimeapi.PodSandbox, error) {
@@ -116,6 +93,12 @@ func newestOfEach(pods []*runtimeapi.PodSandbox) []*runtimeapi.PodSandbox {
 func pickContainers(pods []*runtimeapi.PodSandbox, all []*runtimeapi.Container, ref, name string) ([]*runtimeapi.Container, error) {
 	pod, err := pickPod(pods, ref)
 	var absent *console.NotFound
+	if i := strings.LastIndexByte(ref, '/'); i >= 0 && name == "" && errors.As(err, &absent) {
+		if inPod, podErr := pickPod(pods, ref[:i]); !errors.As(podErr, &absent) {
+			pod, err = inPod, podErr
+			ref, name = ref[:i], ref[i+1:]
+		}
+	}
 	if errors.As(err, &absent) {
 		return pickContainerAlone(all, ref)
 	}

@@ -63,6 +63,11 @@ func TestPickContainers(t *testing.T) {
 		{"shop/web", "server", "c02", ""}, // the last attempt
 		{"shop/web", "nothing", "", `there is no container "shop/web/nothing"; see davit ps -a`},
 		{"web", "server", "", "means several pods"},
+		{"shop/web/proxy", "", "c03", ""},
+		{"db/postgres", "", "e05", ""},
+		{"web/server", "", "", `"web" means several pods`},
+		{"shop/web/nothing", "", "", `there is no container "shop/web/nothing"; see davit ps -a`},
+		{"other/web/server", "", "", `there is no pod or container "other/web/server"`},
 		{"c01", "", "c01", ""}, // an earlier attempt by its ID
 		{"c0", "", "", "means several containers: server (c01), server (c02), proxy (c03)"},
 		{"postgres", "", "e05", ""},

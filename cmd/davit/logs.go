@@ -26,7 +26,7 @@ type logOptions struct {
 func (a app) logsCommand() *cobra.Command {
 	var o logOptions
 	cmd := &cobra.Command{
-		Use:   "logs POD",
+		Use:   "logs POD[/CONTAINER]",
 		Short: "Show what the containers of a pod have written",
 		Long: `Show what the containers of a pod have written, from the log files that the runtime names;
 so davit must run on the runtime's machine. With several containers, each line begins with the container's name.`,

@@ -390,7 +390,7 @@ func TestErrors(t *testing.T) {
 	s.davit(1, "", "pods", "--endpoint", filepath.Join(s.dir, "none.sock"))
 	s.has(s.errOut, `^davit: endpoint unix://\S+none.sock: there is no such file; start the runtime, or name its socket; this endpoint is given by --endpoint\n$`)
 	s.davit(1, "", "exec", "web")
-	s.has(s.errOut, `^davit: wrong arguments; use: davit exec POD \[-c CONTAINER\] \[-it\] -- COMMAND \[ARGUMENT...\] \[flags\]\n$`)
+	s.has(s.errOut, `^davit: wrong arguments; use: davit exec POD\[/CONTAINER\] \[-it\] -- COMMAND \[ARGUMENT...\] \[flags\]\n$`)
 	s.davit(1, "", "ps", "--bogus")
 	s.has(s.errOut, `^davit: unknown flag: --bogus; see davit ps --help\n$`)
 	s.cri.Fail("StreamPodSandboxes", nil)
