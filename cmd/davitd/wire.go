@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/davit-runtime/davit/internal/cadvisor"
+	"github.com/davit-runtime/davit/internal/calls"
 	"github.com/davit-runtime/davit/internal/cdi"
 	"github.com/davit-runtime/davit/internal/cgroup"
 	"github.com/davit-runtime/davit/internal/cri"
@@ -257,7 +258,8 @@ func (p *parts) close(log *slog.Logger) {
 
 // servers returns what is served, by socket.
 func (p *parts) servers(ctx context.Context, c *config, log *slog.Logger) map[string]*grpc.Server {
-	surface := p.surface(ctx, c, log)
+	remembered := calls.New()
+	surface := p.surface(ctx, c, remembered, log)
 	main := surface.Server()
 	all := map[string]*grpc.Server{c.socketPath(): main}
 	if c.ImageSocket != "" {
@@ -265,6 +267,7 @@ func (p *parts) servers(ctx context.Context, c *config, log *slog.Logger) map[st
 	}
 	for _, s := range all {
 		imageapi.Register(s, p.own(ctx, c))
+		remembered.Register(s)
 	}
 	names := cadvisor.New(p.pods, version)
 	names.Register(main)
@@ -279,7 +282,7 @@ func (p *parts) servers(ctx context.Context, c *config, log *slog.Logger) map[st
 }
 
 // surface puts the CRI on the parts. Streams without an end end with ctx.
-func (p *parts) surface(ctx context.Context, c *config, log *slog.Logger) *cri.Surface {
+func (p *parts) surface(ctx context.Context, c *config, remembered *calls.Calls, log *slog.Logger) *cri.Surface {
 	confDir := c.Network.CNIConfDir
 	if confDir == "" {
 		confDir = "/etc/cni/net.d"
@@ -314,6 +317,7 @@ func (p *parts) surface(ctx context.Context, c *config, log *slog.Logger) *cri.S
 				"state":                   c.State,
 			},
 			Stopping: ctx.Done(),
+			Calls:    remembered,
 			Log:      log,
 		}, c.CRIVersions...)
 }

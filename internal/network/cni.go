@@ -247,7 +247,15 @@ func route(dst net.IPNet, gw net.IP) *types.Route { return &types.Route{Dst: dst
 type runner struct{ version.PluginDecoder }
 
 // ExecPlugin implements invoke.Exec.
-func (*runner) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
+func (*runner) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) (result []byte, err error) {
+	line := []string{path}
+	for _, v := range environ {
+		if command, ok := strings.CutPrefix(v, "CNI_COMMAND="); ok {
+			line = []string{v, path}
+			end := span.Command(ctx, filepath.Base(path)+" "+command, v+" "+path)
+			defer func() { end(err) }()
+		}
+	}
 	// Pdeathsig follows the thread that forks, which somebody else might end.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -270,9 +278,9 @@ func (*runner) ExecPlugin(ctx context.Context, path string, stdin []byte, enviro
 			}
 		}
 		if ctx.Err() != nil {
-			return nil, fmt.Errorf("killed: %w", ctx.Err())
+			return nil, fault.Ran(fmt.Errorf("killed: %w", ctx.Err()), line, stderr.Bytes(), stdout.Bytes())
 		}
-		return nil, pluginMessage(filepath.Base(path), err, stdout.Bytes(), stderr.Bytes())
+		return nil, fault.Ran(pluginMessage(filepath.Base(path), err, stdout.Bytes(), stderr.Bytes()), line, stderr.Bytes(), stdout.Bytes())
 	}
 }
 

@@ -6,23 +6,41 @@ package span
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/davit-runtime/davit/internal/fault"
 )
 
 // A Trace collects the steps of one operation. Safe for concurrent use.
 type Trace struct {
 	mu    sync.Mutex
-	steps []step
+	steps []Part
+	said  int            // bytes of what programs said
+	last  *fault.Program // kept already, with the step that ran it
+	joins *Trace         // of the operation that is waited for, if another's
 }
 
-type step struct {
-	name string
-	took time.Duration // 0 while it runs
-	from time.Time
+// A Part is one step of an operation, as it is by now.
+type Part struct {
+	Name   string
+	Began  time.Time
+	Took   time.Duration // 0 while it runs
+	Failed bool
+	// Command is the command line of the program that the step ran, as far as
+	// it is known; Said is the end of what that wrote before it failed.
+	Command, Said string
 }
+
+// Limits of one Trace: what many of them take is bounded by how many there are.
+const (
+	maxSteps = 64
+	maxSaid  = 4 << 10
+)
 
 type key struct{}
 
@@ -43,22 +61,77 @@ func From(ctx context.Context) *Trace {
 	return t
 }
 
+// An End notes the end of a step, and that it failed if there is an error.
+type End func(err ...error)
+
 // Step notes that a step begins; the function it returns notes its end.
 // Without a Trace in ctx both do nothing.
-func Step(ctx context.Context, name string) (end func()) {
+func Step(ctx context.Context, name string) End { return begin(ctx, Part{Name: name}) }
+
+// Command is Step for running a program.
+func Command(ctx context.Context, name, line string) End {
+	return begin(ctx, Part{Name: name, Command: line})
+}
+
+func begin(ctx context.Context, s Part) End {
 	t := From(ctx)
 	if t == nil {
-		return func() {}
+		return func(...error) {}
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	i := len(t.steps)
-	t.steps = append(t.steps, step{name: name, from: time.Now()})
-	return func() {
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		t.steps[i].took = max(time.Since(t.steps[i].from), 1)
+	if len(t.steps) >= maxSteps {
+		return func(...error) {}
 	}
+	s.Began = time.Now()
+	i := len(t.steps)
+	t.steps = append(t.steps, s)
+	return func(errs ...error) { t.end(i, errors.Join(errs...)) }
+}
+
+func (t *Trace) end(i int, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := &t.steps[i]
+	s.Took, s.Failed = max(time.Since(s.Began), 1), err != nil
+	// The steps around this one end with the same error.
+	var ran *fault.Program
+	if !errors.As(err, &ran) || ran == t.last {
+		return
+	}
+	t.last = ran
+	s.Command = ran.Line
+	if t.said += len(ran.Said); t.said <= maxSaid {
+		s.Said = ran.Said
+	}
+}
+
+// Join notes that the operation of ctx waits for that of other: its steps are
+// those of both.
+func Join(ctx context.Context, other *Trace) {
+	t := From(ctx)
+	if t == nil || t == other {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.joins = other
+}
+
+// Steps returns the steps by now, in the order in which they began.
+func (t *Trace) Steps() []Part {
+	own, other := t.own()
+	if other == nil {
+		return own
+	}
+	more, _ := other.own()
+	return slices.SortedStableFunc(slices.Values(append(own, more...)), func(a, b Part) int { return a.Began.Compare(b.Began) })
+}
+
+func (t *Trace) own() ([]Part, *Trace) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.Clone(t.steps), t.joins
 }
 
 // Running returns the step under way that began last and for how long it has
@@ -67,8 +140,8 @@ func (t *Trace) Running() (name string, age time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for i := len(t.steps) - 1; i >= 0; i-- {
-		if s := t.steps[i]; s.took == 0 {
-			return s.name, time.Since(s.from)
+		if s := t.steps[i]; s.Took == 0 {
+			return s.Name, time.Since(s.Began)
 		}
 	}
 	return "", 0
@@ -88,10 +161,10 @@ func (t *Trace) Attr() slog.Attr {
 			b.WriteByte(' ')
 		}
 		took := "running"
-		if s.took > 0 {
-			took = s.took.Round(10 * time.Microsecond).String()
+		if s.Took > 0 {
+			took = s.Took.Round(10 * time.Microsecond).String()
 		}
-		b.WriteString(s.name + "=" + took)
+		b.WriteString(s.Name + "=" + took)
 	}
 	return slog.String("steps", b.String())
 }
