@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -148,9 +149,22 @@ func (c command) printCall(call *callv1.Call) error {
 	if call.Error != "" {
 		fmt.Fprintf(c.Out, "  %s: %s\n", call.Code, console.OneLine(call.Error))
 	}
-	var rows [][]string
-	within := nesting{}
-	for _, s := range call.Steps {
+	if err := c.printSteps(call.Steps); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintln(c.Out)
+	return err
+}
+
+// printSteps prints steps, aligned, each below the one that it is a part of. The
+// program that one ran is told where it may be to blame, with what it said.
+func (c command) printSteps(steps []*callv1.Step) error {
+	names, widest, within := make([]string, len(steps)), 0, nesting{}
+	for i, s := range steps {
+		names[i] = strings.Repeat("  ", within.depth(s)) + console.OneLine(s.Name)
+		widest = max(widest, utf8.RuneCountInString(names[i]))
+	}
+	for i, s := range steps {
 		state := ""
 		switch {
 		case s.UnderWay:
@@ -158,35 +172,17 @@ func (c command) printCall(call *callv1.Call) error {
 		case s.Failed:
 			state = "failed"
 		}
-		ran := ""
-		if s.Command != "" {
-			ran = "ran " + s.Command
+		lines := []string{strings.TrimRight(fmt.Sprintf("  %-*s  %9s  %s", widest, names[i], duration(s.Took), state), " ")}
+		if s.Command != "" && (state != "" || s.Took.AsDuration() >= time.Second) {
+			lines = append(lines, "      $ "+console.OneLine(s.Command))
 		}
-		name := strings.Repeat("  ", within.depth(s)) + s.Name
-		rows = append(rows, []string{name, duration(s.Took), console.JoinNonEmpty("; ", state, ran)})
-	}
-	if err := c.printRows(rows, call.Steps); err != nil {
-		return err
-	}
-	_, err := fmt.Fprintln(c.Out)
-	return err
-}
-
-// printRows prints steps, aligned, and below each what its program said.
-func (c command) printRows(rows [][]string, steps []*callv1.Step) error {
-	widest, longest := 0, 0
-	for _, r := range rows {
-		widest, longest = max(widest, len([]rune(r[0]))), max(longest, len(r[1]))
-	}
-	for i, r := range rows {
-		line := fmt.Sprintf("  %-*s  %*s  %s", widest, r[0], longest, r[1], console.OneLine(r[2]))
-		if _, err := fmt.Fprintln(c.Out, strings.TrimRight(line, " ")); err != nil {
-			return err
-		}
-		for text := range strings.Lines(steps[i].Said) {
-			if _, err := fmt.Fprintln(c.Out, "      | "+console.OneLine(strings.TrimRight(text, "\n"))); err != nil {
-				return err
+		for text := range strings.Lines(s.Said) {
+			if text = console.OneLine(text); text != "" {
+				lines = append(lines, "      | "+text)
 			}
+		}
+		if _, err := fmt.Fprintln(c.Out, strings.Join(lines, "\n")); err != nil {
+			return err
 		}
 	}
 	return nil
