@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -125,10 +126,11 @@ func (p *Pods) ask(ctx context.Context, c *container, grace time.Duration) (ende
 	defer patience.Stop()
 	end := span.Step(ctx, fmt.Sprintf("stop signal %s, grace %v", c.state.Load().StopSignal, grace.Round(time.Millisecond)))
 	defer func() {
-		if !ended && err == nil {
-			end(errOutlived)
+		if ended {
+			end()
+		} else {
+			end(cmp.Or(err, errOutlived))
 		}
-		end(err)
 	}()
 	c.mu.Lock()
 	c.stoppers++
