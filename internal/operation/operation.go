@@ -225,6 +225,7 @@ func (s *Slot) waits(ctx context.Context) span.End {
 	if o == nil {
 		return func(...error) {}
 	}
+	span.Join(ctx, o.trace)
 	return span.Step(ctx, "wait for "+o.what)
 }
 

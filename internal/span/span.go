@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/davit-runtime/davit/internal/fault"
@@ -18,11 +19,17 @@ import (
 
 // A Trace collects the steps of one operation. Safe for concurrent use.
 type Trace struct {
-	mu    sync.Mutex
-	steps []Part
-	said  int            // bytes of what programs said
-	last  *fault.Program // kept already, with the step that ran it
-	joins *Trace         // of the operation that is waited for, if another's
+	own *steps
+	// joins are those of another operation that this one waits for; not its
+	// Trace, which may wait for yet another.
+	joins atomic.Pointer[steps]
+}
+
+type steps struct {
+	mu   sync.Mutex
+	all  []Part
+	said int            // bytes of what programs said
+	last *fault.Program // kept already, with the step that ran it
 }
 
 // A Part is one step of an operation, as it is by now.
@@ -46,7 +53,7 @@ type key struct{}
 
 // Begin returns a context that carries a new Trace.
 func Begin(ctx context.Context) (context.Context, *Trace) {
-	t := &Trace{}
+	t := &Trace{own: &steps{}}
 	return context.WithValue(ctx, key{}, t), t
 }
 
@@ -78,30 +85,31 @@ func begin(ctx context.Context, s Part) End {
 	if t == nil {
 		return func(...error) {}
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if len(t.steps) >= maxSteps {
+	o := t.own
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if len(o.all) >= maxSteps {
 		return func(...error) {}
 	}
 	s.Began = time.Now()
-	i := len(t.steps)
-	t.steps = append(t.steps, s)
-	return func(errs ...error) { t.end(i, errors.Join(errs...)) }
+	i := len(o.all)
+	o.all = append(o.all, s)
+	return func(errs ...error) { o.end(i, errors.Join(errs...)) }
 }
 
-func (t *Trace) end(i int, err error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	s := &t.steps[i]
+func (o *steps) end(i int, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	s := &o.all[i]
 	s.Took, s.Failed = max(time.Since(s.Began), 1), err != nil
 	// The steps around this one end with the same error.
 	var ran *fault.Program
-	if !errors.As(err, &ran) || ran == t.last {
+	if !errors.As(err, &ran) || ran == o.last {
 		return
 	}
-	t.last = ran
+	o.last = ran
 	s.Command = ran.Line
-	if t.said += len(ran.Said); t.said <= maxSaid {
+	if o.said += len(ran.Said); o.said <= maxSaid {
 		s.Said = ran.Said
 	}
 }
@@ -109,38 +117,32 @@ func (t *Trace) end(i int, err error) {
 // Join notes that the operation of ctx waits for that of other: its steps are
 // those of both.
 func Join(ctx context.Context, other *Trace) {
-	t := From(ctx)
-	if t == nil || t == other {
-		return
+	if t := From(ctx); t != nil && t != other {
+		t.joins.Store(other.own)
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.joins = other
 }
 
 // Steps returns the steps by now, in the order in which they began.
 func (t *Trace) Steps() []Part {
-	own, other := t.own()
-	if other == nil {
-		return own
+	all := t.own.copy()
+	if other := t.joins.Load(); other != nil {
+		all = append(all, other.copy()...)
+		slices.SortStableFunc(all, func(a, b Part) int { return a.Began.Compare(b.Began) })
 	}
-	more, _ := other.own()
-	return slices.SortedStableFunc(slices.Values(append(own, more...)), func(a, b Part) int { return a.Began.Compare(b.Began) })
+	return all
 }
 
-func (t *Trace) own() ([]Part, *Trace) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return slices.Clone(t.steps), t.joins
+func (o *steps) copy() []Part {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return slices.Clone(o.all)
 }
 
 // Running returns the step under way that began last and for how long it has
 // run; empty if none is.
 func (t *Trace) Running() (name string, age time.Duration) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for i := len(t.steps) - 1; i >= 0; i-- {
-		if s := t.steps[i]; s.Took == 0 {
+	for _, s := range slices.Backward(t.own.copy()) {
+		if s.Took == 0 {
 			return s.Name, time.Since(s.Began)
 		}
 	}
@@ -150,13 +152,12 @@ func (t *Trace) Running() (name string, age time.Duration) {
 // Attr returns the steps and their durations as one log attribute, empty if
 // there were none.
 func (t *Trace) Attr() slog.Attr {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if len(t.steps) == 0 {
+	all := t.own.copy()
+	if len(all) == 0 {
 		return slog.Attr{}
 	}
 	var b strings.Builder
-	for i, s := range t.steps {
+	for i, s := range all {
 		if i > 0 {
 			b.WriteByte(' ')
 		}
