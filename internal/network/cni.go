@@ -252,7 +252,7 @@ func (*runner) ExecPlugin(ctx context.Context, path string, stdin []byte, enviro
 	for _, v := range environ {
 		if command, ok := strings.CutPrefix(v, "CNI_COMMAND="); ok {
 			line = []string{v, path}
-			end := span.Command(ctx, filepath.Base(path)+" "+command, v+" "+path)
+			end := span.Command(ctx, "cni "+strings.ToLower(command)+": "+filepath.Base(path), v+" "+path)
 			defer func() { end(err) }()
 		}
 	}

@@ -422,7 +422,7 @@ func (p *Pods) createProcess(ctx context.Context, c *container) error {
 		return err
 	}
 	uid, gid := p.podStateOf(c).users().Host(s.User.UID, s.User.GID)
-	end := span.Command(ctx, "create", r.Path+" create")
+	end := span.Command(ctx, "process: create", r.Path+" create")
 	pid, err := p.opt.Processes.Create(ctx, monitor.Container{
 		ID: c.id, Runtime: r, Bundle: p.bundle(c.id), LogPath: s.LogPath, UID: uid, GID: gid,
 		TTY: s.Config.GetTty(), Stdin: s.Config.GetStdin(), StdinOnce: s.Config.GetStdinOnce(),

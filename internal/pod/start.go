@@ -63,7 +63,7 @@ func (p *Pods) start(ctx context.Context, c *container) error {
 	if err := p.opt.Cgroups.Limit(ctx, s.Place, s.Resources); err != nil {
 		return p.startFailed(ctx, c, fmt.Errorf("limit: %w", err))
 	}
-	end := span.Command(ctx, "process", p.commandLine(s, "start"))
+	end := span.Command(ctx, "process: start", p.commandLine(s, "start"))
 	err = p.opt.Processes.Start(ctx, c.id)
 	if end(err); err != nil {
 		return p.startFailed(ctx, c, err)
