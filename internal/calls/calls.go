@@ -20,7 +20,6 @@ import (
 const (
 	maxKept    = 512
 	maxError   = 2 << 10
-	slowAfter  = time.Second
 	minIDChars = 3 // of an ID's beginning, to mean it
 )
 
@@ -91,7 +90,7 @@ func (c *Calls) Begin(method string, s Subject, t *span.Trace) *Running {
 }
 
 // Slow reports whether the call has taken so long that it is worth remembering.
-func (r *Running) Slow() bool { return time.Since(r.call.Began) >= slowAfter }
+func (r *Running) Slow() bool { return time.Since(r.call.Began) >= span.Slow }
 
 // End notes how the call ended, and what it is about as it is known by now. An
 // empty text is success; one that was quick leaves nothing.
@@ -109,7 +108,7 @@ func (r *Running) End(s Subject, code, text string) {
 			e.Value.(*kept).call.Succeeded = call.Began.Add(call.Took)
 		}
 		k.failed = false
-		if call.Took < slowAfter {
+		if call.Took < span.Slow {
 			return
 		}
 	}

@@ -248,12 +248,12 @@ type runner struct{ version.PluginDecoder }
 
 // ExecPlugin implements invoke.Exec.
 func (*runner) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) (result []byte, err error) {
-	line := []string{path}
+	line, said := []string{path}, []byte(nil)
 	for _, v := range environ {
 		if command, ok := strings.CutPrefix(v, "CNI_COMMAND="); ok {
 			line = []string{v, path}
 			end := span.Command(ctx, "cni "+strings.ToLower(command)+": "+filepath.Base(path), v+" "+path)
-			defer func() { end(err) }()
+			defer func() { end(err, said) }()
 		}
 	}
 	// Pdeathsig follows the thread that forks, which somebody else might end.
@@ -269,6 +269,7 @@ func (*runner) ExecPlugin(ctx context.Context, path string, stdin []byte, enviro
 		err := c.Run()
 		switch {
 		case err == nil:
+			said = stderr.Bytes()
 			return stdout.Bytes(), nil
 		case errors.Is(err, unix.ETXTBSY) && try < 5: // the plugin is just being installed
 			select {

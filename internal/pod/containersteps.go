@@ -428,7 +428,7 @@ func (p *Pods) createProcess(ctx context.Context, c *container) error {
 		TTY: s.Config.GetTty(), Stdin: s.Config.GetStdin(), StdinOnce: s.Config.GetStdinOnce(),
 		OOMEvents: s.Place.OOMEvents,
 	})
-	end(err)
+	end(err, nil)
 	if err != nil { // not every OCI runtime names the program it could not run
 		return fmt.Errorf("run %q: %w", c.recipe.program, err)
 	}

@@ -65,7 +65,7 @@ func (p *Pods) start(ctx context.Context, c *container) error {
 	}
 	end := span.Command(ctx, "process: start", p.commandLine(s, "start"))
 	err = p.opt.Processes.Start(ctx, c.id)
-	if end(err); err != nil {
+	if end(err, nil); err != nil {
 		return p.startFailed(ctx, c, err)
 	}
 	// The exit may have been heard of already.

@@ -39,9 +39,12 @@ type Part struct {
 	Took   time.Duration // 0 while it runs
 	Failed bool
 	// Command is the command line of the program that the step ran, as far as
-	// it is known; Said is the end of what that wrote before it failed.
+	// it is known; Said is the end of what that wrote, if it failed or was slow.
 	Command, Said string
 }
+
+// Slow is after how long something has taken so long that people ask why.
+const Slow = time.Second
 
 // Limits of one Trace: what many of them take is bounded by how many there are.
 const (
@@ -73,35 +76,45 @@ type End func(err ...error)
 
 // Step notes that a step begins; the function it returns notes its end.
 // Without a Trace in ctx both do nothing.
-func Step(ctx context.Context, name string) End { return begin(ctx, Part{Name: name}) }
+func Step(ctx context.Context, name string) End {
+	end := begin(ctx, Part{Name: name})
+	return func(errs ...error) { end(errors.Join(errs...), nil) }
+}
 
-// Command is Step for running a program.
-func Command(ctx context.Context, name, line string) End {
+// Command is Step for running a program, of which said is what it wrote, as far
+// as that is known and not in the error.
+func Command(ctx context.Context, name, line string) (end func(err error, said []byte)) {
 	return begin(ctx, Part{Name: name, Command: line})
 }
 
-func begin(ctx context.Context, s Part) End {
+func begin(ctx context.Context, s Part) (end func(err error, said []byte)) {
 	t := From(ctx)
 	if t == nil {
-		return func(...error) {}
+		return func(error, []byte) {}
 	}
 	o := t.own
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if len(o.all) >= maxSteps {
-		return func(...error) {}
+		return func(error, []byte) {}
 	}
 	s.Began = time.Now()
 	i := len(o.all)
 	o.all = append(o.all, s)
-	return func(errs ...error) { o.end(i, errors.Join(errs...)) }
+	return func(err error, said []byte) { o.end(i, err, said) }
 }
 
-func (o *steps) end(i int, err error) {
+// errSlow stands for the error of a program that had none.
+var errSlow = errors.New("it was slow")
+
+func (o *steps) end(i int, err error, said []byte) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	s := &o.all[i]
 	s.Took, s.Failed = max(time.Since(s.Began), 1), err != nil
+	if err == nil && s.Took >= Slow && len(said) > 0 {
+		err = fault.Ran(errSlow, []string{s.Command}, said)
+	}
 	// The steps around this one end with the same error.
 	var ran *fault.Program
 	if !errors.As(err, &ran) || ran == o.last {
