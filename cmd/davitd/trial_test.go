@@ -69,7 +69,7 @@ func TestTrialAgain(t *testing.T) {
 				if err := os.WriteFile(path, nil, 0o755); err != nil {
 					t.Fatal(err)
 				}
-				r.trials = newTrials(t.Context(), r.config, nil, quiet)
+				r.trials = newTrials(t.Context(), r.config.Load(), nil, quiet)
 				r.trials.attempt = func(_ context.Context, of ociruntime.Runtime, can *trialResult) error {
 					if of.Handler != "fast" {
 						return fault.New(fault.Unimplemented, "", "not of interest")

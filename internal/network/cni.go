@@ -31,12 +31,12 @@ import (
 
 // plugins runs CNI plugins.
 type plugins struct {
-	dirs  []string
+	dirs  func() []string
 	cache string // of libcni: the results of ADD, which DEL and CHECK hand on
 }
 
 func (p *plugins) cni() *libcni.CNIConfig {
-	return libcni.NewCNIConfigWithCacheDir(p.dirs, p.cache, &runner{})
+	return libcni.NewCNIConfigWithCacheDir(p.dirs(), p.cache, &runner{})
 }
 
 // attachPlugins is Attach by CNI.

@@ -26,7 +26,8 @@ type Network struct {
 	rules   *ruleset
 	plugins *plugins
 	cidr    cidr
-	choice  atomic.Pointer[choice] // what ConfDir says, as last seen
+	cni     atomic.Pointer[cniConfig]
+	choice  atomic.Pointer[choice] // what the CNI configuration folder says, as last seen
 	debts   debts
 	chosen  chan struct{} // tells keep that it has changed; holds one
 	claim   net.Listener  // nobody connects; nil without Claim
@@ -62,11 +63,12 @@ func Open(config Config) (*Network, error) {
 		return nil, err
 	}
 	n := &Network{
-		config:  config,
-		leases:  leases,
-		chosen:  make(chan struct{}, 1),
-		plugins: &plugins{dirs: config.PluginDirs, cache: filepath.Join(config.Root, "cni")},
+		config: config,
+		leases: leases,
+		chosen: make(chan struct{}, 1),
 	}
+	n.cni.Store(&cniConfig{config.ConfDir, config.PluginDirs, config.DelPatience})
+	n.plugins = &plugins{dirs: func() []string { return n.cni.Load().pluginDirs }, cache: filepath.Join(config.Root, "cni")}
 	n.cidr.template = template
 	n.cidr.ranges.Store(subnets)
 	leases.setPools(subnets)
