@@ -135,8 +135,12 @@ func (c *config) check() error {
 			bad(key, "is empty; leave it out for the usual one")
 		}
 	}
-	if c.Root != "" && filepath.Clean(c.Root) == filepath.Clean(c.State) {
-		bad("state", "%s is root, too: one outlives a boot, the other does not", c.State)
+	if state := filepath.Clean(c.State); c.Root != "" && filepath.Clean(c.Root) == state {
+		key, other := "state", "root"
+		if state == defaultState { // it need not be in the file
+			key, other = other, key
+		}
+		bad(key, "%s is %s, too: one outlives a boot, the other does not", c.State, other)
 	}
 	if n := len(c.State); n > maxState {
 		bad("state", "the path is %d bytes long; with %d at most, sockets fit in", n, maxState)

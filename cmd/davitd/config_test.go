@@ -3,17 +3,21 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 )
 
-func TestConfig(t *testing.T) {
-	const all = `
+// everyKey is a configuration with all that there is.
+const everyKey = `
 socket = "/run/a.sock"
 image_socket = "/run/i.sock"
 cadvisor_socket = "/run/c.sock"
@@ -34,6 +38,20 @@ subnets = ["10.1.0.0/16", "fd00:1::/64"]
 cni_conf_dir = "/c"
 cni_bin_dirs = ["/b"]
 mtu = 1400
+cni_conf_template = "/t"
+cni_del_patience = "1m"
+[ulimits]
+nofile = "1024:4096"
+[nri]
+disable = false
+socket = "/n"
+plugin_dir = "/p"
+config_dir = "/o"
+registration_timeout = "5s"
+request_timeout = "5s"
+[nri.validator]
+enable = true
+required_plugins = ["a"]
 [streaming]
 address = "0.0.0.0:10010"
 tls_cert_file = "/c.pem"
@@ -46,6 +64,7 @@ plain_http = true
 skip_verify = true
 ca_file = "/ca.pem"
 [images]
+store = "auto"
 pinned = ["busybox", "registry.example/*"]
 [images.verifiers]
 bin_dir = "/v"
@@ -59,8 +78,10 @@ min_rate = 4096
 parallel = 6
 ahead = 0
 `
+
+func TestConfig(t *testing.T) {
 	c := defaults("f")
-	if err := c.parse("f", []byte(all)); err != nil {
+	if err := c.parse("f", []byte(everyKey)); err != nil {
 		t.Fatal(err)
 	}
 	if c.Log.Level.value() != slog.LevelDebug || c.Runtimes["fast"].Path != "/opt/crun" || len(c.Network.Subnets) != 2 ||
@@ -107,6 +128,8 @@ ahead = 0
 		{"cri_versions = [\"v1\", \"v1\"]\n", `f:1:1: cri_versions: "v1" stands there twice`},
 		{"[ulimits]\nnofile = \"many\"\n", `f:2:10: ulimits.nofile: "many" is neither a number, nor "SOFT:HARD", nor "unlimited"`},
 		{"[ulimits]\nnofile = \"5:4\"\n", `f:2:10: ulimits.nofile: "5:4": the first is above the second`},
+		{"[ulimits]\ncore = \"0\"\nnofile = true\n[log]\n", `f:3:1: ulimits.nofile: "true" is neither a number`},
+		{"[network]\nsubnets = [\n\"10.0.0.0/8\",\n[]]\n", `f:2:1: network.subnets: array is not text`},
 		{"[ulimits]\nnofile = \"unlimited\"\n", `f:2:1: ulimits.nofile: the kernel allows `},
 		{"[ulimits]\nfiles = \"5\"\n", `f:2:1: ulimits.files: is not one of as, core, `},
 		{"cadvisor_socket = \"/run/davit/davit.sock\"\nstate = \"/run/davit\"\n", `f:1:1: cadvisor_socket: /run/davit/davit.sock is one of davitd's other sockets`},
@@ -191,13 +214,76 @@ func TestRootOnly(t *testing.T) {
 	}
 }
 
+// A letter too few, or two exchanged, in any key: it is told which was meant.
+func TestMistypedKeys(t *testing.T) {
+	lines := strings.Split(everyKey, "\n")
+	for i, line := range lines {
+		key, value, _ := strings.Cut(line, " = ")
+		if len(key) < 4 || strings.HasPrefix(key, "[") || key == "nofile" {
+			continue
+		}
+		for _, typo := range []string{key[:2] + key[3:], key[:1] + key[2:3] + key[1:2] + key[3:], strings.ReplaceAll(key, "_", "-") + "s"} {
+			if typo == key {
+				continue
+			}
+			text := strings.Join(slices.Concat(lines[:i], []string{typo + " = " + value}, lines[i+1:]), "\n")
+			err := defaults("f").parse("f", []byte(text))
+			if err == nil || !strings.HasPrefix(err.Error(), fmt.Sprintf("f:%d:1: ", i+1)) || !strings.HasSuffix(err.Error(), key+"?") {
+				t.Errorf("%s: %v", typo, err)
+			}
+		}
+	}
+}
+
+// located is what each line of an error begins with.
+var located = regexp.MustCompile(`^f:\d+:\d+: `)
+
+// Of 1,000 configurations with something wrong somewhere, each is either in
+// force or refused with the place.
+func TestBrokenConfigurations(t *testing.T) {
+	random := rand.New(rand.NewPCG(15, 20))
+	refused := 0
+	for range 1000 {
+		text := []byte(everyKey)
+		for range 1 + random.IntN(3) {
+			at := random.IntN(len(text))
+			switch random.IntN(4) {
+			case 0:
+				text[at] = " \n\"=[].#x9-/\x00\xff"[random.IntN(14)]
+			case 1:
+				text = slices.Delete(text, at, min(len(text), at+1+random.IntN(20)))
+			case 2:
+				other := random.IntN(len(text))
+				text = slices.Insert(text, at, text[other:min(len(text), other+random.IntN(30))]...)
+			default:
+				lines := bytes.Split(text, []byte("\n"))
+				a, b := random.IntN(len(lines)), random.IntN(len(lines))
+				lines[a], lines[b] = lines[b], lines[a]
+				text = bytes.Join(lines, []byte("\n"))
+			}
+		}
+		err := defaults("f").parse("f", text)
+		if err == nil {
+			continue
+		}
+		refused++
+		for line := range strings.Lines(err.Error()) {
+			if !located.MatchString(line) {
+				t.Errorf("without its place: %q, of\n%s", line, text)
+			}
+		}
+	}
+	if refused < 500 {
+		t.Errorf("only %d were refused", refused)
+	}
+}
+
 func FuzzConfig(f *testing.F) {
 	f.Add([]byte("root = \"/r\"\n[network]\nsubnets = [\"10.0.0.0/8\"]\n"))
 	f.Add([]byte("[registries.\"a\"]\nendpoints = [\"https://b\"]\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		c := defaults("file")
-		if err := c.parse("file", data); err != nil && !strings.HasPrefix(err.Error(), "file:") {
-			t.Errorf("the error does not name the file: %v", err)
+		if err := defaults("f").parse("f", data); err != nil && !located.MatchString(err.Error()) {
+			t.Errorf("the error does not say where: %v", err)
 		}
 	})
 }

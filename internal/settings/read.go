@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -53,14 +54,37 @@ func Read(name string, data []byte, into any, explain func(key toml.Key) string)
 	case errors.As(err, &wrong):
 		line, column := wrong.Position()
 		key := strings.Join(wrong.Key(), ".")
+		if at := places(data)[key]; line < at.line { // the decoder has lost it
+			line, column = at.line, at.column
+		}
 		if key != "" {
 			key += ": "
 		}
 		return nil, fmt.Errorf("%s:%d:%d: %s%s", name, line, column, key, plainType(strings.TrimPrefix(wrong.Error(), "toml: ")))
 	case err != nil:
-		return nil, fmt.Errorf("%s: %w", name, err)
+		return nil, fmt.Errorf("%s:%s: %w", name, blame(data, into, err), err)
 	}
 	return &File{name: name, places: places(data)}, nil
+}
+
+// blame returns "line:column: key" for an error of the decoder's without a
+// position, as texts have that are none: the first line with which it comes.
+func blame(data []byte, into any, err error) string {
+	end, line := 0, 0
+	for text := range bytes.Lines(data) {
+		end, line = end+len(text), line+1
+		again := toml.Unmarshal(data[:end], reflect.New(reflect.TypeOf(into).Elem()).Interface())
+		if again == nil || again.Error() != err.Error() {
+			continue
+		}
+		for key, at := range places(data[:end]) {
+			if at.line == line {
+				return fmt.Sprintf("%d:%d: %s", line, at.column, key)
+			}
+		}
+		break
+	}
+	return fmt.Sprintf("%d:1", line)
 }
 
 // Locate says of all Problems that err joins where their keys stand, in the
