@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -199,7 +200,9 @@ func TestReplaceRefused(t *testing.T) {
 	}
 }
 
-// SIGHUP, too, makes the keeper become what is now at its own path.
+// SIGHUP, too, makes the keeper become what is now at its own path. It ends
+// neither keeper nor monitor, also while a program begins, and no container
+// comes to ignore it.
 func TestReplaceOnHangup(t *testing.T) {
 	n := newNode(t)
 	keeper := n.process("keep")
@@ -213,6 +216,29 @@ func TestReplaceOnHangup(t *testing.T) {
 	})
 	_, err := n.List(n.ctx())
 	must(t, err)
+	serve := n.process("serve")
+	for range 20 {
+		must(t, unix.Kill(serve, unix.SIGHUP)) // means nothing to the monitor
+		_, err := n.List(n.ctx())
+		must(t, err)
+	}
+	c := n.container("crun", "sleep", "1000")
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", n.run(c)))
+	must(t, err)
+	// kernel: proc_pid_status(5); SIGHUP is the first bit.
+	for _, field := range []string{"SigIgn", "SigBlk"} {
+		if !regexp.MustCompile(`(?m)^` + field + `:\s*[0-9a-f]*[02468ace]$`).Match(status) {
+			t.Errorf("a container does not get SIGHUP:\n%s", status)
+		}
+	}
+	if n.process("keep") != keeper || n.process("serve") != serve {
+		t.Error("another keeper or monitor runs")
+	}
+	// Nor do any in a row end the keeper, whatever it is at.
+	for end := time.Now().Add(time.Second); time.Now().Before(end); time.Sleep(200 * time.Microsecond) {
+		must(t, unix.Kill(keeper, unix.SIGHUP))
+	}
+	await(t, "an answer", func() bool { _, err := n.List(n.ctx()); return err == nil })
 	if n.process("keep") != keeper {
 		t.Error("the keeper is another process")
 	}
