@@ -35,7 +35,7 @@ type reloader struct {
 
 // A reloaded is what came of reading the configuration last.
 type reloaded struct {
-	File        string    `json:"file"`
+	File        string    `json:"file"` // empty: there is none
 	At          time.Time `json:"readAt"`
 	Error       string    `json:"error,omitempty"`       // why it is not in force; what was before is
 	Applied     []string  `json:"applied,omitempty"`     // keys that changed
@@ -45,7 +45,7 @@ type reloaded struct {
 func newReloader(c *config, asked <-chan os.Signal, read func() (*config, error), level *slog.LevelVar, log *slog.Logger) *reloader {
 	r := &reloader{asked: asked, read: read, level: level, log: log}
 	r.now.Store(c)
-	r.last.Store(&reloaded{File: c.file, At: time.Now()})
+	r.last.Store(&reloaded{File: c.text.Name(), At: time.Now()})
 	return r
 }
 
@@ -88,6 +88,7 @@ func (r *reloader) reload(ctx context.Context, apply func(context.Context)) stri
 		return "Not reloaded: " + last.Error
 	}
 	now := before.during(next)
+	last.File = next.text.Name()
 	last.Applied, last.NeedRestart = settings.Changed(*before, *now), settings.Changed(*now, *next)
 	r.now.Store(now)
 	r.level.Set(now.Log.Level.value())

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -32,7 +33,6 @@ import (
 	"github.com/davit-runtime/davit/internal/nri"
 	"github.com/davit-runtime/davit/internal/ocispec"
 	"github.com/davit-runtime/davit/internal/pod"
-	"github.com/davit-runtime/davit/internal/settings"
 	"github.com/davit-runtime/davit/internal/stats"
 	"github.com/davit-runtime/davit/internal/store"
 	"github.com/davit-runtime/davit/internal/stream"
@@ -167,7 +167,7 @@ func build(ctx context.Context, r *reloader) (*parts, error) {
 	}
 	if d := c.CgroupDriver; d != "" && d != "auto" {
 		if p.cgroups, err = p.cgroups.WithDriver(cgroup.Driver(d)); err != nil {
-			return p, settings.Bad("cgroup_driver", "%w", err)
+			return p, fmt.Errorf("cgroup_driver: %w", err)
 		}
 	}
 	p.runtimes = newRuntimes(c, p.cgroups.Driver() == cgroup.Systemd, log)
@@ -191,7 +191,7 @@ func build(ctx context.Context, r *reloader) (*parts, error) {
 		return p, err
 	}
 	if p.streams, err = c.Streaming.listen(log); err != nil {
-		return p, settings.Bad("streaming", "%w", err)
+		return p, fmt.Errorf("streaming: %w", err)
 	}
 	binary, err := findMonitor()
 	if err != nil {

@@ -36,6 +36,14 @@ type File struct {
 	places map[string]place
 }
 
+// Name is that of a file; empty for a nil one.
+func (f *File) Name() string {
+	if f == nil {
+		return ""
+	}
+	return f.name
+}
+
 // Read decodes data, which the file name holds, into a pointer to a struct. An
 // error has a line for each thing that is wrong. What explain says of a key that
 // is unknown goes behind it; if that is nothing, a key that may have been meant.
@@ -87,8 +95,9 @@ func blame(data []byte, into any, err error) string {
 	return fmt.Sprintf("%d:1", line)
 }
 
-// Locate says of all Problems that err joins where their keys stand, in the
-// order of the file. Other errors are left as they are, and come first.
+// Locate says of all Problems that err joins, and of errors that begin with a
+// key of the file, where the keys stand, in the order of the file. Other errors
+// are left as they are, and come first.
 func (f *File) Locate(err error) error {
 	if f == nil || err == nil {
 		return err
@@ -98,25 +107,22 @@ func (f *File) Locate(err error) error {
 		all = slices.Clone(joined.Unwrap())
 	}
 	at := func(err error) place {
-		var p *Problem
-		if !errors.As(err, &p) {
-			return place{}
+		if p := (*Problem)(nil); errors.As(err, &p) {
+			return f.find(p.Key)
 		}
-		return f.find(p.Key)
+		key, _, _ := strings.Cut(err.Error(), ": ")
+		return f.places[key]
 	}
 	slices.SortStableFunc(all, func(a, b error) int {
 		x, y := at(a), at(b)
 		return cmp.Or(x.line-y.line, x.column-y.column, strings.Compare(a.Error(), b.Error()))
 	})
 	for i, err := range all {
-		if !errors.As(err, new(*Problem)) {
-			continue
-		}
-		where := f.name
 		if p := at(err); p.line > 0 {
-			where = fmt.Sprintf("%s:%d:%d", f.name, p.line, p.column)
+			all[i] = fmt.Errorf("%s:%d:%d: %w", f.name, p.line, p.column, err)
+		} else if errors.As(err, new(*Problem)) {
+			all[i] = fmt.Errorf("%s: %w", f.name, err)
 		}
-		all[i] = fmt.Errorf("%s: %w", where, err)
 	}
 	return errors.Join(all...)
 }

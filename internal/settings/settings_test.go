@@ -66,10 +66,10 @@ func TestHints(t *testing.T) {
 func TestLocate(t *testing.T) {
 	_, f := read(t, "socket = 'a' # b\n  [tables.\"a.b\"]\npath = \"\"\"\nx\n\"\"\"\n[tables]\nc = {path = 'a', more_paths = [\n]}\n[network]\n")
 	err := f.Locate(errors.Join(
-		Bad("network.bridge", "is missing"), Bad("tables.c.more_paths", "is %w", errors.ErrUnsupported), errors.New("something"),
+		Bad("network.bridge", "is missing"), Bad("tables.c.more_paths", "is %w", errors.ErrUnsupported), errors.New("something"), errors.New("network: other: x"), errors.New("root: y"),
 		Bad("tables.a.b.path", "1"), Bad("root", "is not there"), Bad("socket", "2"),
 	))
-	want := "f: root: is not there\nsomething\nf:1:1: socket: 2\nf:3:1: tables.a.b.path: 1\nf:7:18: tables.c.more_paths: is unsupported operation\nf:9:2: network.bridge: is missing"
+	want := "f: root: is not there\nroot: y\nsomething\nf:1:1: socket: 2\nf:3:1: tables.a.b.path: 1\nf:7:18: tables.c.more_paths: is unsupported operation\nf:9:2: network.bridge: is missing\nf:9:2: network: other: x"
 	if err.Error() != want || !errors.Is(err, errors.ErrUnsupported) {
 		t.Errorf("%v\nwant\n%s", err, want)
 	}

@@ -47,7 +47,7 @@ func readUnit(t *testing.T, path string) unit {
 func TestUnits(t *testing.T) {
 	for name, want := range map[string]map[string]string{
 		"davitd.service": {
-			"Service.Type": "notify", "Service.ExecStart": "/usr/bin/davitd", "Service.Restart": "always",
+			"Service.Type": "notify", "Service.ExecStart": "/usr/bin/davitd", "Service.ExecReload": "/bin/kill -HUP $MAINPID", "Service.Restart": "always",
 			"Service.KillMode": "process", "Service.OOMPolicy": "continue", "Service.TasksMax": "infinity",
 			"Unit.StartLimitIntervalSec": "0", "Unit.Before": "kubelet.service", "Unit.Wants": "davit-keeper.service",
 			"Install.WantedBy": "multi-user.target",
