@@ -182,7 +182,7 @@ func (n *Network) watch(ctx context.Context) {
 	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
 	for watched := ""; ; {
-		if dir := nearest(n.cni.Load().confDir); err == nil && dir != watched {
+		if dir := nearest(n.plugins.config.Load().confDir); err == nil && dir != watched {
 			if watched != "" {
 				_ = w.Remove(watched) // it may be gone
 			}
@@ -222,13 +222,13 @@ type cniConfig struct {
 func (n *Network) SetCNI(ctx context.Context, confDir string, pluginDirs []string, delPatience time.Duration) {
 	c := Config{ConfDir: confDir, PluginDirs: pluginDirs, DelPatience: delPatience}
 	setDefaults(&c)
-	n.cni.Store(&cniConfig{c.ConfDir, c.PluginDirs, c.DelPatience})
+	n.plugins.config.Store(&cniConfig{c.ConfDir, c.PluginDirs, c.DelPatience})
 	n.rescan(ctx)
 }
 
 // rescan looks at the folder again.
 func (n *Network) rescan(ctx context.Context) {
-	from := n.cni.Load()
+	from := n.plugins.config.Load()
 	now := choose(from.confDir, from.pluginDirs)
 	if now.same(n.choice.Load()) {
 		return

@@ -26,7 +26,6 @@ type Network struct {
 	rules   *ruleset
 	plugins *plugins
 	cidr    cidr
-	cni     atomic.Pointer[cniConfig]
 	choice  atomic.Pointer[choice] // what the CNI configuration folder says, as last seen
 	debts   debts
 	chosen  chan struct{} // tells keep that it has changed; holds one
@@ -63,12 +62,12 @@ func Open(config Config) (*Network, error) {
 		return nil, err
 	}
 	n := &Network{
-		config: config,
-		leases: leases,
-		chosen: make(chan struct{}, 1),
+		config:  config,
+		leases:  leases,
+		chosen:  make(chan struct{}, 1),
+		plugins: &plugins{cache: filepath.Join(config.Root, "cni")},
 	}
-	n.cni.Store(&cniConfig{config.ConfDir, config.PluginDirs, config.DelPatience})
-	n.plugins = &plugins{dirs: func() []string { return n.cni.Load().pluginDirs }, cache: filepath.Join(config.Root, "cni")}
+	n.plugins.config.Store(&cniConfig{config.ConfDir, config.PluginDirs, config.DelPatience})
 	n.cidr.template = template
 	n.cidr.ranges.Store(subnets)
 	leases.setPools(subnets)

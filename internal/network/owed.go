@@ -129,7 +129,7 @@ func (n *Network) detachPlugins(ctx context.Context, l *lease) error {
 		n.debts.paid(l.Pod)
 		return nil
 	}
-	patience := n.cni.Load().delPatience
+	patience := n.plugins.config.Load().delPatience
 	if errors.Is(ctx.Err(), context.Canceled) || n.debts.patient(l.Pod, patience) {
 		return err
 	}

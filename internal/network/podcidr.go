@@ -295,7 +295,7 @@ func (n *Network) writeTemplate(ctx context.Context, subnets []netip.Prefix) err
 	if err != nil {
 		return fault.New(fault.Internal, "", "network.cni_conf_template: %w", err)
 	}
-	dir := n.cni.Load().confDir
+	dir := n.plugins.config.Load().confDir
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fault.New(fault.Internal, "", "CNI configuration: %w", err)
 	}
