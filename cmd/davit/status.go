@@ -91,13 +91,13 @@ func (a app) printOwn(info map[string]string) error {
 	if err != nil || c.File == "" {
 		return err
 	}
-	said := "is in force"
+	said := "is in force."
 	if c.Error != "" {
-		said = "is wrong, and what it said before in force: " + c.Error
+		said = "is wrong, and what it said before in force. " + c.Error
 	} else if len(c.NeedRestart) > 0 {
-		said += "; after a restart of davitd also: " + strings.Join(c.NeedRestart, ", ")
+		said = "is in force; after a restart of davitd also " + strings.Join(c.NeedRestart, ", ") + "."
 	}
-	_, err = fmt.Fprintf(a.Out, "The configuration %s, read %s, %s.\n", console.OneLine(c.File), c.ReadAt.Local().Format(time.DateTime), console.OneLine(said))
+	_, err = fmt.Fprintf(a.Out, "The configuration %s, read %s, %s\n", console.OneLine(c.File), c.ReadAt.Local().Format(time.DateTime), console.OneLine(said))
 	return err
 }
 

@@ -122,11 +122,9 @@ func (r *runtimes) ready() error {
 	return nil
 }
 
-// handlers describes all for Status. It waits for first trials, if they are
-// still under way, for a few seconds.
+// handlers describes all for Status. It waits for first trials, if they have
+// begun no more than a few seconds ago.
 func (r *runtimes) handlers() []validate.Handler {
-	ctx, cancel := context.WithTimeout(context.Background(), trialPatience)
-	defer cancel()
 	names := r.names()
 	tried := r.try(names)
 	var all []validate.Handler
@@ -134,7 +132,7 @@ func (r *runtimes) handlers() []validate.Handler {
 	for _, name := range names {
 		var can trialResult
 		if t := tried[name]; t != nil {
-			can = t.result(ctx)
+			can = t.result()
 		}
 		all = append(all, validate.Handler{
 			Name: name, Default: name == fallback,
