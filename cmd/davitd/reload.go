@@ -50,7 +50,7 @@ func newReloader(c *config, asked <-chan os.Signal, read func() (*config, error)
 }
 
 // during is c with what of next takes effect while davitd runs. The table
-// registries is read for each pull, wherever it is in force.
+// registries is read for each pull in any case.
 func (c *config) during(next *config) *config {
 	now := *c
 	now.Log.Level = next.Log.Level
@@ -95,7 +95,7 @@ func (r *reloader) reload(ctx context.Context, apply func(context.Context)) stri
 	apply(ctx)
 	r.last.Store(last)
 	r.log.Info("the configuration is reloaded", "file", last.File, "applied", last.Applied, "need_restart", last.NeedRestart)
-	line := "Reloaded; applied: " + cmp.Or(strings.Join(last.Applied, ", "), "nothing, since nothing has changed")
+	line := "Reloaded; applied: " + cmp.Or(strings.Join(last.Applied, ", "), "nothing")
 	if len(last.NeedRestart) > 0 {
 		line += "; after a restart: " + strings.Join(last.NeedRestart, ", ")
 	}

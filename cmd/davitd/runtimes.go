@@ -224,7 +224,7 @@ func (r *runtimes) Seccomp(of ociruntime.Runtime, profile *specs.LinuxSeccomp) m
 // then with what containers bring, until ctx ends. When the configuration has
 // changed it first asks and tries the runtimes that are new.
 func (r *runtimes) compile(ctx context.Context, with compiler, caps []string) {
-	for ctx.Err() == nil {
+	for {
 		for _, name := range r.names() {
 			of, err := r.Runtime(name)
 			if err != nil {
@@ -235,6 +235,9 @@ func (r *runtimes) compile(ctx context.Context, with compiler, caps []string) {
 			}
 		}
 		r.bpf.serve(ctx, with, r.changed)
+		if ctx.Err() != nil {
+			return
+		}
 		r.try(r.names())
 		r.probe(ctx)
 	}
