@@ -93,6 +93,7 @@ var imports = map[string][]string{
 	"internal/tape":           {},
 	"internal/inflate":        {},
 	"internal/store":          {"internal/fault"},
+	"internal/settings":       {},
 	"internal/span":           {},
 	"internal/fault":          {},
 	"internal/testkit":        {},
