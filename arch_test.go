@@ -96,6 +96,7 @@ var imports = map[string][]string{
 	"internal/tape":           {},
 	"internal/inflate":        {},
 	"internal/store":          {"internal/fault"},
+	"internal/settings":       {},
 	"internal/span":           {"internal/fault"}, // what a program said that failed
 	"internal/fault":          {},
 	"internal/testkit":        {},

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -31,12 +32,12 @@ import (
 
 // plugins runs CNI plugins.
 type plugins struct {
-	dirs  []string
-	cache string // of libcni: the results of ADD, which DEL and CHECK hand on
+	config atomic.Pointer[cniConfig]
+	cache  string // of libcni: the results of ADD, which DEL and CHECK hand on
 }
 
 func (p *plugins) cni() *libcni.CNIConfig {
-	return libcni.NewCNIConfigWithCacheDir(p.dirs, p.cache, &runner{})
+	return libcni.NewCNIConfigWithCacheDir(p.config.Load().pluginDirs, p.cache, &runner{})
 }
 
 // attachPlugins is Attach by CNI.
