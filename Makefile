@@ -127,8 +127,9 @@ e2e-kubelet: build ## (as root) real kubelets, 1.37 and 1.22, built from source:
 	DAVIT_BIN=$(CURDIR)/bin $(GOTEST) -- -timeout 60m -count 1 ./test/kubelet -args -kubelets $(CURDIR)/bin/kubelet \
 		-previous $(CURDIR)/bin/kubelet/previous $(if $(ENDPOINT),-endpoint $(ENDPOINT)) $(KUBELETFLAGS)
 
-generate: ## Go code of davit's own gRPC service, from its .proto (needs Go modules only)
+generate: ## Go code of davit's own gRPC services, from their .proto (needs Go modules only)
 	go run -C api/generate . .. image/v1/image.proto
+	go run -C api/generate . .. call/v1/call.proto
 
 deps: ## write down what the programs depend on, in docs/deps; a change there is a decision
 	@mkdir -p docs/deps

@@ -34,11 +34,13 @@ var drivers = []string{
 var imports = map[string][]string{
 	"cmd/davitd":        {"*"}, // it joins the parts
 	"cmd/davit-monitor": {"internal/monitor", "internal/monitor/server", "internal/keeper", "internal/holder"},
-	"cmd/davit":         {"cmd/davit/console", "cmd/davit/images", "criclient", "criclient/cristream", "internal/play", "internal/crilog", "internal/terminal", "internal/inside", "internal/doctor", "internal/endpoint"},
+	"cmd/davit":         {"cmd/davit/console", "cmd/davit/images", "cmd/davit/why", "criclient", "criclient/cristream", "internal/play", "internal/crilog", "internal/terminal", "internal/inside", "internal/doctor", "internal/endpoint"},
 	"cmd/davit/images":  {"cmd/davit/console", "api/image/v1", "internal/play"},
-	"cmd/davit/console": {"api/image/v1", "criclient", "internal/endpoint", "internal/play"}, // the words of its errors
+	"cmd/davit/why":     {"cmd/davit/console", "api/call/v1"},
+	"cmd/davit/console": {"api/image/v1", "api/call/v1", "criclient", "internal/endpoint", "internal/play"}, // the words of its errors
 
 	"api/image/v1": {},
+	"api/call/v1":  {},
 	"api/generate": {}, // a module of its own, for make generate
 
 	"criclient":           {},
@@ -53,9 +55,10 @@ var imports = map[string][]string{
 	"internal/kubelet":    {"internal/proc"},
 	"internal/proc":       {},
 	// Of cgroup and monitor, cri uses value types that pod hands through.
-	"internal/cri": slices.Concat(base, []string{"internal/pod", "internal/image", "internal/stream", "internal/cgroup", "internal/monitor", "internal/network", "internal/namespace", "internal/stats", "internal/cri/metrics", "internal/cri/validate"}),
+	"internal/cri": slices.Concat(base, []string{"internal/calls", "internal/pod", "internal/image", "internal/stream", "internal/cgroup", "internal/monitor", "internal/network", "internal/namespace", "internal/stats", "internal/cri/metrics", "internal/cri/validate"}),
 	// What images are and come from, to be told.
 	"internal/imageapi":     slices.Concat(base, []string{"api/image/v1", "internal/archive", "internal/image", "internal/registry", "internal/registry/route"}),
+	"internal/calls":        {"api/call/v1", "internal/span"},
 	"internal/cadvisor":     slices.Concat(base, []string{"internal/pod"}),
 	"internal/cri/validate": base,
 	"internal/stream":       slices.Concat(base, []string{"internal/monitor"}), // its value types
@@ -94,7 +97,8 @@ var imports = map[string][]string{
 	"internal/tape":           {},
 	"internal/inflate":        {},
 	"internal/store":          {"internal/fault"},
-	"internal/span":           {},
+	"internal/settings":       {},
+	"internal/span":           {"internal/fault"}, // what a program said that failed
 	"internal/fault":          {},
 	"internal/testkit":        {},
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/signal"
 	"runtime/debug"
 	"syscall"
 	"time"
@@ -64,6 +65,9 @@ func main() {
 		name("davit-keeper")
 		err = keeper.Run(keeper.Options{Dir: *state, Binary: "/proc/self/exe", Version: version, Wait: *wait, Log: log})
 	case "serve":
+		// What is sent to the whole service is meant for the keeper. It is not ignored:
+		// what is started here would inherit that.
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 		name("davit-monitor")
 		err = server.Run(*state, 3, 4, log)
 	case "replace":

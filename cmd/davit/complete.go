@@ -12,7 +12,7 @@ import (
 func (a app) completions(root *cobra.Command) {
 	arguments := map[string]cobra.CompletionFunc{
 		"logs": a.Complete(console.First(a.podNames)), "exec": a.Complete(console.First(a.podNames)), "attach": a.Complete(console.First(a.podNames)),
-		"inspect": a.Complete(console.First(a.podNames)), "port-forward": a.Complete(console.First(a.podNames)),
+		"why": a.Complete(console.First(a.podNames)), "inspect": a.Complete(console.First(a.podNames)), "port-forward": a.Complete(console.First(a.podNames)),
 		"debug": a.Complete(console.First(a.podNames)), "top": a.Complete(console.First(a.podNames)), "cp": a.completeCopy,
 		"stop": a.Complete(a.podNames), "rm": a.Complete(a.podNames),
 		"play": cobra.FixedCompletions([]cobra.Completion{"yaml", "yml", "json"}, cobra.ShellCompDirectiveFilterFileExt),

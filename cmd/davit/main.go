@@ -23,6 +23,7 @@ import (
 
 	"github.com/davit-runtime/davit/cmd/davit/console"
 	"github.com/davit-runtime/davit/cmd/davit/images"
+	"github.com/davit-runtime/davit/cmd/davit/why"
 )
 
 const exitInterrupted = 130 // 128 + SIGINT, as shells have it
@@ -82,7 +83,7 @@ func (a app) root() *cobra.Command {
 		a.playCommand(), a.podsCommand(), a.psCommand(), a.logsCommand(), a.execCommand(), a.attachCommand(), a.forwardCommand(),
 		a.cpCommand(), a.debugCommand(), a.topCommand(), insideCommand(),
 		a.stopCommand(), a.rmCommand(), a.inspectCommand(),
-		a.statusCommand(), a.versionCommand(), a.doctorCommand(),
+		a.statusCommand(), a.versionCommand(), a.doctorCommand(), why.Command(a.Console),
 	)
 	root.AddCommand(images.Commands(a.Console)...)
 	a.completions(root)

@@ -342,6 +342,7 @@ func TestOwnCommandsElsewhere(t *testing.T) {
 	for _, args := range [][]string{
 		{"pulls"}, {"pulls", "-w"}, {"df"}, {"store", "check"}, {"registry", "explain", "a"}, {"image", "load"}, {"image", "save", "a"},
 		{"image", "save", "a", "-f", filepath.Join(s.dir, "a.tar")}, {"image", "import", "cri-o"},
+		{"why"}, {"why", "a", "-c", "b"},
 	} {
 		s.davit(1, "some archive", args...)
 		s.has(s.errOut, `^davit: [^:]+: this needs davitd, and the runtime at unix://\S+ is fake 1.2.3\n$`)

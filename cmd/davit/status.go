@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -67,18 +68,36 @@ func (a app) printStatus(ctx context.Context, r *runtimeapi.StatusResponse) erro
 	if err := a.PrintTable("HANDLER RECURSIVE-READ-ONLY USER-NAMESPACES", rows); err != nil {
 		return err
 	}
-	return a.printLayers(r.GetInfo())
+	return a.printOwn(r.GetInfo())
 }
 
-// printLayers tells how davitd keeps images; other runtimes do not say.
-func (a app) printLayers(info map[string]string) error {
+// printOwn tells how davitd keeps images, and which configuration is in force;
+// other runtimes do not say.
+func (a app) printOwn(info map[string]string) error {
 	var config struct {
-		ImageLayers string `json:"imageLayers"`
+		ImageLayers   string `json:"imageLayers"`
+		Configuration struct {
+			File        string    `json:"file"`
+			ReadAt      time.Time `json:"readAt"`
+			Error       string    `json:"error"`
+			NeedRestart []string  `json:"needRestart"`
+		} `json:"configuration"`
 	}
 	if json.Unmarshal([]byte(info["config"]), &config) != nil || config.ImageLayers == "" {
 		return nil
 	}
 	_, err := fmt.Fprintf(a.Out, "\nImage layers are kept as %s.\n", console.OneLine(config.ImageLayers))
+	c := config.Configuration
+	if err != nil || c.File == "" {
+		return err
+	}
+	said := "is in force."
+	if c.Error != "" {
+		said = "is wrong, and what it said before in force. " + c.Error
+	} else if len(c.NeedRestart) > 0 {
+		said = "is in force; after a restart of davitd also " + strings.Join(c.NeedRestart, ", ") + "."
+	}
+	_, err = fmt.Fprintf(a.Out, "The configuration %s, read %s, %s\n", console.OneLine(c.File), c.ReadAt.Local().Format(time.DateTime), console.OneLine(said))
 	return err
 }
 

@@ -1,16 +1,13 @@
 package main
 
 import (
-	"bytes"
 	"errors"
-	"fmt"
 	"io/fs"
 	"log/slog"
 	"math"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -21,6 +18,7 @@ import (
 	"github.com/davit-runtime/davit/internal/cri"
 	"github.com/davit-runtime/davit/internal/network"
 	"github.com/davit-runtime/davit/internal/ocispec"
+	"github.com/davit-runtime/davit/internal/settings"
 )
 
 // A config is the configuration file. Every key may be left out.
@@ -40,6 +38,8 @@ type config struct {
 
 	surface
 	sources // of images
+
+	text *settings.File // nil without a file
 }
 
 // A surface is what is served, and where.
@@ -95,34 +95,14 @@ func readConfig(path string, required bool) (*config, error) {
 	return c, nil
 }
 
-// parse reads TOML. Its errors start with "file:line:column: key".
+// parse reads TOML. Each line of its errors begins with "file:line:column: key".
 func (c *config) parse(path string, data []byte) error {
-	err := toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields().Decode(c)
-	var unknown *toml.StrictMissingError
-	if errors.As(err, &unknown) {
-		var all []error
-		for _, e := range unknown.Errors {
-			line, column := e.Position()
-			all = append(all, fmt.Errorf("%s:%d:%d: %s: unknown key%s", path, line, column, strings.Join(e.Key(), "."), unquoted(e.Key())))
-		}
-		return errors.Join(all...)
-	}
-	var wrong *toml.DecodeError
-	if errors.As(err, &wrong) {
-		line, column := wrong.Position()
-		key := strings.Join(wrong.Key(), ".")
-		if key != "" {
-			key += ": "
-		}
-		return fmt.Errorf("%s:%d:%d: %s%s", path, line, column, key, plainType(strings.TrimPrefix(wrong.Error(), "toml: ")))
-	}
+	file, err := settings.Read(path, data, c, unquoted)
 	if err != nil {
-		return fmt.Errorf("%s: %w", path, err)
+		return err
 	}
-	if err := c.check(); err != nil {
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	return nil
+	c.text = file
+	return file.Locate(c.check())
 }
 
 // unquoted explains what became of a host whose dots TOML took for its own.
@@ -137,7 +117,7 @@ func unquoted(key toml.Key) string {
 func (c *config) check() error {
 	var errs []error
 	bad := func(key, format string, args ...any) {
-		errs = append(errs, fmt.Errorf("%s: "+format, append([]any{key}, args...)...))
+		errs = append(errs, settings.Bad(key, format, args...))
 	}
 	absolute := func(key, path string) {
 		if path != "" && !filepath.IsAbs(path) {
@@ -155,8 +135,12 @@ func (c *config) check() error {
 			bad(key, "is empty; leave it out for the usual one")
 		}
 	}
-	if c.Root != "" && filepath.Clean(c.Root) == filepath.Clean(c.State) {
-		bad("state", "%s is root, too: one outlives a boot, the other does not", c.State)
+	if state := filepath.Clean(c.State); c.Root != "" && filepath.Clean(c.Root) == state {
+		key, other := "state", "root"
+		if state == defaultState { // it need not be in the file
+			key, other = other, key
+		}
+		bad(key, "%s is %s, too: one outlives a boot, the other does not", c.State, other)
 	}
 	if n := len(c.State); n > maxState {
 		bad("state", "the path is %d bytes long; with %d at most, sockets fit in", n, maxState)
@@ -277,32 +261,4 @@ func (l logLevel) value() slog.Level {
 	var level slog.Level
 	_ = level.UnmarshalText([]byte(l)) // check has seen to that
 	return level
-}
-
-// wrongType is the decoder's error for a value that does not fit, which names
-// types of this program; go-toml has no other one for it.
-var wrongType = regexp.MustCompile(`^cannot decode TOML (.+?) into (?:a Go |struct field \S+ of type )?(\S+)$`)
-
-// plainType says of such an error what was wanted, in the file's words.
-func plainType(text string) string {
-	m := wrongType.FindStringSubmatch(text)
-	if m == nil {
-		return text
-	}
-	var want string
-	switch goType := m[2]; {
-	case strings.HasPrefix(goType, "[]"):
-		want = `a list, in [ ]`
-	case goType == "main.duration":
-		want = `a time in quotes, such as "90s"`
-	case goType == "bool":
-		want = "true or false"
-	case strings.HasPrefix(goType, "int"):
-		want = "a whole number"
-	case strings.HasPrefix(goType, "map["), strings.HasSuffix(strings.ToLower(goType), "config"), goType == "route.Host":
-		want = "a table of keys"
-	default:
-		want = "text in quotes"
-	}
-	return fmt.Sprintf("%s is not %s", m[1], want)
 }

@@ -1,10 +1,12 @@
 package main
 
 import (
-	"fmt"
+	"context"
 	"log/slog"
 	"slices"
 	"time"
+
+	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/davit-runtime/davit/internal/image"
 	"github.com/davit-runtime/davit/internal/layer"
@@ -41,17 +43,18 @@ func (i *imagesConfig) check(bad func(key, format string, args ...any), absolute
 	i.Verifiers.Timeout.check(bad, "images.verifiers.per_verifier_timeout", 0, time.Hour)
 }
 
-// apply puts into the image store's configuration what is said here of it.
-func (i *imagesConfig) apply(to *image.Config, log *slog.Logger) error {
-	to.Layers = i.Store
-	var err error
-	if to.Pinned, err = image.ParsePins(i.Pinned); err != nil {
-		return fmt.Errorf("images.pinned: %w", err)
-	}
-	if i.Verifiers.Dir == "" {
+// pins are Pinned, which check has seen to.
+func (i *imagesConfig) pins() image.Pins {
+	pins, _ := image.ParsePins(i.Pinned)
+	return pins
+}
+
+// verify asks the verifiers, if there is to be any, as image.Config wants it.
+func (i *imagesConfig) verify(ctx context.Context, name string, target imagespec.Descriptor, log *slog.Logger) error {
+	v := i.Verifiers
+	if v.Dir == "" {
 		return nil
 	}
-	v := &verifier.Dir{Path: i.Verifiers.Dir, Max: max(i.Verifiers.Max, 0), Timeout: i.Verifiers.Timeout.value(), Log: log}
-	to.Verify = v.Verify
-	return nil
+	asked := &verifier.Dir{Path: v.Dir, Max: max(v.Max, 0), Timeout: v.Timeout.value(), Log: log}
+	return asked.Verify(ctx, name, target)
 }

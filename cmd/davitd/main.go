@@ -26,6 +26,9 @@ var version = "0.1.0-dev"
 const configFile = "/etc/davit/config.toml"
 
 func main() {
+	// At once: it would end davitd.
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, unix.SIGHUP)
 	c, err := arguments(os.Args[1:], os.Stdout)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "davitd:", err)
@@ -38,7 +41,8 @@ func main() {
 		fmt.Fprintln(os.Stderr, "davitd:", err)
 		os.Exit(1)
 	}
-	log := newLog(os.Stderr, c.Log)
+	level := new(slog.LevelVar)
+	log := newLog(os.Stderr, c.Log, level)
 	slog.SetDefault(log) // for libraries that log
 	klog.SetSlogLogger(slog.New(hushed{log.Handler()}))
 	// Half of the default: davitd is to stay small beside what it runs.
@@ -47,9 +51,10 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	defer stop()
-	go answer(log)
+	go answer()
 	log.Info("davitd starts", "version", version, "pid", os.Getpid(), "root", c.Root, "state", c.State)
-	if err := run(ctx, c, log); err != nil {
+	again := func() (*config, error) { return arguments(os.Args[1:], io.Discard) }
+	if err := run(ctx, newReloader(c, hangups, again, level, log)); err != nil {
 		log.Error("davitd ends", "error", err)
 		os.Exit(1)
 	}
@@ -64,15 +69,11 @@ func mayRun(uid int) error {
 	return nil
 }
 
-// answer handles the signals that do not end davitd, as long as it lives.
-func answer(log *slog.Logger) {
-	signals := make(chan os.Signal, 4)
-	signal.Notify(signals, unix.SIGUSR1, unix.SIGHUP)
-	for s := range signals {
-		if s == unix.SIGHUP {
-			log.Info("nothing is reloaded: davitd reads its configuration when it starts, and containers outlive a restart")
-			continue
-		}
+// answer tells what all of davitd does whenever it gets SIGUSR1.
+func answer() {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, unix.SIGUSR1)
+	for range signals {
 		_ = pprof.Lookup("goroutine").WriteTo(os.Stderr, 2)
 	}
 }
@@ -126,8 +127,10 @@ func arguments(args []string, out io.Writer) (*config, error) {
 	return nil, c.print(out)
 }
 
-func newLog(to io.Writer, c logConfig) *slog.Logger {
-	options := &slog.HandlerOptions{Level: c.Level.value()}
+// newLog returns a log whose level can be changed.
+func newLog(to io.Writer, c logConfig, level *slog.LevelVar) *slog.Logger {
+	level.Set(c.Level.value())
+	options := &slog.HandlerOptions{Level: level}
 	if c.Format == "json" {
 		return slog.New(slog.NewJSONHandler(to, options))
 	}

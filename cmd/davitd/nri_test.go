@@ -47,9 +47,9 @@ func TestNRIConfig(t *testing.T) {
 		t.Errorf("%+v", n)
 	}
 	for text, want := range map[string]string{
-		"[nri]\nsocket = \"a\"\n":              "f: nri.socket:",
-		"[nri]\nrequest_timeout = \"2 min\"\n": "f: nri.request_timeout: \"2 min\" is not a time",
-		"[nri]\nrequest_timeout = \"2h\"\n":    "f: nri.request_timeout: 2h0m0s is not from",
+		"[nri]\nsocket = \"a\"\n":              "f:2:1: nri.socket:",
+		"[nri]\nrequest_timeout = \"2 min\"\n": "f:2:1: nri.request_timeout: \"2 min\" is not a time",
+		"[nri]\nrequest_timeout = \"2h\"\n":    "f:2:1: nri.request_timeout: 2h0m0s is not from",
 	} {
 		if err := defaults("f").parse("f", []byte(text)); err == nil || !strings.HasPrefix(err.Error(), want) {
 			t.Errorf("%q: %v, want %q", text, err, want)

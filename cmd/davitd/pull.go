@@ -45,10 +45,9 @@ func (s *sources) check(bad func(key, format string, args ...any), absolute func
 	for key, n := range map[string]int64{"pull.min_rate": s.Pull.MinRate, "pull.parallel": int64(s.Pull.Parallel), "pull.ahead": int64(s.Pull.Ahead)} {
 		if n < 0 {
 			bad(key, "is negative")
+		} else if n > 64 && key != "pull.min_rate" {
+			bad(key, "%d is more than 64", n)
 		}
-	}
-	if s.Pull.Ahead > 64 || s.Pull.Parallel > 64 {
-		bad("pull.parallel, pull.ahead", "at most 64")
 	}
 	for host, r := range s.Registries {
 		if strings.Contains(host, "/") {

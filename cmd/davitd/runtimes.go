@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/davit-runtime/davit/internal/cri/validate"
 	"github.com/davit-runtime/davit/internal/fault"
@@ -23,8 +24,9 @@ var builtin = []string{"crun", "runc"}
 // missing, so that a runtime installed later needs no restart. It implements
 // pod.Runtimes.
 type runtimes struct {
-	config  *config
-	systemd bool // cgroups by systemd
+	config  atomic.Pointer[config]
+	changed chan struct{} // config has; holds one
+	systemd bool          // cgroups by systemd
 	log     *slog.Logger
 	bpf     *seccompCache
 
@@ -35,15 +37,27 @@ type runtimes struct {
 }
 
 func newRuntimes(c *config, systemd bool, log *slog.Logger) *runtimes {
-	return &runtimes{
-		config: c, systemd: systemd, log: log, bpf: newSeccompCache(c.Root, log),
+	r := &runtimes{
+		changed: make(chan struct{}, 1), systemd: systemd, log: log, bpf: newSeccompCache(c.Root, log),
 		features: map[string]ociruntime.Features{}, tried: map[string]*trial{},
+	}
+	r.config.Store(c)
+	return r
+}
+
+// use goes by c from now on. Containers that there are keep the runtime that
+// they were made with.
+func (r *runtimes) use(c *config) {
+	r.config.Store(c)
+	select {
+	case r.changed <- struct{}{}:
+	default: // it is told already
 	}
 }
 
 // names are the handlers that are configured, or built in and present.
 func (r *runtimes) names() []string {
-	names := slices.Collect(maps.Keys(r.config.Runtimes))
+	names := slices.Collect(maps.Keys(r.config.Load().Runtimes))
 	for _, name := range builtin {
 		if _, err := ociruntime.Find(name); err == nil && !slices.Contains(names, name) {
 			names = append(names, name)
@@ -58,8 +72,8 @@ func (r *runtimes) names() []string {
 
 // defaultName is the handler that no name stands for.
 func (r *runtimes) defaultName() string {
-	if r.config.DefaultRuntime != "" {
-		return r.config.DefaultRuntime
+	if r.config.Load().DefaultRuntime != "" {
+		return r.config.Load().DefaultRuntime
 	}
 	for _, name := range builtin {
 		if _, err := r.find(name); err == nil {
@@ -72,7 +86,7 @@ func (r *runtimes) defaultName() string {
 // find returns the path of a handler's program, Unavailable if it is missing.
 func (r *runtimes) find(handler string) (string, error) {
 	program := handler
-	if c := r.config.Runtimes[handler]; c.Path != "" {
+	if c := r.config.Load().Runtimes[handler]; c.Path != "" {
 		program = c.Path
 	}
 	return ociruntime.Find(program)
@@ -91,7 +105,7 @@ func (r *runtimes) Runtime(handler string) (ociruntime.Runtime, error) {
 	}
 	return ociruntime.Runtime{
 		Handler: handler, Path: path,
-		Root:          filepath.Join(r.config.State, "oci", handler),
+		Root:          filepath.Join(r.config.Load().State, "oci", handler),
 		SystemdCgroup: r.systemd,
 	}, nil
 }
@@ -100,7 +114,7 @@ func (r *runtimes) Runtime(handler string) (ociruntime.Runtime, error) {
 func (r *runtimes) ready() error {
 	name := r.defaultName()
 	if _, err := r.find(name); err != nil {
-		if r.config.DefaultRuntime == "" && len(r.config.Runtimes) == 0 {
+		if r.config.Load().DefaultRuntime == "" && len(r.config.Load().Runtimes) == 0 {
 			return fmt.Errorf("no OCI runtime: neither crun nor runc is on this host; install one, e.g. apt install crun")
 		}
 		return fmt.Errorf("the default runtime handler %q cannot be used: %w; install it or change default_runtime", name, err)
@@ -108,11 +122,9 @@ func (r *runtimes) ready() error {
 	return nil
 }
 
-// handlers describes all for Status. It waits for first trials, if they are
-// still under way, for a few seconds.
+// handlers describes all for Status. It waits for first trials, if they have
+// begun no more than a few seconds ago.
 func (r *runtimes) handlers() []validate.Handler {
-	ctx, cancel := context.WithTimeout(context.Background(), trialPatience)
-	defer cancel()
 	names := r.names()
 	tried := r.try(names)
 	var all []validate.Handler
@@ -120,7 +132,7 @@ func (r *runtimes) handlers() []validate.Handler {
 	for _, name := range names {
 		var can trialResult
 		if t := tried[name]; t != nil {
-			can = t.result(ctx)
+			can = t.result()
 		}
 		all = append(all, validate.Handler{
 			Name: name, Default: name == fallback,
@@ -209,16 +221,24 @@ func (r *runtimes) Seccomp(of ociruntime.Runtime, profile *specs.LinuxSeccomp) m
 }
 
 // compile fills the cache of seccomp filters for every runtime that was probed,
-// then with what containers bring, until ctx ends.
+// then with what containers bring, until ctx ends. When the configuration has
+// changed it first asks and tries the runtimes that are new.
 func (r *runtimes) compile(ctx context.Context, with compiler, caps []string) {
-	for _, name := range r.names() {
-		of, err := r.Runtime(name)
-		if err != nil {
-			continue
+	for {
+		for _, name := range r.names() {
+			of, err := r.Runtime(name)
+			if err != nil {
+				continue
+			}
+			if f, ok := r.known(of.Path); ok {
+				r.bpf.fill(ctx, with, of, f, caps)
+			}
 		}
-		if f, ok := r.known(of.Path); ok {
-			r.bpf.fill(ctx, with, of, f, caps)
+		r.bpf.serve(ctx, with, r.changed)
+		if ctx.Err() != nil {
+			return
 		}
+		r.try(r.names())
+		r.probe(ctx)
 	}
-	r.bpf.serve(ctx, with)
 }

@@ -99,7 +99,7 @@ func TestSeccompCache(t *testing.T) {
 		var f fakeCompiler
 		all.bpf.fill(t.Context(), &f, crun, version, host.Capabilities)
 		ctx, stop := context.WithCancel(t.Context())
-		go all.bpf.serve(ctx, &f)
+		go all.bpf.serve(ctx, &f, nil)
 		own := &specs.LinuxSeccomp{DefaultAction: specs.ActAllow}
 		if got := all.Seccomp(crun, own); got != nil {
 			t.Errorf("the first time: %v", got)

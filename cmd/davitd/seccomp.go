@@ -73,11 +73,13 @@ func (c *seccompCache) get(r ociruntime.Runtime, profile *specs.LinuxSeccomp) st
 	return program
 }
 
-// serve compiles what get did not find, one after the other, until ctx ends.
-func (c *seccompCache) serve(ctx context.Context, with compiler) {
+// serve compiles what get did not find, one after the other, until ctx ends or enough is told.
+func (c *seccompCache) serve(ctx context.Context, with compiler, enough <-chan struct{}) {
 	for {
 		select {
 		case <-ctx.Done():
+			return
+		case <-enough:
 			return
 		case w := <-c.wanted:
 			if err := c.add(ctx, with, w.runtime, w.profile); err != nil && ctx.Err() == nil {

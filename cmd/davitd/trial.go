@@ -57,7 +57,7 @@ const (
 	// trialCleanTime is how long cleaning up after one may take. What is left
 	// is in the way of the next attempt, or of the next davitd, which go on with it.
 	trialCleanTime = 10 * time.Second
-	// trialPatience is how long a caller waits for first attempts.
+	// trialPatience is how long callers wait for a first attempt, from its beginning.
 	trialPatience   = 5 * time.Second
 	trialRetryFirst = 2 * time.Second
 	trialRetryMost  = 10 * time.Minute
@@ -77,23 +77,26 @@ type trial struct {
 	of       ociruntime.Runtime
 	features func(context.Context) (ociruntime.Features, error)
 
+	begun time.Time
 	first chan struct{} // closed once the first attempt is over
 	can   atomic.Pointer[trialResult]
 }
 
-// result waits for the first attempt as long as ctx allows. What is not
-// proven by then does not count as possible.
-func (t *trial) result(ctx context.Context) trialResult {
+// result waits for the first attempt, at most until trialPatience is over. What
+// is not proven by then does not count as possible.
+func (t *trial) result() trialResult {
+	over := time.NewTimer(time.Until(t.begun.Add(trialPatience)))
+	defer over.Stop()
 	select {
 	case <-t.first:
-	case <-ctx.Done():
+	case <-over.C:
 	}
 	return *t.can.Load()
 }
 
 // begin starts a trial, or remembers its result.
 func (t *trials) begin(of ociruntime.Runtime, features func(context.Context) (ociruntime.Features, error)) *trial {
-	tried := &trial{of: of, features: features, first: make(chan struct{})}
+	tried := &trial{of: of, features: features, begun: time.Now(), first: make(chan struct{})}
 	tried.can.Store(&trialResult{})
 	if !t.crew.Start(func(ctx context.Context) { t.run(ctx, tried) }) {
 		close(tried.first)

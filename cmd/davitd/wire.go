@@ -11,11 +11,15 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/grpc"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/davit-runtime/davit/internal/cadvisor"
+	"github.com/davit-runtime/davit/internal/calls"
 	"github.com/davit-runtime/davit/internal/cdi"
 	"github.com/davit-runtime/davit/internal/cgroup"
 	"github.com/davit-runtime/davit/internal/cri"
@@ -46,13 +50,16 @@ type parts struct {
 	runtimes *runtimes
 	damage   *damage
 	plugins  *nri.Plugins // nil: there may be none
+	byCDI    atomic.Pointer[cdi.Devices]
 	pods     *pod.Pods
 	streams  *stream.Server
+	calls    *calls.Calls
 	occupied []string // what another program serves instead, a line each
 }
 
 // run builds the parts, recovers, serves until ctx ends, and takes them apart.
-func run(ctx context.Context, c *config, log *slog.Logger) error {
+func run(ctx context.Context, r *reloader) error {
+	c, log := r.now.Load(), r.log
 	begun := time.Now()
 	checkLimits(log)
 	unlock, err := lock(c)
@@ -60,10 +67,10 @@ func run(ctx context.Context, c *config, log *slog.Logger) error {
 		return err
 	}
 	defer unlock()
-	p, err := build(ctx, c, log)
+	p, err := build(ctx, r)
 	defer p.close(log)
 	if err != nil {
-		return err
+		return c.text.Locate(err)
 	}
 	p.damage = &damage{dir: c.damaged()}
 	p.damage.look()
@@ -105,7 +112,11 @@ func run(ctx context.Context, c *config, log *slog.Logger) error {
 	if err := p.network.Status(); err != nil {
 		log.Warn("pods cannot be connected", "reason", err)
 	}
-	return serve(ctx, p.servers(ctx, c, log), log, func() string {
+	return serve(ctx, p.servers(ctx, r), log, func() string {
+		// Not before: systemd would take the end of a reload for that of the start.
+		work("reload", func(ctx context.Context) error {
+			return r.run(ctx, func(ctx context.Context) { p.apply(ctx, r) })
+		})
 		pods, containers := p.pods.States()
 		log.Info("davitd serves", "socket", c.socketPath(), "pods", pods, "containers", containers,
 			"cgroups", p.cgroups.Layout(), "cgroup_driver", p.cgroups.Driver(), "started_in", time.Since(begun).Round(time.Millisecond))
@@ -139,8 +150,9 @@ func lock(c *config) (unlock func(), err error) {
 
 // build makes the parts in the order they need each other. What is made
 // already is returned beside an error, to be closed.
-func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
-	p := &parts{}
+func build(ctx context.Context, r *reloader) (*parts, error) {
+	c, log := r.now.Load(), r.log
+	p := &parts{calls: calls.New()}
 	// Records of pods and containers are in directories that go with them.
 	err := store.Sweep(c.Root, filepath.Join(c.Root, "*"), filepath.Join(c.Root, "seccomp", "*"), filepath.Join(c.Root, "images", "*"))
 	if err != nil {
@@ -175,10 +187,7 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 	}
 	store := image.Config{
 		Root: filepath.Join(c.Root, "images"), State: filepath.Join(c.State, "images"), Damaged: c.damaged(),
-		Registry: c.registry(), Log: log,
-	}
-	if err = c.Images.apply(&store, log); err != nil {
-		return p, err
+		Registry: c.registry(), Log: log, Layers: c.Images.Store, Pinned: c.Images.pins(), Verify: r.verify,
 	}
 	if p.images, err = image.Open(store); err != nil {
 		return p, err
@@ -195,7 +204,7 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 		return p, err
 	}
 	p.monitor = monitor.Connect(c.State)
-	byCDI := cdi.New(c.CDISpecDirs, log)
+	p.byCDI.Store(cdi.New(c.CDISpecDirs, log))
 	p.runtimes.trials = newTrials(ctx, c, p, log)
 	p.runtimes.trials.sweep(ctx)
 	options := pod.Options{
@@ -204,13 +213,16 @@ func build(ctx context.Context, c *config, log *slog.Logger) (*parts, error) {
 			CgroupV2: p.host.CgroupV2, Capabilities: p.host.Capabilities,
 			MinOOMScoreAdj: p.host.MinOOMScoreAdj, Devices: devices(log), Labels: label.Open(),
 		},
-		Specs:      pod.Specs{Build: c.Ulimits.Of(ocispec.Make), ResolveUser: ocispec.ResolveUser, Devices: byCDI.InjectRequested},
+		Specs: pod.Specs{
+			Build: r.limited, ResolveUser: ocispec.ResolveUser,
+			Devices: func(s *specs.Spec, c *runtimeapi.ContainerConfig) error { return p.byCDI.Load().InjectRequested(s, c) },
+		},
 		Namespaces: namespace.New(), Network: p.network, Rootfs: p.images, Cgroups: p.cgroups,
 		Processes: p.monitor, Sessions: p.monitor, Runtimes: p.runtimes,
 	}
 	if !c.NRI.Disable {
 		plugins := c.nri(log)
-		plugins.Inject = byCDI.Inject
+		plugins.Inject = func(s *specs.Spec, names []string) error { return p.byCDI.Load().Inject(s, names) }
 		p.plugins = nri.New(plugins)
 		options.Hooks = p.plugins
 	}
@@ -256,8 +268,9 @@ func (p *parts) close(log *slog.Logger) {
 }
 
 // servers returns what is served, by socket.
-func (p *parts) servers(ctx context.Context, c *config, log *slog.Logger) map[string]*grpc.Server {
-	surface := p.surface(ctx, c, log)
+func (p *parts) servers(ctx context.Context, r *reloader) map[string]*grpc.Server {
+	c, log := r.now.Load(), r.log
+	surface := p.surface(ctx, r)
 	main := surface.Server()
 	all := map[string]*grpc.Server{c.socketPath(): main}
 	if c.ImageSocket != "" {
@@ -265,6 +278,7 @@ func (p *parts) servers(ctx context.Context, c *config, log *slog.Logger) map[st
 	}
 	for _, s := range all {
 		imageapi.Register(s, p.own(ctx, c))
+		p.calls.Register(s)
 	}
 	names := cadvisor.New(p.pods, version)
 	names.Register(main)
@@ -279,11 +293,8 @@ func (p *parts) servers(ctx context.Context, c *config, log *slog.Logger) map[st
 }
 
 // surface puts the CRI on the parts. Streams without an end end with ctx.
-func (p *parts) surface(ctx context.Context, c *config, log *slog.Logger) *cri.Surface {
-	confDir := c.Network.CNIConfDir
-	if confDir == "" {
-		confDir = "/etc/cni/net.d"
-	}
+func (p *parts) surface(ctx context.Context, r *reloader) *cri.Surface {
+	c, log := r.now.Load(), r.log
 	return cri.New(
 		cri.Parts{
 			Pods: p.pods, Containers: p.pods, Resources: p.pods, Views: p.pods, Sessions: p.pods, Images: p.images,
@@ -296,7 +307,7 @@ func (p *parts) surface(ctx context.Context, c *config, log *slog.Logger) *cri.S
 			RuntimeReady:  func() error { return cmp.Or(p.runtimes.ready(), p.keeper.err()) },
 			NetworkReady:  p.network.Status,
 			Troubles: func() []string {
-				return slices.Concat(p.damage.list(), p.images.Troubles(), p.network.Owed(), p.occupied)
+				return slices.Concat(p.damage.list(), p.images.Troubles(), p.network.Owed(), p.occupied, r.troubles())
 			},
 			Spec: func(id string) ([]byte, error) {
 				return os.ReadFile(filepath.Join(c.State, "containers", id, "config.json"))
@@ -305,15 +316,19 @@ func (p *parts) surface(ctx context.Context, c *config, log *slog.Logger) *cri.S
 			Metrics: metrics.New(metrics.Host{CgroupV2: p.cgroups.Layout() == cgroup.V2, Scheduled: p.cgroups.HasScheduled()}),
 			Info: map[string]any{
 				"maxContainerLogLineSize": 16 << 10,
-				"cni":                     map[string]any{"confDir": confDir},
-				"cgroupDriver":            p.cgroups.Driver(),
-				"cgroupLayout":            p.cgroups.Layout(),
-				"streaming":               p.streams.URL(),
-				"imageLayers":             p.images.Layers(),
-				"root":                    c.Root,
-				"state":                   c.State,
+				"cni": told(func() any {
+					return map[string]any{"confDir": cmp.Or(r.now.Load().Network.CNIConfDir, "/etc/cni/net.d")}
+				}),
+				"configuration": told(func() any { return r.last.Load() }),
+				"cgroupDriver":  p.cgroups.Driver(),
+				"cgroupLayout":  p.cgroups.Layout(),
+				"streaming":     p.streams.URL(),
+				"imageLayers":   p.images.Layers(),
+				"root":          c.Root,
+				"state":         c.State,
 			},
 			Stopping: ctx.Done(),
+			Calls:    p.calls,
 			Log:      log,
 		}, c.CRIVersions...)
 }

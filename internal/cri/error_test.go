@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/davit-runtime/davit/internal/calls"
 	"github.com/davit-runtime/davit/internal/cri/validate"
 	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/image"
@@ -87,6 +88,47 @@ func TestLogLine(t *testing.T) {
 	}
 	if n := strings.Count(log.String(), "\n"); n != 4 {
 		t.Errorf("%d lines for 4 calls", n)
+	}
+}
+
+// A failure is remembered by the names of what it is about, also where only an
+// ID was given, or nothing was made.
+func TestFailuresAreRemembered(t *testing.T) {
+	ctx := context.Background()
+	w := fullWorld(t)
+	w.calls = calls.New()
+	rt, im, _, _ := server(t, w)
+	config := parse(t, &runtimeapi.PodSandboxConfig{}, goodPod)
+	_, _ = rt.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: "unknown"}) // as kubelets ask
+	_, _ = rt.ListContainers(ctx, &runtimeapi.ListContainersRequest{})
+	if got := w.calls.Of("", ""); len(got) != 0 {
+		t.Errorf("remembered without need: %+v", got)
+	}
+	w.fail = fault.New(fault.Unavailable, "", "the switch is on fire")
+	_, _ = rt.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config})
+	_, _ = rt.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: "aa11", Config: parse(t, &runtimeapi.ContainerConfig{}, goodContainer)})
+	_, _ = rt.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: "c2"})
+	_, _ = im.PullImage(ctx, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: "nginx"}, SandboxConfig: config, Auth: &runtimeapi.AuthConfig{Username: "u", Password: "secret"}})
+	var got []string
+	for _, c := range w.calls.Of("default/web", "") {
+		got = append(got, fmt.Sprintf("%s %+v %s %s", c.Method, c.Subject, c.Code, c.Err))
+	}
+	want := []string{
+		"PullImage {Namespace:default Pod:web PodID: Container: ContainerID: Image:nginx}",
+		"StopContainer {Namespace:default Pod:web PodID:aa11 Container:app ContainerID:c2 Image:}",
+		"CreateContainer {Namespace:default Pod:web PodID:aa11 Container:app ContainerID: Image:sha256:0123}",
+		"RunPodSandbox {Namespace:default Pod:web PodID: Container: ContainerID: Image:}",
+	}
+	for i := range want {
+		want[i] += " Unavailable the switch is on fire"
+	}
+	if strings.Join(got, "\n") != strings.Join(want, "\n") {
+		t.Errorf("remembered:\n%s", strings.Join(got, "\n"))
+	}
+	w.fail = nil
+	_, _ = rt.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: "c2"})
+	if c := w.calls.Of("app", "")[0]; c.Method != "StopContainer" || c.Succeeded.IsZero() {
+		t.Errorf("after a success: %+v", c)
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/davit-runtime/davit/internal/calls"
 	"github.com/davit-runtime/davit/internal/cri/metrics"
 	"github.com/davit-runtime/davit/internal/cri/validate"
 	"github.com/davit-runtime/davit/internal/fault"
@@ -37,6 +38,7 @@ type world struct {
 	images     []image.Image
 	fail       error
 	panics     bool
+	calls      *calls.Calls
 	done       []string
 	auth       image.Auth
 	grace      time.Duration
@@ -191,6 +193,7 @@ func server(t testing.TB, w *world) (runtimeapi.RuntimeServiceClient, runtimeapi
 		Spec:         func(string) ([]byte, error) { return []byte(`{"ociVersion":"1.0.0"}`), nil },
 		Info:         map[string]any{"maxContainerLogLineSize": 16384},
 		Stopping:     w.stopping,
+		Calls:        w.calls,
 		Log:          slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	conn := serve(t, surface.Server())

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/davit-runtime/davit/internal/calls"
 	"github.com/davit-runtime/davit/internal/cri/metrics"
 	"github.com/davit-runtime/davit/internal/cri/validate"
 	"github.com/davit-runtime/davit/internal/image"
@@ -110,6 +111,7 @@ type Config struct {
 	Info any
 	// Stopping is closed when davitd is to stop: streams without an end end then.
 	Stopping <-chan struct{}
+	Calls    *calls.Calls // is told of each call; nil: nobody asks
 	Log      *slog.Logger
 }
 
@@ -138,6 +140,9 @@ type Surface struct {
 func New(p Parts, c Config, versions ...Version) *Surface {
 	if len(versions) == 0 {
 		versions = Versions
+	}
+	if c.Calls == nil {
+		c.Calls = calls.New()
 	}
 	return &Surface{&service{Parts: p, config: c}, versions}
 }
@@ -170,7 +175,7 @@ func (s *Surface) Empty() *grpc.Server {
 }
 
 func (s *Surface) empty() (*grpc.Server, *health.Server) {
-	i := intercept{s.service.config.Log}
+	i := intercept{s.service.config.Log, s.service.config.Calls, s.service.names}
 	g := grpc.NewServer(
 		grpc.MaxRecvMsgSize(maxMessageBytes),
 		grpc.MaxSendMsgSize(maxMessageBytes),

@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"strings"
 
@@ -59,14 +60,15 @@ func askImages(ctx context.Context, endpoint string) error {
 	return err
 }
 
-// describe asks for conditions, cgroup driver and where images are.
+// describe asks for conditions, cgroup driver, where images are, and davitd for
+// what of its configuration needs a restart.
 func (a *Answer) describe(ctx context.Context, runtime, images string) {
 	client, err := criclient.New(criclient.Options{Runtime: runtime, Image: images})
 	if err != nil {
 		return
 	}
 	defer func() { _ = client.Close() }()
-	status, err := client.Status(ctx, &runtimeapi.StatusRequest{})
+	status, err := client.Status(ctx, &runtimeapi.StatusRequest{Verbose: true})
 	if errors.Is(err, criclient.ErrTimeout) {
 		a.Err = context.DeadlineExceeded
 		return
@@ -74,6 +76,14 @@ func (a *Answer) describe(ctx context.Context, runtime, images string) {
 	for _, c := range status.GetStatus().GetConditions() {
 		message := strings.TrimPrefix(c.GetReason()+": "+c.GetMessage(), ": ")
 		a.Conditions = append(a.Conditions, Condition{Type: c.GetType(), True: c.GetStatus(), Message: strings.TrimSuffix(message, ": ")})
+	}
+	var own struct {
+		Configuration struct {
+			NeedRestart []string `json:"needRestart"`
+		} `json:"configuration"`
+	}
+	if json.Unmarshal([]byte(status.GetInfo()["config"]), &own) == nil {
+		a.NeedRestart = own.Configuration.NeedRestart
 	}
 	if c, err := client.RuntimeConfig(ctx, &runtimeapi.RuntimeConfigRequest{}); err == nil && c.GetLinux() != nil {
 		a.CgroupDriver = strings.ToLower(c.GetLinux().GetCgroupDriver().String())

@@ -14,6 +14,7 @@ import (
 var davitChecks = []Check{
 	{Name: "davitd-config", What: "davit's configuration, by davitd's own eyes", run: checkConfig, Faults: []Fault{
 		{"davitd-config-invalid", Error, "davitd would not start with its configuration: an unknown key, a wrong value"},
+		{"davitd-config-needs-restart", Warning, "davitd was told to reload its configuration, and some of what changed needs a restart"},
 	}},
 	{Name: "davitd", What: "that davitd, its monitor and its keeper run", run: checkDaemons, Faults: []Fault{
 		{"davitd-not-running", Error, "davitd is installed and nobody else is the node's runtime, but it does not run"},
@@ -54,6 +55,9 @@ func checkConfig(l *look) {
 		message := strings.TrimPrefix(strings.ReplaceAll(d.err.Error(), "\n", "; "), "davitd: ")
 		l.fault("davitd-config-invalid", "# correct that line, then: "+d.program+" --check && systemctl restart davitd", "%s", message)
 	default:
+		if a := l.answer(); a.Name == "davit" && len(a.NeedRestart) > 0 && sameSocket(l.endpoint().path(), d.Socket) {
+			l.fault("davitd-config-needs-restart", "systemctl restart davitd   # containers run on", "reloaded, but not in force: %s", strings.Join(a.NeedRestart, ", "))
+		}
 		l.okay("root %s, state %s", d.Root, d.State)
 	}
 }

@@ -373,6 +373,7 @@ var davitSeeds = []seed{
 		delete(w.files, "/etc/davit/tls.crt")
 		w.runs["/usr/bin/davitd --check"] = output{"", &Exit{"davitd: /etc/davit/config.toml:3:1: rooot: unknown key"}}
 	}},
+	{"a reload that cannot take over all", "davitd-config: davitd-config-needs-restart (warning)", func(w *world) { w.answer.NeedRestart = []string{"network.mtu"} }},
 	{"davitd does not run", "davitd: davitd-not-running (error)", func(w *world) {
 		w.end(200)
 		delete(w.files, "/run/davit/davit.sock")

@@ -75,6 +75,7 @@ type Answer struct {
 	CgroupDriver string // empty: it does not say
 	ImageErr     error  // the image service does not answer
 	ImageDirs    []string
+	NeedRestart  []string // davitd's keys that were reloaded, and do not count before a restart
 }
 
 // A Condition is one of the CRI's RuntimeConditions.

@@ -5,10 +5,12 @@
 package fault
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"syscall"
 )
 
@@ -88,3 +90,38 @@ var exhausted = []error{syscall.ENOSPC, syscall.EDQUOT, syscall.EMFILE, syscall.
 
 // Is reports whether err is non-nil and of the given kind.
 func Is(err error, kind Kind) bool { return err != nil && KindOf(err) == kind }
+
+// A Program is an error of a program that was run: the error's text and kind are
+// Err's, and beside it stands what was run.
+type Program struct {
+	Line string // the command line
+	Said string // the end of what it wrote to standard error, or its log
+	Err  error
+}
+
+func (p *Program) Error() string { return p.Err.Error() }
+func (p *Program) Unwrap() error { return p.Err }
+
+// Limits of a Program's texts, in bytes.
+const maxLine, maxSaid = 1 << 10, 2 << 10
+
+// Ran adds to err, unless that is nil, which program it is of and what that has said.
+func Ran(err error, line []string, said ...[]byte) error {
+	if err == nil {
+		return nil
+	}
+	command, text := strings.Join(line, " "), bytes.TrimSpace(bytes.Join(said, []byte("\n")))
+	return &Program{
+		Line: printable(command[:min(len(command), maxLine)]), Said: printable(string(text[max(0, len(text)-maxSaid):])), Err: err,
+	}
+}
+
+// printable replaces what a terminal might obey, and what is no UTF-8.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' && r != '\n' && r != '\t' || r == 0x7f {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(text, "?"))
+}

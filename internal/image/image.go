@@ -70,7 +70,7 @@ type Config struct {
 	// MaxLayerBytes is how large one unpacked layer may be, 64 GiB if zero.
 	MaxLayerBytes int64
 	Log           *slog.Logger // slog.Default if nil
-	// Pinned says which images are shown as pinned.
+	// Pinned says which images are shown as pinned, until SetPins.
 	Pinned Pins
 
 	// Verify, if not nil, is asked of each image that is pulled, before its

@@ -59,6 +59,14 @@ func TestPinnedImage(t *testing.T) {
 	if old, err := s.Get(id); err != nil || old.Pinned {
 		t.Errorf("without the name: %+v, %v", old, err)
 	}
+	s.SetPins(Pins{})
+	if now, err := s.Get(second); err != nil || now.Pinned {
+		t.Errorf("no longer pinned: %+v, %v", now, err)
+	}
+	s.SetPins(config.Pinned)
+	if now, err := s.Get(second); err != nil || !now.Pinned {
+		t.Errorf("pinned again: %+v, %v", now, err)
+	}
 	if err := s.Remove(ctx, second); err != nil {
 		t.Error(err)
 	}

@@ -62,7 +62,7 @@ func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (_ Image, e
 		p.tracked.enter(PullVerifying)
 		end := span.Step(ctx, "verify")
 		err := s.config.Verify(ctx, named.String(), imagespec.Descriptor{MediaType: top.MediaType, Digest: top.Digest, Size: int64(len(top.Body))})
-		end()
+		end(err)
 		if err != nil {
 			return Image{}, err
 		}

@@ -268,6 +268,13 @@ func (s *Store) Remove(ctx context.Context, ref string) error {
 	return errors.Join(err, collected)
 }
 
+// SetPins replaces Config.Pinned.
+func (s *Store) SetPins(pins Pins) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.view.Store(newView(s.view.Load().content, pins))
+}
+
 // publish makes a change visible.
 func (s *Store) publish(c changes) {
 	s.mu.Lock()

@@ -71,6 +71,8 @@ type Options struct {
 	// rather than to return an error.
 	Wait bool
 	Log  *slog.Logger
+
+	hangups chan os.Signal // each asks for a replacement
 }
 
 // Run keeps a directory until SIGTERM, with which it ends the monitor and itself, but
@@ -86,8 +88,8 @@ func Run(o Options) error {
 	// Before recovery, which needs to be told of children that die meanwhile.
 	children := make(chan os.Signal, 1)
 	signal.Notify(children, unix.SIGCHLD)
-	hangups := make(chan os.Signal, 1)
-	signal.Notify(hangups, unix.SIGHUP)
+	o.hangups = make(chan os.Signal, 1)
+	signal.Notify(o.hangups, unix.SIGHUP)
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
 	defer stop()
 	tell := serviceManager(o.Log)
@@ -109,7 +111,7 @@ func Run(o Options) error {
 	}
 	defer door.Close()
 	go k.answer(door)
-	go k.replaceOn(hangups)
+	go k.replaceOn(o.hangups)
 	tell("READY=1\nSTATUS=davit-monitor " + o.Version + " keeps " + o.Dir)
 	before.tell(nil)
 	for {
@@ -120,7 +122,7 @@ func Run(o Options) error {
 			return err
 		}
 		// A monitor that did not end in order is like one that was killed.
-		err = k.become(s)
+		err = k.become(s, o.hangups)
 		o.Log.Error("davit-monitor is not replaced", "by", s.path, "error", err)
 		s.tell(err)
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io/fs"
 	"os"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -67,7 +66,7 @@ func (o Options) renew(path string, refused os.FileInfo) os.FileInfo {
 			return refused
 		}
 		o.Log.Info("another davit-monitor was installed and stands by from now on", "program", path)
-		err = syscall.Exec(path, []string{"davit-monitor", "keep", "--state", o.Dir, "--wait"}, os.Environ())
+		err = turnInto(o.hangups, path, []string{"davit-monitor", "keep", "--state", o.Dir, "--wait"}, os.Environ())
 	}
 	if errors.Is(err, unix.ETXTBSY) {
 		return refused // it is being written

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"strconv"
 	"strings"
 	"syscall"
@@ -246,7 +247,7 @@ func (h handover) descriptors() []int {
 //
 // No exit is lost: what dies from here on is the successor's to reap, since
 // reaping needs k.mu.
-func (k *Keeper) become(s *successor) error {
+func (k *Keeper) become(s *successor, hangups chan os.Signal) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	h := k.state()
@@ -274,9 +275,19 @@ func (k *Keeper) become(s *successor) error {
 	fds := append(h.descriptors(), memory)
 	setCloseOnExec(fds, false)
 	defer setCloseOnExec(fds, true)
-	err = syscall.Exec(s.path, []string{"davit-monitor", "keep", "--state", k.dir},
+	err = turnInto(hangups, s.path, []string{"davit-monitor", "keep", "--state", k.dir},
 		append(os.Environ(), handoverVar+"="+strconv.Itoa(memory)))
 	return &os.PathError{Op: "exec", Path: s.path, Err: err}
+}
+
+// turnInto becomes another program, or returns why not. SIGHUP is ignored until
+// that one takes it: it would end it. Those to hangups go on after an error.
+//
+// Go: os/signal, SIGHUP that is ignored when a program starts remains so until Notify.
+func turnInto(hangups chan os.Signal, path string, args, env []string) error {
+	signal.Ignore(unix.SIGHUP)
+	defer signal.Notify(hangups, unix.SIGHUP)
+	return syscall.Exec(path, args, env)
 }
 
 func setCloseOnExec(fds []int, on bool) {

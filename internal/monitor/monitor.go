@@ -34,7 +34,26 @@ type Exit struct {
 	Signal    int // 0 unless a signal ended it
 	At        time.Time
 	OOMKilled bool // the kernel's OOM killer ended it
+	OOM       *OOM `json:",omitempty"` // more of that; nil if nothing more is known
 }
+
+// An OOM says whose want of memory an OOM kill was. What the kernel did not tell
+// is empty or 0.
+type OOM struct {
+	Scope       string // one of the following
+	Cgroup      string // whose limit was hit, as the kernel names it, if it is not the container's
+	Limit, Peak int64  // of the scope, in bytes; for the node all its memory, and the most that the container used
+	Victim      string // what the killed process was called
+	VictimPid   int
+}
+
+// Scopes of an OOM.
+const (
+	OOMOfContainer = "container" // the container's own limit, or one below that
+	OOMOfPod       = "pod"       // the limit of the cgroup that the container's is in
+	OOMAbove       = "above"     // the limit of one above that
+	OOMOfNode      = "node"      // none: the node had no memory left
+)
 
 // A Status is what davit-monitor knows of one container.
 type Status struct {

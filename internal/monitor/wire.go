@@ -76,6 +76,10 @@ type Reply struct {
 type Failure struct {
 	Kind fault.Kind `json:"kind"`
 	Text string     `json:"text"`
+	// Ran is the command line of the program that failed, if one did, and Said
+	// what it wrote. Both are for people.
+	Ran  string `json:"ran,omitempty"`
+	Said string `json:"said,omitempty"`
 }
 
 // Bodies of requests and replies.
@@ -127,11 +131,21 @@ func KeeperPath(state string) string { return filepath.Join(state, "keeper.sock"
 
 // FailureOf puts err on the wire.
 func FailureOf(err error) *Failure {
-	return &Failure{Kind: fault.KindOf(err), Text: err.Error()}
+	f := &Failure{Kind: fault.KindOf(err), Text: err.Error()}
+	if ran, ok := errors.AsType[*fault.Program](err); ok {
+		f.Ran, f.Said = ran.Line, ran.Said
+	}
+	return f
 }
 
 // Err is what FailureOf took, of the same kind and text.
-func (f *Failure) Err() error { return fault.New(f.Kind, "", "%s", f.Text) }
+func (f *Failure) Err() error {
+	err := fault.New(f.Kind, "", "%s", f.Text)
+	if f.Ran == "" {
+		return err
+	}
+	return &fault.Program{Line: f.Ran, Said: f.Said, Err: err}
+}
 
 // WriteFrame writes v as JSON with its length before it (4 bytes, big endian).
 func WriteFrame(w io.Writer, v any) error {

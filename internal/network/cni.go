@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -31,12 +32,12 @@ import (
 
 // plugins runs CNI plugins.
 type plugins struct {
-	dirs  []string
-	cache string // of libcni: the results of ADD, which DEL and CHECK hand on
+	config atomic.Pointer[cniConfig]
+	cache  string // of libcni: the results of ADD, which DEL and CHECK hand on
 }
 
 func (p *plugins) cni() *libcni.CNIConfig {
-	return libcni.NewCNIConfigWithCacheDir(p.dirs, p.cache, &runner{})
+	return libcni.NewCNIConfigWithCacheDir(p.config.Load().pluginDirs, p.cache, &runner{})
 }
 
 // attachPlugins is Attach by CNI.
@@ -247,7 +248,15 @@ func route(dst net.IPNet, gw net.IP) *types.Route { return &types.Route{Dst: dst
 type runner struct{ version.PluginDecoder }
 
 // ExecPlugin implements invoke.Exec.
-func (*runner) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
+func (*runner) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) (result []byte, err error) {
+	line, said := []string{path}, []byte(nil)
+	for _, v := range environ {
+		if command, ok := strings.CutPrefix(v, "CNI_COMMAND="); ok {
+			line = []string{v, path}
+			end := span.Command(ctx, "cni "+strings.ToLower(command)+": "+filepath.Base(path), v+" "+path)
+			defer func() { end(err, said) }()
+		}
+	}
 	// Pdeathsig follows the thread that forks, which somebody else might end.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -261,6 +270,7 @@ func (*runner) ExecPlugin(ctx context.Context, path string, stdin []byte, enviro
 		err := c.Run()
 		switch {
 		case err == nil:
+			said = stderr.Bytes()
 			return stdout.Bytes(), nil
 		case errors.Is(err, unix.ETXTBSY) && try < 5: // the plugin is just being installed
 			select {
@@ -270,9 +280,9 @@ func (*runner) ExecPlugin(ctx context.Context, path string, stdin []byte, enviro
 			}
 		}
 		if ctx.Err() != nil {
-			return nil, fmt.Errorf("killed: %w", ctx.Err())
+			return nil, fault.Ran(fmt.Errorf("killed: %w", ctx.Err()), line, stderr.Bytes(), stdout.Bytes())
 		}
-		return nil, pluginMessage(filepath.Base(path), err, stdout.Bytes(), stderr.Bytes())
+		return nil, fault.Ran(pluginMessage(filepath.Base(path), err, stdout.Bytes(), stderr.Bytes()), line, stderr.Bytes(), stdout.Bytes())
 	}
 }
 

@@ -306,6 +306,14 @@ func TestConfigurationIsNoticed(t *testing.T) {
 	await(t, "a complaint", func() bool { return n.Status() != nil })
 	must(os.Symlink("fake", f.dir+"/late"))
 	noticed("a plugin installed late", "late-plugin")
+	// Another folder of configuration, and of plugins.
+	writeFile(t, top+"/moved/10-e.conflist", strings.ReplaceAll(list("moved"), `"fake"`, `"moved"`))
+	writeFile(t, top+"/plugins/other", "")
+	must(os.Symlink(f.dir+"/fake", top+"/plugins/moved"))
+	n.SetCNI(t.Context(), top+"/moved", []string{top + "/plugins"}, 0)
+	noticed("another folder", "moved")
+	writeFile(t, top+"/moved/05-f.conflist", strings.ReplaceAll(list("moved-again"), `"fake"`, `"moved"`))
+	noticed("a change there", "moved-again")
 }
 
 func TestChoose(t *testing.T) {

@@ -182,7 +182,7 @@ func (n *Network) watch(ctx context.Context) {
 	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
 	for watched := ""; ; {
-		if dir := nearest(n.config.ConfDir); err == nil && dir != watched {
+		if dir := nearest(n.plugins.config.Load().confDir); err == nil && dir != watched {
 			if watched != "" {
 				_ = w.Remove(watched) // it may be gone
 			}
@@ -209,9 +209,27 @@ func (n *Network) watch(ctx context.Context) {
 	}
 }
 
+// A cniConfig is what may change while a Network is open. Immutable.
+type cniConfig struct {
+	confDir     string
+	pluginDirs  []string
+	delPatience time.Duration
+}
+
+// SetCNI replaces ConfDir, PluginDirs and DelPatience of the Config; what is
+// zero is as usual. The folder counts at once, plugins from their next call on,
+// of pods that are connected, too.
+func (n *Network) SetCNI(ctx context.Context, confDir string, pluginDirs []string, delPatience time.Duration) {
+	c := Config{ConfDir: confDir, PluginDirs: pluginDirs, DelPatience: delPatience}
+	setDefaults(&c)
+	n.plugins.config.Store(&cniConfig{c.ConfDir, c.PluginDirs, c.DelPatience})
+	n.rescan(ctx)
+}
+
 // rescan looks at the folder again.
 func (n *Network) rescan(ctx context.Context) {
-	now := choose(n.config.ConfDir, n.config.PluginDirs)
+	from := n.plugins.config.Load()
+	now := choose(from.confDir, from.pluginDirs)
 	if now.same(n.choice.Load()) {
 		return
 	}
@@ -222,7 +240,7 @@ func (n *Network) rescan(ctx context.Context) {
 	case now.list != nil:
 		slog.InfoContext(ctx, "network: CNI configuration", "file", now.file, "network", now.list.Name)
 	default:
-		slog.InfoContext(ctx, "network: no CNI configuration, built-in bridge", "folder", n.config.ConfDir)
+		slog.InfoContext(ctx, "network: no CNI configuration, built-in bridge", "folder", from.confDir)
 	}
 	select {
 	case n.chosen <- struct{}{}:

@@ -26,7 +26,7 @@ type Network struct {
 	rules   *ruleset
 	plugins *plugins
 	cidr    cidr
-	choice  atomic.Pointer[choice] // what ConfDir says, as last seen
+	choice  atomic.Pointer[choice] // what the CNI configuration folder says, as last seen
 	debts   debts
 	chosen  chan struct{} // tells keep that it has changed; holds one
 	claim   net.Listener  // nobody connects; nil without Claim
@@ -65,8 +65,9 @@ func Open(config Config) (*Network, error) {
 		config:  config,
 		leases:  leases,
 		chosen:  make(chan struct{}, 1),
-		plugins: &plugins{dirs: config.PluginDirs, cache: filepath.Join(config.Root, "cni")},
+		plugins: &plugins{cache: filepath.Join(config.Root, "cni")},
 	}
+	n.plugins.config.Store(&cniConfig{config.ConfDir, config.PluginDirs, config.DelPatience})
 	n.cidr.template = template
 	n.cidr.ranges.Store(subnets)
 	leases.setPools(subnets)

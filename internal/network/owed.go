@@ -129,12 +129,13 @@ func (n *Network) detachPlugins(ctx context.Context, l *lease) error {
 		n.debts.paid(l.Pod)
 		return nil
 	}
-	if errors.Is(ctx.Err(), context.Canceled) || n.debts.patient(l.Pod, n.config.DelPatience) {
+	patience := n.plugins.config.Load().delPatience
+	if errors.Is(ctx.Err(), context.Canceled) || n.debts.patient(l.Pod, patience) {
 		return err
 	}
 	n.debts.owe(l, err)
 	slog.ErrorContext(ctx, "network: a pod goes though its CNI plugins did not take back what they gave; that is tried on",
-		"pod", l.Pod, "name", l.Name, "namespace", l.Namespace, "after", n.config.DelPatience, "error", err)
+		"pod", l.Pod, "name", l.Name, "namespace", l.Namespace, "after", patience, "error", err)
 	return nil
 }
 

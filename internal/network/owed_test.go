@@ -31,7 +31,7 @@ func TestDelFailsForEver(t *testing.T) {
 				t.Fatal(err)
 			}
 			test.breaks(f)
-			n.config.DelPatience = time.Hour
+			n.SetCNI(t.Context(), n.config.ConfDir, n.config.PluginDirs, time.Hour)
 			for range 2 {
 				if err := n.Detach(ctx, p); !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), test.reason) {
 					t.Errorf("at first: %v", err)
@@ -39,7 +39,7 @@ func TestDelFailsForEver(t *testing.T) {
 			}
 			cancelled, cancel := context.WithCancel(ctx)
 			cancel()
-			n.config.DelPatience = time.Nanosecond
+			n.SetCNI(t.Context(), n.config.ConfDir, n.config.PluginDirs, time.Nanosecond)
 			if err := n.Detach(cancelled, p); err == nil {
 				t.Error("davitd stops: it counts as detached")
 			}

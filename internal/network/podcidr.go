@@ -295,10 +295,11 @@ func (n *Network) writeTemplate(ctx context.Context, subnets []netip.Prefix) err
 	if err != nil {
 		return fault.New(fault.Internal, "", "network.cni_conf_template: %w", err)
 	}
-	if err := os.MkdirAll(n.config.ConfDir, 0o755); err != nil {
+	dir := n.plugins.config.Load().confDir
+	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fault.New(fault.Internal, "", "CNI configuration: %w", err)
 	}
-	path := filepath.Join(n.config.ConfDir, templateFile)
+	path := filepath.Join(dir, templateFile)
 	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, text) {
 		return nil
 	}

@@ -112,6 +112,7 @@ func (o *Operation) Wait(ctx context.Context) error {
 	if o == nil {
 		return nil
 	}
+	span.Join(ctx, o.trace)
 	ctx, cancel := early(ctx)
 	defer cancel()
 	select {
@@ -183,6 +184,12 @@ func NewSlot() Slot { return Slot{token: make(chan struct{}, 1)} }
 // Take waits for the slot as long as ctx allows. It returns Unavailable, which
 // names what has the slot, if ctx ends first.
 func (s *Slot) Take(ctx context.Context, what string) error {
+	select {
+	case s.token <- struct{}{}:
+		return nil
+	default:
+	}
+	defer s.waits(ctx)()
 	ctx, cancel := early(ctx)
 	defer cancel()
 	select {
@@ -199,6 +206,7 @@ func (s *Slot) Seize() { s.token <- struct{}{} }
 // Await waits until nobody has the slot, but for no longer than patience. It
 // returns an error as Take does.
 func (s *Slot) Await(ctx context.Context, what string, patience time.Duration) error {
+	defer s.waits(ctx)()
 	ctx, cancel := early(ctx)
 	defer cancel()
 	select {
@@ -209,6 +217,16 @@ func (s *Slot) Await(ctx context.Context, what string, patience time.Duration) e
 		return s.busy(ctx, what)
 	}
 	return nil
+}
+
+// waits notes that the operation of ctx waits for the one that has the slot.
+func (s *Slot) waits(ctx context.Context) span.End {
+	o := s.by.Load()
+	if o == nil {
+		return func(...error) {}
+	}
+	span.Join(ctx, o.trace)
+	return span.Step(ctx, "wait for "+o.what)
 }
 
 // busy says what has the slot; ctx, of somebody who waited for it, has ended.

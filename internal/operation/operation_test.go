@@ -225,14 +225,20 @@ func TestSlot(t *testing.T) {
 		// Who has no time is told what has it, and at which step that is.
 		wantErr(t, s.Take(short, "stop"), fault.Unavailable, "run is still under way: at step network")
 		wantErr(t, s.Await(short, "stop", time.Hour), fault.Unavailable, "run is still under way")
+		// Its call has the steps of both.
+		stopping, trace := span.Begin(t.Context())
 		all.Go(func() {
-			if err := c.With(t.Context(), &s, "stop", time.Minute, func(context.Context) error { order = append(order, "second"); return nil }); err != nil {
+			if err := c.With(stopping, &s, "stop", time.Minute, func(context.Context) error { order = append(order, "second"); return nil }); err != nil {
 				t.Error(err)
 			}
 		})
 		all.Wait()
 		if strings.Join(order, " ") != "first second" {
 			t.Errorf("order %v", order)
+		}
+		if steps := trace.Steps(); len(steps) != 2 || steps[0].Name != "network" || steps[0].Took != 10*time.Second ||
+			steps[1].Name != "wait for run" || steps[1].Took == 0 {
+			t.Errorf("steps of who waited: %+v", steps)
 		}
 		if err := s.Await(t.Context(), "look", time.Hour); err != nil {
 			t.Errorf("await a slot that is free: %v", err)

@@ -25,6 +25,7 @@ import (
 	"github.com/davit-runtime/davit/internal/label"
 	"github.com/davit-runtime/davit/internal/monitor"
 	"github.com/davit-runtime/davit/internal/ocispec"
+	"github.com/davit-runtime/davit/internal/span"
 	"github.com/davit-runtime/davit/internal/store"
 	"github.com/davit-runtime/davit/internal/volume"
 )
@@ -421,11 +422,13 @@ func (p *Pods) createProcess(ctx context.Context, c *container) error {
 		return err
 	}
 	uid, gid := p.podStateOf(c).users().Host(s.User.UID, s.User.GID)
+	end := span.Command(ctx, "process: create", r.Path+" create")
 	pid, err := p.opt.Processes.Create(ctx, monitor.Container{
 		ID: c.id, Runtime: r, Bundle: p.bundle(c.id), LogPath: s.LogPath, UID: uid, GID: gid,
 		TTY: s.Config.GetTty(), Stdin: s.Config.GetStdin(), StdinOnce: s.Config.GetStdinOnce(),
 		OOMEvents: s.Place.OOMEvents,
 	})
+	end(err, nil)
 	if err != nil { // not every OCI runtime names the program it could not run
 		return fmt.Errorf("run %q: %w", c.recipe.program, err)
 	}

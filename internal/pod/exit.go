@@ -3,6 +3,7 @@ package pod
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/davit-runtime/davit/internal/monitor"
@@ -62,7 +63,7 @@ func (s *containerState) exit(e monitor.Exit) error {
 	s.ExitCode, s.FinishedAt, s.Pid = e.Code, e.At, 0
 	switch {
 	case e.OOMKilled && e.Code == 137 && !s.Killed:
-		s.Reason, s.Message = "OOMKilled", outOfMemory(s.Resources.GetMemoryLimitInBytes())
+		s.Reason, s.Message = "OOMKilled", outOfMemory(s.Resources.GetMemoryLimitInBytes(), e)
 	case e.Code == 0:
 		s.Reason = "Completed"
 	default:
@@ -74,13 +75,55 @@ func (s *containerState) exit(e monitor.Exit) error {
 	return nil
 }
 
-// outOfMemory tells people whose memory was short: with a limit it mostly is the
-// container's own, without one the pod's or the node's.
-func outOfMemory(limitBytes int64) string {
-	if limitBytes <= 0 {
-		return "killed by the kernel for want of memory; it has no limit of its own"
+// outOfMemory tells people whose memory was short, as far as the kernel told, how
+// much there was and who was killed for it.
+func outOfMemory(ownLimitBytes int64, e monitor.Exit) string {
+	own := "the container has no limit of its own"
+	if ownLimitBytes > 0 {
+		own = fmt.Sprintf("the container's own limit is %d bytes", ownLimitBytes)
 	}
-	return fmt.Sprintf("killed by the kernel for want of memory; its limit is %d bytes", limitBytes)
+	oom := e.OOM
+	if oom == nil {
+		oom = &monitor.OOM{}
+	}
+	parts, who := []string{own}, "the container"
+	switch limit := bytesIn(" of %d bytes", oom.Limit); oom.Scope {
+	case monitor.OOMOfContainer:
+		if limit == "" {
+			limit = bytesIn(" of %d bytes", ownLimitBytes)
+		}
+		parts = []string{"the container has hit its limit" + limit}
+	case monitor.OOMOfPod:
+		parts, who = []string{"the pod has hit its limit" + limit + nameIn(oom.Cgroup), own}, "the pod"
+	case monitor.OOMAbove:
+		parts, who = []string{"what the pod is in has hit its limit" + limit + nameIn(oom.Cgroup), own}, "that"
+	case monitor.OOMOfNode:
+		parts = []string{"the node had no memory left" + bytesIn(", of %d bytes", oom.Limit), own}
+	}
+	if oom.Peak > 0 {
+		parts = append(parts, fmt.Sprintf("%s has used at most %d bytes", who, oom.Peak))
+	}
+	switch {
+	case oom.Victim != "":
+		parts = append(parts, fmt.Sprintf("the victim was %s (PID %d)", oom.Victim, oom.VictimPid))
+	case e.Signal == 9:
+		parts = append(parts, "the victim was the container's first process")
+	}
+	return "killed by the kernel for want of memory: " + strings.ToValidUTF8(strings.Join(parts, "; "), "?")
+}
+
+func bytesIn(format string, n int64) string {
+	if n <= 0 {
+		return ""
+	}
+	return fmt.Sprintf(format, n)
+}
+
+func nameIn(cgroup string) string {
+	if cgroup == "" {
+		return ""
+	}
+	return " (control group " + cgroup + ")"
 }
 
 // lose makes s that of a container whose end nobody saw.

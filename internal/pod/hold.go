@@ -44,7 +44,7 @@ func acquire[E holder](ctx context.Context, e E, steps []step[E]) error {
 		}
 		end := span.Step(ctx, s.name)
 		err := s.acquire(ctx, e)
-		end()
+		end(err)
 		if cause := context.Cause(ctx); err != nil && cause != nil && !errors.Is(err, cause) {
 			err = fmt.Errorf("%w: %w", cause, err)
 		}
@@ -66,7 +66,7 @@ func release[E holder](ctx context.Context, e E, steps []step[E]) error {
 		}
 		end := span.Step(ctx, "release "+name)
 		err := steps[i].release(ctx, e)
-		end()
+		end(err)
 		if err != nil {
 			return fmt.Errorf("release %s: %w", name, err)
 		}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/ocispec"
+	"github.com/davit-runtime/davit/internal/span"
 )
 
 // startError is the reason of a container that never ran.
@@ -62,7 +63,9 @@ func (p *Pods) start(ctx context.Context, c *container) error {
 	if err := p.opt.Cgroups.Limit(ctx, s.Place, s.Resources); err != nil {
 		return p.startFailed(ctx, c, fmt.Errorf("limit: %w", err))
 	}
-	if err := p.opt.Processes.Start(ctx, c.id); err != nil {
+	end := span.Command(ctx, "process: start", p.commandLine(s, "start"))
+	err = p.opt.Processes.Start(ctx, c.id)
+	if end(err, nil); err != nil {
 		return p.startFailed(ctx, c, err)
 	}
 	// The exit may have been heard of already.
@@ -74,6 +77,15 @@ func (p *Pods) start(ctx context.Context, c *container) error {
 		p.tellStarted(ctx, c)
 	}
 	return err
+}
+
+// commandLine is the one that davit-monitor runs for s, but for its arguments.
+func (p *Pods) commandLine(s *containerState, command string) string {
+	r, err := p.opt.Runtimes.Runtime(s.Handler)
+	if err != nil {
+		return ""
+	}
+	return r.Path + " " + command
 }
 
 // startFailed makes an end of a container that could not be started, and

@@ -147,6 +147,30 @@ func TestCreateFails(t *testing.T) {
 	}
 }
 
+func TestOutOfMemory(t *testing.T) {
+	const begin = "killed by the kernel for want of memory: "
+	for _, c := range []struct {
+		limit int64
+		exit  monitor.Exit
+		want  string
+	}{
+		{0, monitor.Exit{}, "the container has no limit of its own"}, // of a davit-monitor that does not tell
+		{5, monitor.Exit{Signal: 9}, "the container's own limit is 5 bytes; the victim was the container's first process"},
+		{5, monitor.Exit{OOM: &monitor.OOM{Scope: monitor.OOMOfContainer, Limit: 5, Peak: 5, Victim: "tail", VictimPid: 7}},
+			"the container has hit its limit of 5 bytes; the container has used at most 5 bytes; the victim was tail (PID 7)"},
+		{0, monitor.Exit{OOM: &monitor.OOM{Scope: monitor.OOMOfPod, Cgroup: "/pods/p", Limit: 9, Peak: 8}},
+			"the pod has hit its limit of 9 bytes (control group /pods/p); the container has no limit of its own; the pod has used at most 8 bytes"},
+		{5, monitor.Exit{OOM: &monitor.OOM{Scope: monitor.OOMAbove, Cgroup: "/pods", Limit: 9}},
+			"what the pod is in has hit its limit of 9 bytes (control group /pods); the container's own limit is 5 bytes"},
+		{5, monitor.Exit{OOM: &monitor.OOM{Scope: monitor.OOMOfNode, Limit: 99, Peak: 4, Victim: "a\xff", VictimPid: 7}},
+			"the node had no memory left, of 99 bytes; the container's own limit is 5 bytes; the container has used at most 4 bytes; the victim was a? (PID 7)"},
+	} {
+		if got := outOfMemory(c.limit, c.exit); got != begin+c.want {
+			t.Errorf("%+v:\n%s\n%s", c.exit, got, begin+c.want)
+		}
+	}
+}
+
 func TestExitReasons(t *testing.T) {
 	for _, c := range []struct {
 		name   string

@@ -1,6 +1,7 @@
 package pod
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -116,11 +117,21 @@ func (p *Pods) awaitTold(ctx context.Context, c *container) {
 	}
 }
 
+var errOutlived = errors.New("the grace period is over")
+
 // ask sends the stop signal, unless a call under way has, and waits for the
 // container's end for up to grace. It reports whether that came.
 func (p *Pods) ask(ctx context.Context, c *container, grace time.Duration) (ended bool, err error) {
 	patience := time.NewTimer(grace)
 	defer patience.Stop()
+	end := span.Step(ctx, fmt.Sprintf("stop signal %s, grace %v", c.state.Load().StopSignal, grace.Round(time.Millisecond)))
+	defer func() {
+		if ended {
+			end()
+		} else {
+			end(cmp.Or(err, errOutlived))
+		}
+	}()
 	c.mu.Lock()
 	c.stoppers++
 	first := c.stoppers == 1
@@ -189,7 +200,7 @@ func (p *Pods) killAll(ctx context.Context, c *container) error {
 	end := span.Step(ctx, "kill")
 	why := p.opt.Cgroups.Kill(killing, c.state.Load().Place)
 	dead := why == nil
-	end()
+	end(why)
 	defer span.Step(ctx, "await exit")()
 	for {
 		select {

@@ -69,7 +69,11 @@ func (v *Dir) Verify(ctx context.Context, name string, d imagespec.Descriptor) e
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
 		case errors.As(err, &exit) && exit.Exited():
-			return failed("verifier %s refuses image %s, %s (exit code %d): %s", e.Name(), name, d.Digest, exit.ExitCode(), reason)
+			refused := failed("verifier %s refuses image %s, %s (exit code %d): %s", e.Name(), name, d.Digest, exit.ExitCode(), reason)
+			if ran, ok := errors.AsType[*fault.Program](err); ok {
+				refused = &fault.Program{Line: ran.Line, Said: ran.Said, Err: refused}
+			}
+			return refused
 		case err != nil:
 			return failed("verifier %s, asked about image %s: %w", e.Name(), name, err)
 		}
@@ -113,7 +117,7 @@ func (v *Dir) ask(ctx context.Context, program, name string, d imagespec.Descrip
 	if errors.Is(err, exec.ErrWaitDelay) {
 		err = nil // it has ended by itself, with 0
 	}
-	return stdout.line(), err
+	return stdout.line(), fault.Ran(err, cmd.Args, stderr.data, stdout.data)
 }
 
 // A head keeps the beginning of what is written to it.

@@ -2,6 +2,7 @@ package contract
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -81,8 +82,51 @@ func TestContainersRun(t *testing.T) {
 		if s.ExitCode != 137 || s.Reason != "OOMKilled" {
 			t.Errorf("%v", s)
 		}
-		if !strings.Contains(s.Message, "its limit is 20971520 bytes") {
-			differs(t, "a message %q", s.Message)
+		for _, part := range []string{"the container has hit its limit of 20971520 bytes", "; the container has used at most ", "; the victim was "} {
+			if !strings.Contains(s.Message, part) {
+				differs(t, "a message %q", s.Message)
+			}
+		}
+	})
+	t.Run("oom of the pod", func(t *testing.T) {
+		w := w.within(t)
+		if strings.HasSuffix(w.group, ".slice") {
+			t.Log("systemd would take the limit back")
+			return
+		}
+		parent := fmt.Sprintf("%s/davit-test-tight-%d", w.group, os.Getpid())
+		file := "/sys/fs/cgroup/memory" + parent + "/memory.limit_in_bytes"
+		if onV2() {
+			file = "/sys/fs/cgroup" + parent + "/memory.max"
+		}
+		t.Cleanup(func() { // as a kubelet does
+			for _, dir := range append(glob("/sys/fs/cgroup"+parent), glob("/sys/fs/cgroup/*"+parent)...) {
+				if err := os.Remove(dir); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+		podID, pod := w.pod("tight", func(c *runtimeapi.PodSandboxConfig) { c.Linux.CgroupParent = parent })
+		ctr := w.run(podID, pod, sh("oompod", "while [ ! -e /go ]; do sleep 0.1; done; exec tail -c 100000000 /dev/zero"))
+		if err := os.WriteFile(file, []byte("20971520"), 0); err != nil {
+			t.Fatal(err)
+		}
+		if r, err := w.exec(ctr, 10, "touch", "/go"); err != nil || r.ExitCode != 0 {
+			t.Fatal(r, err)
+		}
+		ctx, cancel := context.WithTimeout(w.ctx, 20*time.Second)
+		defer cancel()
+		s, err := w.c.AwaitExit(ctx, ctr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.ExitCode != 137 || s.Reason != "OOMKilled" {
+			t.Errorf("%v", s)
+		}
+		for _, part := range []string{"the pod has hit its limit of 20971520 bytes (control group ", "; the container has no limit of its own; ", "; the pod has used at most ", "; the victim was "} {
+			if !strings.Contains(s.Message, part) {
+				differs(t, "a message %q", s.Message)
+			}
 		}
 	})
 	t.Run("oom of a child, then a stop", func(t *testing.T) {

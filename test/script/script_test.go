@@ -174,7 +174,7 @@ func davit(ts *testscript.TestScript, neg bool, args []string) {
 func daemon(ts *testscript.TestScript, neg bool, args []string) {
 	s := of(ts)
 	if len(args) != 1 {
-		ts.Fatalf("usage: daemon start|stop|kill|restart|log")
+		ts.Fatalf("usage: daemon start|stop|kill|restart|reload|log")
 	}
 	if s.daemon == nil {
 		if args[0] != "start" {
@@ -201,6 +201,11 @@ func daemon(ts *testscript.TestScript, neg bool, args []string) {
 	case "restart":
 		ts.Check(s.daemon.Stop())
 		ts.Check(s.daemon.Start())
+	case "reload": // with what config.toml has become
+		config, err := os.ReadFile(ts.MkAbs("config.toml"))
+		ts.Check(err)
+		ts.Check(os.WriteFile(s.daemon.Config, config, 0o600))
+		ts.Check(unix.Kill(s.daemon.Pids()["davitd"][0], unix.SIGHUP))
 	case "log":
 		_, _ = io.WriteString(ts.Stdout(), s.daemon.Log())
 	default:

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	callv1 "github.com/davit-runtime/davit/api/call/v1"
 	imagev1 "github.com/davit-runtime/davit/api/image/v1"
 	"github.com/davit-runtime/davit/criclient"
 )
@@ -17,6 +18,11 @@ import (
 // is not davit answers its calls by an error that IsNotDavit knows.
 func (c *Console) Own() imagev1.ImagesClient {
 	return imagev1.NewImagesClient(c.Client.Connection(criclient.ImageService))
+}
+
+// Calls returns davit's own service that tells of calls.
+func (c *Console) Calls() callv1.CallsClient {
+	return callv1.NewCallsClient(c.Client.Connection(criclient.RuntimeService))
 }
 
 // NotDavit is that a runtime does not have davit's own service.

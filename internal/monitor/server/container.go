@@ -35,6 +35,7 @@ type record struct {
 	Killed    bool              `json:"killed,omitempty"`    // davit sent SIGKILL
 	OOMKills  int               `json:"oom_kills,omitempty"`
 	OOMOthers *int              `json:"oom_others,omitempty"` // kills above that are known: earlier ones, those of others, and OOMKills; nil: not counted
+	OOM       *monitor.OOM      `json:"oom,omitempty"`        // why, the last time
 	InputOver bool              `json:"input_over,omitempty"` // StdinOnce, and once has been
 	Exit      *monitor.Exit     `json:"exit,omitempty"`       // of a complete one
 }

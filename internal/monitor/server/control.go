@@ -280,9 +280,11 @@ func (s *server) runtimeOutput(ctx context.Context, r ociruntime.Runtime, comman
 		return out.data, nil
 	}
 	if ctx.Err() != nil {
-		return nil, fault.New(fault.Unavailable, "ociruntime."+command, "%s %s was killed: %w", r.Path, command, context.Cause(ctx))
+		err = fault.New(fault.Unavailable, "ociruntime."+command, "%s %s was killed: %w", r.Path, command, context.Cause(ctx))
+	} else {
+		err = r.Classify(command, err, ociruntime.Message(logged, text.data))
 	}
-	return nil, r.Classify(command, err, ociruntime.Message(logged, text.data))
+	return nil, fault.Ran(err, line, logged, text.data)
 }
 
 // marker is a variable in the environment of OCI runtimes. What they fork has

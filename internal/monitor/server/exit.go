@@ -34,6 +34,9 @@ func (c *container) finish(ended monitor.Ended) {
 			ID: c.id, Code: ended.Code, Signal: ended.Signal, At: ended.At,
 			OOMKilled: kills > 0 && ended.Code == 128+int(unix.SIGKILL) && !rec.Killed,
 		}
+		if exit.OOMKilled {
+			exit.OOM = rec.OOM
+		}
 	}
 	err := c.save(func(r *record) { r.Phase, r.Exit = complete, exit })
 	if err != nil {

@@ -15,6 +15,8 @@ import (
 // and counts what is in the cgroups below, too. kernel: cgroup-v2.rst, memory.events.
 const memoryEvents = "memory.events"
 
+const kmsg = "/dev/kmsg"
+
 // readOOM returns how many processes the OOM killer has ended, of the cgroup
 // whose file path is.
 func readOOM(path string) (int, error) {
@@ -23,9 +25,12 @@ func readOOM(path string) (int, error) {
 }
 
 // oomKills finds the counter in memory.events (cgroup v2) or memory.oom_control (v1).
-func oomKills(data []byte) int {
+func oomKills(data []byte) int { return counter(data, "oom_kill") }
+
+// counter finds what follows a name; 0 if that is not there.
+func counter(data []byte, name string) int {
 	for line := range bytes.Lines(data) {
-		if value, ok := bytes.CutPrefix(line, []byte("oom_kill ")); ok {
+		if value, ok := bytes.CutPrefix(line, []byte(name+" ")); ok {
 			n, err := strconv.Atoi(string(bytes.TrimSpace(value)))
 			if err == nil {
 				return n
@@ -62,6 +67,7 @@ type oomWatch struct {
 	fd int
 
 	counting sync.Mutex // one container's kills at a time; taken before server.mu
+	kernel   kernelLog  // guarded by counting
 
 	mu      sync.Mutex
 	watched map[int32]*container
@@ -71,9 +77,9 @@ func newOOMWatch(s *server) *oomWatch {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
 		s.log.Warn("OOM kills are only counted at exit", "error", err)
-		return &oomWatch{s: s}
+		return &oomWatch{s: s, kernel: kernelLog{path: kmsg}}
 	}
-	w := &oomWatch{s: s, f: os.NewFile(uintptr(fd), "inotify"), fd: fd, watched: map[int32]*container{}}
+	w := &oomWatch{s: s, kernel: kernelLog{path: kmsg}, f: os.NewFile(uintptr(fd), "inotify"), fd: fd, watched: map[int32]*container{}}
 	go w.run()
 	return w
 }
@@ -96,7 +102,8 @@ func (w *oomWatch) count(c *container) int {
 	if more <= 0 {
 		return rec.OOMKills
 	}
-	err = c.save(func(r *record) { r.OOMKills, r.OOMOthers = kills, plus(r.OOMOthers, more) })
+	cause := w.oomCause(c)
+	err = c.save(func(r *record) { r.OOMKills, r.OOMOthers, r.OOM = kills, plus(r.OOMOthers, more), cause })
 	for _, other := range w.s.beside(c) {
 		_ = other.save(func(r *record) { r.OOMOthers = plus(r.OOMOthers, more) }) // one that is being removed needs it no more
 	}

@@ -199,7 +199,8 @@ func TestReplaceRefused(t *testing.T) {
 	}
 }
 
-// SIGHUP, too, makes the keeper become what is now at its own path.
+// SIGHUP, too, makes the keeper become what is now at its own path. It ends
+// neither keeper nor monitor, also while a program begins.
 func TestReplaceOnHangup(t *testing.T) {
 	n := newNode(t)
 	keeper := n.process("keep")
@@ -213,6 +214,20 @@ func TestReplaceOnHangup(t *testing.T) {
 	})
 	_, err := n.List(n.ctx())
 	must(t, err)
+	serve := n.process("serve")
+	for range 20 {
+		must(t, unix.Kill(serve, unix.SIGHUP)) // means nothing to the monitor
+		_, err := n.List(n.ctx())
+		must(t, err)
+	}
+	if n.process("keep") != keeper || n.process("serve") != serve {
+		t.Error("another keeper or monitor runs")
+	}
+	// Nor do any in a row end the keeper, whatever it is at.
+	for end := time.Now().Add(time.Second); time.Now().Before(end); time.Sleep(200 * time.Microsecond) {
+		must(t, unix.Kill(keeper, unix.SIGHUP))
+	}
+	await(t, "an answer", func() bool { _, err := n.List(n.ctx()); return err == nil })
 	if n.process("keep") != keeper {
 		t.Error("the keeper is another process")
 	}

@@ -17,26 +17,32 @@ type ownHosts struct {
 	doc   *document // nil if it is not from a file
 }
 
-func readOwn(c Config) (ownHosts, error) {
-	o := ownHosts{hosts: c.Hosts}
-	if c.File == "" {
-		return o, nil
+// readOwn returns what the file says. While it is broken that is what it said
+// before: so it is with all else that davitd takes from it.
+func (f *Files) readOwn() ownHosts {
+	o := ownHosts{hosts: f.config.Hosts}
+	if f.config.File == "" {
+		return o
 	}
-	data, err := os.ReadFile(c.File)
+	data, err := os.ReadFile(f.config.File)
 	if errors.Is(err, fs.ErrNotExist) {
-		return o, nil
-	}
-	if err != nil {
-		return o, fault.New(fault.Precondition, "", "%w", err)
+		return o
 	}
 	var file struct {
 		Registries map[string]Host `toml:"registries"`
 	}
-	if o.doc, err = decode(c.File, data, &file); err != nil {
-		return o, err
+	if err == nil {
+		o.doc, err = decode(f.config.File, data, &file)
+	}
+	if err != nil {
+		if last := f.own.Load(); last != nil {
+			return *last
+		}
+		return o
 	}
 	o.hosts = file.Registries
-	return o, nil
+	f.own.Store(&o)
+	return o
 }
 
 func (o ownHosts) at(keys ...string) string {

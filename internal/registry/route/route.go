@@ -99,7 +99,8 @@ func (e *Endpoint) URL(scheme, what string) string {
 // Files answers from the files of a Config. Safe for concurrent use.
 type Files struct {
 	config Config
-	short  atomic.Pointer[names] // as last read
+	short  atomic.Pointer[names]    // as last read
+	own    atomic.Pointer[ownHosts] // as last read when it could be
 }
 
 // New returns Files. It reads nothing.
@@ -186,11 +187,8 @@ type snapshot struct {
 }
 
 func (f *Files) read() (*snapshot, error) {
-	s := &snapshot{config: f.config}
+	s := &snapshot{config: f.config, own: f.readOwn()}
 	var err error
-	if s.own, err = readOwn(f.config); err != nil {
-		return nil, err
-	}
 	if s.conf, err = readConf(f.config.Conf); err != nil {
 		return nil, err
 	}
@@ -199,13 +197,9 @@ func (f *Files) read() (*snapshot, error) {
 
 // TLS returns what is configured for a host that is no endpoint: a token server.
 func (f *Files) TLS(address string) (TLS, error) {
-	s := &snapshot{config: f.config}
-	var err error
-	if s.own, err = readOwn(f.config); err != nil {
-		return TLS{}, err
-	}
+	s := &snapshot{config: f.config, own: f.readOwn()}
 	e := Endpoint{Address: address}
-	err = s.secure(&e, "")
+	err := s.secure(&e, "")
 	return e.TLS, err
 }
 

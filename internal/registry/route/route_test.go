@@ -319,3 +319,21 @@ func TestEdit(t *testing.T) {
 		}
 	}
 }
+
+// While davitd's own file is broken, what it said before is in force.
+func TestOwnFileBreaks(t *testing.T) {
+	const text = "[registries.\"docker.io\"]\nendpoints = [\"m.example\"]\n"
+	dir, config := files(t, map[string]string{"davit.toml": text})
+	f := New(config)
+	for _, now := range []string{text, text + "[", text + "a = \"\xff\"", text} {
+		write(t, filepath.Join(dir, "davit.toml"), now)
+		routes, err := f.Routes("busybox")
+		if err != nil || len(routes) != 1 || len(routes[0].Endpoints) != 2 || routes[0].Endpoints[0].Address != "m.example" {
+			t.Errorf("%q: %+v, %v", now, routes, err)
+		}
+	}
+	write(t, filepath.Join(dir, "davit.toml"), "")
+	if routes, err := f.Routes("busybox"); err != nil || len(routes[0].Endpoints) != 1 {
+		t.Errorf("without it: %+v, %v", routes, err)
+	}
+}
