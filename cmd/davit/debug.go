@@ -152,9 +152,7 @@ func (a app) debugByImage(ctx context.Context, ref string, o debugOptions, comma
 		return err
 	}
 	if target != nil {
-		if err := a.nameTarget(ctx, target, config); err != nil {
-			return err
-		}
+		a.nameTarget(ctx, target, config)
 	}
 	c, err := a.runDebug(ctx, pod.Id, config, sandbox)
 	if c != nil {
@@ -261,19 +259,15 @@ func debugConfig(pod *runtimeapi.PodSandboxStatus, target *runtimeapi.Container,
 
 // nameTarget tells the container where the target's files are, if the
 // runtime says which process is the target's.
-func (a app) nameTarget(ctx context.Context, target *runtimeapi.Container, config *runtimeapi.ContainerConfig) error {
+func (a app) nameTarget(ctx context.Context, target *runtimeapi.Container, config *runtimeapi.ContainerConfig) {
 	p, err := a.process(ctx, target)
 	if err != nil {
-		return nil // it is debugged all the same
+		return // it is debugged all the same
 	}
 	defer p.Close()
-	pid, err := p.LastPid()
-	if err != nil {
-		return nil
+	if pid, err := p.LastPid(); err == nil {
+		config.Envs = append(config.Envs, &runtimeapi.KeyValue{Key: "TARGET", Value: []byte("/proc/" + pid + "/root")})
 	}
-	root := "/proc/" + pid + "/root"
-	config.Envs = append(config.Envs, &runtimeapi.KeyValue{Key: "TARGET", Value: []byte(root)})
-	return nil
 }
 
 // imageFor returns an image by its ID, pulled if it is not there.
