@@ -341,7 +341,9 @@ func (s *space) setLinks(counts map[uint64]uint32) error {
 		at := int64(number)*slotSize + linksOffset
 		index := at / chunkSize
 		if i := slices.IndexFunc(s.chunks, func(c *chunk) bool { return c.index == index }); i >= 0 {
-			le.PutUint32(s.chunks[i].data[at%chunkSize:], counts[number])
+			c := s.chunks[i]
+			le.PutUint32(c.data[at%chunkSize:], counts[number])
+			c.done, c.sum = 0, chunkSum{} // it is summed up and written again
 			continue
 		}
 		if old == nil || old.index != index {
