@@ -5,7 +5,6 @@ import (
 	"context"
 	"hash/crc32"
 	"io"
-	"slices"
 )
 
 // Files of one layer that have the same content share its blocks: packages
@@ -103,13 +102,7 @@ func (s *space) has(p []byte, at int64) (bool, error) {
 
 // forget drops the chunks from an offset on, in which nothing is final.
 func (s *space) forget(at int64) {
-	s.chunks = slices.DeleteFunc(s.chunks, func(c *chunk) bool {
-		drop := c.index*chunkSize >= at
-		if drop {
-			s.free = append(s.free, c)
-		}
-		return drop
-	})
+	s.discard(func(c *chunk) bool { return c.index*chunkSize >= at })
 }
 
 // repeat puts n bytes that the image has at from to another place in it.

@@ -2,6 +2,7 @@ package erofs
 
 import (
 	"slices"
+	"sync"
 
 	"github.com/davit-runtime/davit/internal/fault"
 )
@@ -27,7 +28,6 @@ type space struct {
 	out    File
 	end    int64 // of what is given out
 	chunks []*chunk
-	free   []*chunk
 	sums   []chunkSum
 
 	written int64  // the file's length
@@ -96,15 +96,24 @@ func (s *space) chunkAt(at int64) *chunk {
 			return c
 		}
 	}
-	var c *chunk
-	if n := len(s.free); n > 0 {
-		c, s.free = s.free[n-1], s.free[:n-1]
-	} else {
-		c = &chunk{data: make([]byte, chunkSize)}
-	}
+	c := spare.Get().(*chunk)
 	*c = chunk{index: index, data: c.data, left: chunkSize}
 	s.chunks = append(s.chunks, c)
 	return c
+}
+
+// spare has chunks that no image needs at the moment: fresh memory costs.
+var spare = sync.Pool{New: func() any { return &chunk{data: make([]byte, chunkSize)} }}
+
+// discard gives up the chunks, as far as drop says so.
+func (s *space) discard(drop func(*chunk) bool) {
+	s.chunks = slices.DeleteFunc(s.chunks, func(c *chunk) bool {
+		gone := drop(c)
+		if gone {
+			spare.Put(c)
+		}
+		return gone
+	})
 }
 
 // bytes returns the bytes at an offset, at most n: as many as are in one chunk.
@@ -141,8 +150,7 @@ func (s *space) flush(c *chunk, n int) error {
 		s.sums = append(s.sums, chunkSum{})
 	}
 	s.sums[c.index] = c.sum
-	s.chunks = slices.DeleteFunc(s.chunks, func(o *chunk) bool { return o == c })
-	s.free = append(s.free, c)
+	s.discard(func(o *chunk) bool { return o == c })
 	return err
 }
 
