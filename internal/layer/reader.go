@@ -116,6 +116,7 @@ func (r *reader) Read(p []byte) (int, error) {
 	}
 	switch {
 	case errors.Is(err, io.EOF):
+		_ = r.Close() // while what was read is still being written, others may need it
 		r.err = r.verify()
 		err = r.err
 	case err != nil:
