@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
 	"sync/atomic"
@@ -100,6 +101,7 @@ func (h *heap) tidy() bool {
 	if !quiet || held < h.needed+excessBytes {
 		return false
 	}
+	runtime.GC() // what pools keep is given back by the second
 	debug.FreeOSMemory()
 	h.allocated, h.needed = h.read()
 	return true

@@ -50,6 +50,7 @@ func Build(ctx context.Context, stream io.Reader, out File, o Options) (Summary,
 		ctx: ctx, in: newRecorder(ctx, stream, o), space: newSpace(out), tree: newTree(),
 		left: o.Limit, limit: o.Limit, uuid: o.UUID, scratch: make([]byte, blockSize), contents: map[content]int64{},
 	}
+	defer b.space.discard(func(*chunk) bool { return true })
 	b.tree.readLink = b.space.readLink
 	if err := b.read(); err != nil {
 		return Summary{}, err

@@ -57,3 +57,28 @@ func TestSumAndRebuild(t *testing.T) {
 		t.Errorf("%d bytes, not %d: %v", again.Len(), len(stream), err)
 	}
 }
+
+// What was in memory before is in no image: not a byte that is not said.
+func TestSameImageAgain(t *testing.T) {
+	entries := []layertest.Entry{{Name: "link", Link: strings.Repeat("l", 100)}}
+	for i := range 300 {
+		dir := strings.Repeat("d", i%200+1) + "/"
+		entries = append(entries, layertest.Entry{Name: dir}, layertest.Entry{Name: dir + strings.Repeat("n", (i*37)%250+1), Content: strings.Repeat("x", i*97)})
+	}
+	stream, other := layertest.Tar(entries...), layertest.Tar(layertest.Entry{Name: "other", Content: strings.Repeat("\xee", 12<<20)})
+	var images [3][]byte
+	for i := range images {
+		b := &buffer{}
+		if _, err := buildIn(b, bytes.NewReader(stream), 1<<30); err != nil {
+			t.Fatal(err)
+		}
+		images[i] = b.data
+		build(t, other)
+	}
+	if !bytes.Equal(images[0], images[1]) || !bytes.Equal(images[1], images[2]) {
+		t.Error("the same stream makes different images")
+	}
+	if bytes.Contains(images[2], []byte("\xee\xee\xee\xee")) {
+		t.Error("the image has something of another")
+	}
+}

@@ -117,7 +117,7 @@ func (b *builder) fill(content io.Reader, at, n int64) error {
 		if b.ctx.Err() != nil {
 			return context.Cause(b.ctx)
 		}
-		p := b.space.bytes(at, n)
+		p := b.space.bytes(at, min(n, stepSize))
 		b.in.target, b.in.offset = p, at
 		if _, err := io.ReadFull(content, p); err != nil {
 			return contentError(err)

@@ -21,8 +21,10 @@ const (
 // has it. Errors that have a kind keep it; those of the image's file are not
 // the layer's fault.
 func broken(name string, err error) error {
-	var file *fileError
-	if err == nil || fault.KindOf(err) != fault.Internal || errors.As(err, &file) {
+	if err == nil || fault.KindOf(err) != fault.Internal {
+		return err
+	}
+	if _, ok := errors.AsType[*fileError](err); ok {
 		return err
 	}
 	return fault.New(fault.Unknown, "", "layer entry %.200q: %w", name, err)

@@ -29,7 +29,12 @@ type finisher struct {
 	inodes uint64
 	inode  span // the room for directories' inodes
 	data   span // and for their content, as far as it fills blocks
+
+	own   [2]entryName // of the directory whose names are looked at
+	block []entryName  // that is being filled
 }
+
+var dot = []byte("..")
 
 // finish writes what is known only now, and the superblock.
 func (b *builder) finish() (Summary, error) {
@@ -118,15 +123,13 @@ func (f *finisher) names(i int, each func(name []byte, inode uint64, kind uint8)
 	if i+1 < len(f.plan) {
 		to = f.plan[i+1].from
 	}
-	own := []struct {
-		name  string
-		inode uint64
-	}{{".", d.inode}, {"..", t.dirs.at(d.parent).inode}}
+	own := f.own[:]
+	own[0], own[1] = entryName{dot[:1], d.inode, typeDir}, entryName{dot, t.dirs.at(d.parent).inode, typeDir}
 	for _, number := range f.order[p.from:to] {
 		n := t.nodes.at(number)
 		name := t.name(n)
-		for len(own) > 0 && own[0].name < string(name) {
-			if err := each([]byte(own[0].name), own[0].inode, typeDir); err != nil {
+		for len(own) > 0 && bytes.Compare(own[0].name, name) < 0 {
+			if err := each(own[0].name, own[0].inode, typeDir); err != nil {
 				return err
 			}
 			own = own[1:]
@@ -140,7 +143,7 @@ func (f *finisher) names(i int, each func(name []byte, inode uint64, kind uint8)
 		}
 	}
 	for _, o := range own {
-		if err := each([]byte(o.name), o.inode, typeDir); err != nil {
+		if err := each(o.name, o.inode, typeDir); err != nil {
 			return err
 		}
 	}
@@ -264,8 +267,7 @@ type entryName struct {
 // writeNames writes a directory's content: what fills blocks at offset next,
 // and the rest to tail. It returns where the next directory's blocks begin.
 func (f *finisher) writeNames(i int, next int64, tail []byte) (int64, error) {
-	var names []entryName
-	used := 0
+	names, used := f.block[:0], 0
 	flush := func() error {
 		block := f.space.bytes(next, blockSize)
 		putNames(block, names)
@@ -284,6 +286,7 @@ func (f *finisher) writeNames(i int, next int64, tail []byte) (int64, error) {
 		used += direntSize + len(name)
 		return nil
 	})
+	f.block = names
 	if err != nil {
 		return 0, err
 	}
@@ -341,7 +344,9 @@ func (s *space) setLinks(counts map[uint64]uint32) error {
 		at := int64(number)*slotSize + linksOffset
 		index := at / chunkSize
 		if i := slices.IndexFunc(s.chunks, func(c *chunk) bool { return c.index == index }); i >= 0 {
-			le.PutUint32(s.chunks[i].data[at%chunkSize:], counts[number])
+			c := s.chunks[i]
+			le.PutUint32(c.data[at%chunkSize:], counts[number])
+			c.done, c.sum = 0, chunkSum{} // it is summed up and written again
 			continue
 		}
 		if old == nil || old.index != index {

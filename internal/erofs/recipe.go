@@ -32,6 +32,7 @@ type recorder struct {
 	from    int64  // what is copied last: where in the image, and how much
 	length  int64
 	at      int64 // end of the piece before
+	numbers []byte
 
 	// What is read into target goes into the image at offset offset.
 	target []byte
@@ -104,14 +105,15 @@ func (r *recorder) copied(from, n int64) {
 
 // flush writes one pair.
 func (r *recorder) flush() {
-	r.put(binary.AppendUvarint(nil, uint64(len(r.literal))))
+	r.numbers = binary.AppendUvarint(r.numbers[:0], uint64(len(r.literal)))
+	r.put(r.numbers)
 	r.put(r.literal)
-	tail := binary.AppendUvarint(nil, uint64(r.length))
+	r.numbers = binary.AppendUvarint(r.numbers[:0], uint64(r.length))
 	if r.length > 0 {
-		tail = binary.AppendVarint(tail, r.from-r.at)
+		r.numbers = binary.AppendVarint(r.numbers, r.from-r.at)
 		r.at = r.from + r.length
 	}
-	r.put(tail)
+	r.put(r.numbers)
 	r.literal, r.length = r.literal[:0], 0
 }
 

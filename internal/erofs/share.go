@@ -5,7 +5,6 @@ import (
 	"context"
 	"hash/crc32"
 	"io"
-	"slices"
 )
 
 // Files of one layer that have the same content share its blocks: packages
@@ -46,7 +45,7 @@ func (b *builder) share(stream io.Reader, n int64) (int64, error) {
 		if !same {
 			break
 		}
-		b.space.forget(at + done)
+		b.space.forget(at)
 		if done += int64(len(p)); done == n {
 			b.space.end = at
 			b.in.copied(old, n)
@@ -67,13 +66,13 @@ func (b *builder) share(stream io.Reader, n int64) (int64, error) {
 	return at, b.fill(stream, at+done, n-done)
 }
 
-// piece reads up to n bytes of content to where they would be, as many as are
-// in one chunk. The recorder is to be told what became of them.
+// piece reads up to n bytes of content to where they would be, at most a step
+// and in one chunk. The recorder is to be told what became of them.
 func (b *builder) piece(stream io.Reader, at, n int64) ([]byte, error) {
 	if b.ctx.Err() != nil {
 		return nil, context.Cause(b.ctx)
 	}
-	p := b.space.bytes(at, n)
+	p := b.space.bytes(at, min(n, stepSize))
 	b.in.silent = true
 	_, err := io.ReadFull(stream, p)
 	b.in.silent = false
@@ -103,13 +102,7 @@ func (s *space) has(p []byte, at int64) (bool, error) {
 
 // forget drops the chunks from an offset on, in which nothing is final.
 func (s *space) forget(at int64) {
-	s.chunks = slices.DeleteFunc(s.chunks, func(c *chunk) bool {
-		drop := c.index*chunkSize >= at
-		if drop {
-			s.free = append(s.free, c)
-		}
-		return drop
-	})
+	s.discard(func(c *chunk) bool { return c.index*chunkSize >= at })
 }
 
 // repeat puts n bytes that the image has at from to another place in it.

@@ -2,12 +2,14 @@ package erofs
 
 import (
 	"slices"
+	"sync"
 
 	"github.com/davit-runtime/davit/internal/fault"
 )
 
 const (
-	chunkSize = 1 << 20 // what is written, and summed up, at a time
+	chunkSize = 1 << 20 // what is in memory, and has a sum, as a whole
+	stepSize  = 1 << 17 // what is read, summed up and written at a time, if it comes in order
 
 	minGroup = 4 * blockSize
 	maxGroup = 128 * blockSize // of metadata in one place
@@ -26,7 +28,6 @@ type space struct {
 	out    File
 	end    int64 // of what is given out
 	chunks []*chunk
-	free   []*chunk
 	sums   []chunkSum
 
 	written int64  // the file's length
@@ -50,11 +51,28 @@ func (e *fileError) Unwrap() error { return e.err }
 // A span is a part of the image.
 type span struct{ from, to int64 }
 
-// A chunk is chunkSize bytes of the image.
+// A chunk is chunkSize bytes of the image. What is final from its beginning on
+// is summed up and written in steps, while the processor has it in its cache;
+// what becomes final out of order waits for what is before it.
 type chunk struct {
 	index int64
 	data  []byte
-	left  int // bytes that are not final
+	left  int                         // bytes that are not final
+	final [chunkSize / blockSize]bool // blocks
+	ready int                         // bytes at the beginning that are final
+	done  int                         // of those, what is summed up and written
+	sum   chunkSum                    // of that
+}
+
+// settle says that n bytes are final.
+func (c *chunk) settle(at int64, n int) {
+	c.left -= n
+	for i := int(at % chunkSize / blockSize); n > 0; i, n = i+1, n-blockSize {
+		c.final[i] = true
+	}
+	for c.ready < chunkSize && c.final[c.ready/blockSize] {
+		c.ready += blockSize
+	}
 }
 
 // A packing is a block of metadata that has room.
@@ -78,15 +96,24 @@ func (s *space) chunkAt(at int64) *chunk {
 			return c
 		}
 	}
-	var c *chunk
-	if n := len(s.free); n > 0 {
-		c, s.free = s.free[n-1], s.free[:n-1]
-	} else {
-		c = &chunk{data: make([]byte, chunkSize)}
-	}
-	c.index, c.left = index, chunkSize
+	c := spare.Get().(*chunk)
+	*c = chunk{index: index, data: c.data, left: chunkSize}
 	s.chunks = append(s.chunks, c)
 	return c
+}
+
+// spare has chunks that no image needs at the moment: fresh memory costs.
+var spare = sync.Pool{New: func() any { return &chunk{data: make([]byte, chunkSize)} }}
+
+// discard gives up the chunks, as far as drop says so.
+func (s *space) discard(drop func(*chunk) bool) {
+	s.chunks = slices.DeleteFunc(s.chunks, func(c *chunk) bool {
+		gone := drop(c)
+		if gone {
+			spare.Put(c)
+		}
+		return gone
+	})
 }
 
 // bytes returns the bytes at an offset, at most n: as many as are in one chunk.
@@ -98,21 +125,33 @@ func (s *space) bytes(at int64, n int64) []byte {
 // finish says that n bytes, all in one chunk, are final.
 func (s *space) finish(at int64, n int) error {
 	c := s.chunkAt(at)
-	if c.left -= n; c.left > 0 {
+	c.settle(at, n)
+	if c.left == 0 {
+		return s.flush(c, chunkSize)
+	}
+	if c.ready-c.done < stepSize {
 		return nil
 	}
-	return s.flush(c, chunkSize)
+	return s.step(c, c.ready)
 }
 
-// flush writes the first n bytes of a chunk, of which nothing will change.
+// step sums up and writes a chunk from where it was done before up to n.
+func (s *space) step(c *chunk, n int) error {
+	p, at := c.data[c.done:n], c.index*chunkSize+int64(c.done)
+	c.sum.add(p)
+	c.done = n
+	return s.write(p, at)
+}
+
+// flush ends a chunk of n bytes, of which nothing will change.
 func (s *space) flush(c *chunk, n int) error {
+	err := s.step(c, n)
 	for int64(len(s.sums)) <= c.index {
 		s.sums = append(s.sums, chunkSum{})
 	}
-	s.sums[c.index] = sumOf(c.data[:n])
-	s.chunks = slices.DeleteFunc(s.chunks, func(o *chunk) bool { return o == c })
-	s.free = append(s.free, c)
-	return s.write(c.data[:n], c.index*chunkSize)
+	s.sums[c.index] = c.sum
+	s.discard(func(o *chunk) bool { return o == c })
+	return err
 }
 
 // write writes data, without the blocks that are zero: they stay holes.

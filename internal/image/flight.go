@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"errors"
 	"io"
 	"sync/atomic"
 	"time"
@@ -9,6 +10,7 @@ import (
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/davit-runtime/davit/internal/layer"
+	"github.com/davit-runtime/davit/internal/turn"
 )
 
 // A wanted is a layer as one image's manifest has it.
@@ -22,6 +24,7 @@ type wanted struct {
 type flight struct {
 	waiters int // guarded by Store.mu
 	cancel  context.CancelFunc
+	turn    *turn.Turn // to unpack; fetch's own
 	phase   atomic.Int32
 	bytes   atomic.Int64
 
@@ -30,35 +33,50 @@ type flight struct {
 	err  error
 }
 
-// obtain sees to it that a layer is there. It joins a flight for the same layer
-// that is under way. When that fails it tries again on its own, with its own
-// repository and credentials: the other pull's troubles may be its own.
-//
-// The caller has pinned the layer.
-func (s *Store) obtain(ctx context.Context, w wanted, report func(Phase, int64)) (layer.Info, error) {
-	report(Waiting, 0)
+// A boarding is what is known of a layer before anybody waits for it.
+type boarding struct {
+	flight *flight // nil: the layer is there, or an error is
+	mine   bool    // the flight was started for this caller
+	info   layer.Info
+	err    error
+}
+
+// seek finds a layer or a flight for it; if there is none, it starts one. The
+// caller has pinned the layer.
+func (s *Store) seek(ctx context.Context, w wanted) boarding {
 	for {
 		info, ok, err := s.present(ctx, w.id)
-		if err != nil {
-			return layer.Info{}, err
+		if ok || err != nil {
+			return boarding{info: info, err: err}
 		}
-		if ok {
-			report(Done, w.Size)
-			return info, nil
-		}
-		f, mine := s.board(w)
-		if f == nil {
-			continue // it came, or began to go, in between
-		}
-		err = s.ride(ctx, f, report)
-		if err == nil {
-			report(Done, w.Size)
-			return f.info, nil
-		}
-		if mine || ctx.Err() != nil {
-			return layer.Info{}, err
-		}
+		if f, mine := s.board(w); f != nil {
+			return boarding{flight: f, mine: mine}
+		} // else it came, or began to go, in between
 	}
+}
+
+// obtain sees to it that a layer is there, for which the caller has sought. It
+// joins a flight for the same layer that is under way. When that fails it tries
+// again on its own, with its own repository and credentials: the other pull's
+// troubles may be its own.
+func (s *Store) obtain(ctx context.Context, w wanted, b boarding, report func(Phase, int64)) (layer.Info, error) {
+	report(Waiting, 0)
+	for b.flight != nil {
+		err := s.ride(ctx, b.flight, report)
+		if err == nil {
+			b.info = b.flight.info
+			break
+		}
+		if b.mine || ctx.Err() != nil {
+			return layer.Info{}, err
+		}
+		b = s.seek(ctx, w)
+	}
+	if b.err != nil {
+		return layer.Info{}, b.err
+	}
+	report(Done, w.Size)
+	return b.info, nil
 }
 
 // board returns the flight for a layer and whether it was started for this
@@ -76,7 +94,7 @@ func (s *Store) board(w wanted) (f *flight, mine bool) {
 		return nil, false
 	}
 	ctx, cancel := context.WithCancel(s.ctx)
-	f = &flight{waiters: 1, cancel: cancel, done: make(chan struct{})}
+	f = &flight{waiters: 1, cancel: cancel, turn: s.turns.Join(), done: make(chan struct{})}
 	s.use.flights[w.id] = f
 	s.use.pins[w.id]++
 	s.wg.Go(func() {
@@ -126,7 +144,12 @@ func (s *Store) fly(ctx context.Context, f *flight, w wanted) {
 // fetch streams the blob from its source through the decompressor into the
 // layer store. Nothing of it is kept on the way.
 func (s *Store) fetch(ctx context.Context, f *flight, w wanted) (layer.Info, error) {
+	defer f.turn.End()
 	for {
+		if err := f.turn.Take(ctx); err != nil {
+			return layer.Info{}, err
+		}
+		f.turn.Pause()
 		blob, err := w.from.Layer(ctx, w.Descriptor, w.diffID())
 		if err != nil {
 			return layer.Info{}, err
@@ -145,10 +168,10 @@ func (s *Store) fetch(ctx context.Context, f *flight, w wanted) (layer.Info, err
 
 func (s *Store) unpack(ctx context.Context, f *flight, w wanted, blob io.Reader) (layer.Info, error) {
 	f.phase.Store(int32(Downloading))
-
-	s.cpu <- struct{}{}
-	defer func() { <-s.cpu }()
-	tar, err := layer.NewReader(&meter{blob, f, w.Size, s.cpu}, w.diffID(), s.config.MaxLayerBytes)
+	if err := f.turn.Resume(ctx); err != nil {
+		return layer.Info{}, err
+	}
+	tar, err := layer.NewReader(&meter{ctx, blob, f, w.Size}, w.diffID(), s.config.MaxLayerBytes)
 	if err != nil {
 		return layer.Info{}, err
 	}
@@ -160,21 +183,27 @@ func (s *Store) unpack(ctx context.Context, f *flight, w wanted, blob io.Reader)
 	return s.layers.Unpack(ctx, w.id, from, tar)
 }
 
-// A meter counts what is read, and gives the slot for unpacking back while the
-// network is waited for.
+// A meter counts what is read of a blob, and lets others unpack while the
+// network is waited for, and at the end, when the disk is.
 type meter struct {
+	ctx   context.Context
 	r     io.Reader
 	f     *flight
 	total int64
-	slots chan struct{}
 }
 
 func (m *meter) Read(p []byte) (int, error) {
-	<-m.slots
+	m.f.turn.Pause()
 	n, err := m.r.Read(p)
-	m.slots <- struct{}{}
 	if m.f.bytes.Add(int64(n)) >= m.total {
 		m.f.phase.Store(int32(Unpacking))
+	}
+	if errors.Is(err, io.EOF) {
+		m.f.turn.End()
+		return n, err
+	}
+	if gone := m.f.turn.Resume(m.ctx); gone != nil {
+		return n, gone
 	}
 	return n, err
 }

@@ -263,7 +263,8 @@ func isNative(mediaType string) bool {
 	return ok && (rest == "" || rest == "+gzip" || rest == "+zstd")
 }
 
-// obtain gets all layers, the largest first, since it takes the longest.
+// obtain gets all layers. The largest is unpacked first, since it takes the
+// longest: turns are in the order in which flights are sought.
 func (p *pull) obtain(ctx context.Context, list []wanted) (map[string]layer.Info, error) {
 	defer span.Step(ctx, "layers")()
 	order := slices.Clone(list)
@@ -272,8 +273,9 @@ func (p *pull) obtain(ctx context.Context, list []wanted) (map[string]layer.Info
 	var mu sync.Mutex
 	g, gctx := errgroup.WithContext(ctx)
 	for _, w := range order {
+		b := p.store.seek(gctx, w)
 		g.Go(func() error {
-			info, err := p.store.obtain(gctx, w, p.reporter(w))
+			info, err := p.store.obtain(gctx, w, b, p.reporter(w))
 			mu.Lock()
 			defer mu.Unlock()
 			infos[w.id] = info

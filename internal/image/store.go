@@ -16,6 +16,7 @@ import (
 	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/layer"
 	"github.com/davit-runtime/davit/internal/registry"
+	"github.com/davit-runtime/davit/internal/turn"
 	"github.com/davit-runtime/davit/internal/writable"
 )
 
@@ -27,7 +28,7 @@ type Store struct {
 	layers   *layer.Store
 	trash    *layer.Trash
 	db       *database
-	cpu      chan struct{} // slots for unpacking
+	turns    *turn.Queue // at unpacking
 
 	view   atomic.Pointer[view] // replaced under mu
 	commit chan struct{}        // held by the one who changes images; taken before mu
@@ -71,7 +72,7 @@ func Open(config Config) (*Store, error) {
 		config:   config,
 		platform: platform,
 		registry: registry.New(config.Registry),
-		cpu:      make(chan struct{}, runtime.GOMAXPROCS(0)),
+		turns:    turn.NewQueue(runtime.GOMAXPROCS(0)),
 		commit:   make(chan struct{}, 1),
 		use:      newUse(),
 		pulls:    newPulls(),

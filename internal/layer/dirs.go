@@ -124,10 +124,7 @@ func (d *dirs) unpack(ctx context.Context, id string, stream io.Reader) (Info, e
 			return nil, err
 		}
 		defer t.close()
-		script, err := newScript(stream, d.staging)
-		if err != nil {
-			return nil, err
-		}
+		script := newScript(stream, d.staging)
 		defer script.recipe.close()
 		u := unpacker{tree: t, limit: d.limit, script: script}
 		if err := u.run(ctx, script); err != nil {

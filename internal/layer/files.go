@@ -40,10 +40,7 @@ func (f *files) has(id string) bool {
 
 // unpack implements Store.Unpack.
 func (f *files) unpack(ctx context.Context, id string, blob Blob, stream io.Reader) (Info, error) {
-	r, err := newRecipe(f.staging)
-	if err != nil {
-		return Info{}, classify(err)
-	}
+	r := newRecipe(f.staging)
 	defer r.close()
 	return f.build(id, func(out *output) (*trailer, error) {
 		made, err := erofs.Build(ctx, stream, out, erofs.Options{Limit: f.limit, Recipe: r, UUID: uuidOf(id)})

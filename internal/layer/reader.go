@@ -6,6 +6,8 @@ import (
 	"errors"
 	"hash"
 	"io"
+	"io/fs"
+	"sync"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
@@ -41,12 +43,12 @@ func NewReader(blob io.Reader, diffID digest.Digest, limit int64) (io.ReadCloser
 		}
 		r.stream, r.stop = z, func() {}
 	case isZstd(magic):
-		// Frames' own checksums would be work for nothing: the diff ID covers the same bytes.
-		z, err := zstd.NewReader(r.blob, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(128<<20), zstd.WithDecoderLowmem(true), zstd.IgnoreChecksum(true))
-		if err != nil {
+		z := decoders.Get().(*zstd.Decoder)
+		r.stream, r.stop = z, func() { freeDecoder(z) }
+		if err := z.Reset(r.blob); err != nil {
+			freeDecoder(z)
 			return nil, r.explain(err)
 		}
-		r.stream, r.stop = z, z.Close
 	default:
 		r.stream, r.stop = r.blob, func() {}
 	}
@@ -57,6 +59,22 @@ func NewReader(blob io.Reader, diffID digest.Digest, limit int64) (io.ReadCloser
 // one to skip, as some compressors begin with (RFC 8878, 3.1.1 and 3.1.2).
 func isZstd(magic []byte) bool {
 	return bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}) || len(magic) == 4 && magic[0]&0xf0 == 0x50 && bytes.HasPrefix(magic[1:], []byte{0x2a, 0x4d, 0x18})
+}
+
+// decoders are used again, since each has windows of many MiB. Frames' own
+// checksums would be work for nothing: the diff ID covers the same bytes.
+var decoders = sync.Pool{New: func() any {
+	z, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(128<<20), zstd.WithDecoderLowmem(true), zstd.IgnoreChecksum(true))
+	if err != nil {
+		panic(err) // of the options
+	}
+	return z
+}}
+
+// freeDecoder is for one that nobody uses any more.
+func freeDecoder(z *zstd.Decoder) {
+	_ = z.Reset(nil)
+	decoders.Put(z)
 }
 
 type reader struct {
@@ -98,6 +116,7 @@ func (r *reader) Read(p []byte) (int, error) {
 	}
 	switch {
 	case errors.Is(err, io.EOF):
+		_ = r.Close() // while what was read is still being written, others may need it
 		r.err = r.verify()
 		err = r.err
 	case err != nil:
@@ -127,5 +146,6 @@ func (r *reader) explain(err error) error {
 // Close frees the decompressor. It does not close the blob.
 func (r *reader) Close() error {
 	r.stop()
+	r.stop, r.err = func() {}, fs.ErrClosed // others have the decompressor from now on
 	return nil
 }

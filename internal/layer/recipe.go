@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
@@ -36,13 +37,20 @@ type recipe struct {
 
 const inMemory = 4 << 20
 
-func newRecipe(dir string) (*recipe, error) {
-	r := &recipe{dir: dir}
-	var err error
-	r.zstd, err = zstd.NewWriter((*spool)(r), zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedFastest),
-		zstd.WithWindowSize(recipeWindow), zstd.WithLowerEncoderMem(true), zstd.WithEncoderCRC(false))
-	return r, err
+func newRecipe(dir string) *recipe {
+	r := &recipe{zstd: encoders.Get().(*zstd.Encoder), dir: dir}
+	r.zstd.Reset((*spool)(r))
+	return r
 }
+
+var encoders = sync.Pool{New: func() any {
+	z, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedFastest),
+		zstd.WithWindowSize(recipeWindow), zstd.WithLowerEncoderMem(true), zstd.WithEncoderCRC(false))
+	if err != nil {
+		panic(err) // of the options
+	}
+	return z
+}}
 
 // recipeWindow bounds the memory that it takes to compress and to read again.
 const recipeWindow = 256 << 10
@@ -93,7 +101,8 @@ func (r *recipe) finish(w io.Writer) (size int64, sum uint32, err error) {
 
 // close frees what finish may not have reached.
 func (r *recipe) close() {
-	_ = r.zstd.Close()
+	r.zstd.Reset(nil)
+	encoders.Put(r.zstd)
 	if r.late != nil {
 		_ = r.late.Close()
 	}
@@ -151,12 +160,9 @@ const scriptFile = "recipe"
 const maxText = 64 << 10 // of one step
 
 // newScript returns a script of stream; dir is for what is too large for memory.
-func newScript(stream io.Reader, dir string) (*script, error) {
-	r, err := newRecipe(dir)
-	if err != nil {
-		return nil, err
-	}
-	return &script{stream: stream, recipe: r, to: bufio.NewWriterSize(r, maxText)}, nil
+func newScript(stream io.Reader, dir string) *script {
+	r := newRecipe(dir)
+	return &script{stream: stream, recipe: r, to: bufio.NewWriterSize(r, maxText)}
 }
 
 // Read implements io.Reader.
