@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/klauspost/compress/s2"
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
@@ -27,36 +28,33 @@ import (
 // is in memory up to inMemory bytes, then in a file without a name: a hostile
 // layer can have headers of any length.
 type recipe struct {
-	zstd  *zstd.Encoder
-	dir   string
-	early bytes.Buffer
-	late  *os.File // nil: all is in early
-	sum   uint32
-	size  int64
+	packer *s2.Writer
+	dir    string
+	early  bytes.Buffer
+	late   *os.File // nil: all is in early
+	sum    uint32
+	size   int64
 }
 
 const inMemory = 4 << 20
 
 func newRecipe(dir string) *recipe {
-	r := &recipe{zstd: encoders.Get().(*zstd.Encoder), dir: dir}
-	r.zstd.Reset((*spool)(r))
+	r := &recipe{packer: packers.Get().(*s2.Writer), dir: dir}
+	r.packer.Reset((*spool)(r))
 	return r
 }
 
-var encoders = sync.Pool{New: func() any {
-	z, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedFastest),
-		zstd.WithWindowSize(recipeWindow), zstd.WithLowerEncoderMem(true), zstd.WithEncoderCRC(false))
-	if err != nil {
-		panic(err) // of the options
-	}
-	return z
+// packers are used again. S2, since its tables are small: those of an encoder
+// for zstd drive what the layer is read with out of the processor's cache.
+var packers = sync.Pool{New: func() any {
+	return s2.NewWriter(nil, s2.WriterConcurrency(1), s2.WriterBlockSize(recipeBlock))
 }}
 
-// recipeWindow bounds the memory that it takes to compress and to read again.
-const recipeWindow = 256 << 10
+// recipeBlock bounds the memory that it takes to compress and to read again.
+const recipeBlock = 256 << 10
 
 // Write implements io.Writer.
-func (r *recipe) Write(p []byte) (int, error) { return r.zstd.Write(p) }
+func (r *recipe) Write(p []byte) (int, error) { return r.packer.Write(p) }
 
 // A spool is where the compressed recipe goes.
 type spool recipe
@@ -82,7 +80,7 @@ func (s *spool) Write(p []byte) (int, error) {
 
 // finish writes all of it to w.
 func (r *recipe) finish(w io.Writer) (size int64, sum uint32, err error) {
-	if err := r.zstd.Close(); err != nil {
+	if err := r.packer.Close(); err != nil {
 		return 0, 0, err
 	}
 	if _, err := w.Write(r.early.Bytes()); err != nil {
@@ -101,16 +99,20 @@ func (r *recipe) finish(w io.Writer) (size int64, sum uint32, err error) {
 
 // close frees what finish may not have reached.
 func (r *recipe) close() {
-	r.zstd.Reset(nil)
-	encoders.Put(r.zstd)
+	r.packer.Reset(nil)
+	packers.Put(r.packer)
 	if r.late != nil {
 		_ = r.late.Close()
 	}
 }
 
-// readRecipe decompresses a recipe.
+// readRecipe decompresses a recipe: of S2, or of zstd, as they were first.
 func readRecipe(r io.Reader) (io.ReadCloser, error) {
-	z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(1<<20))
+	in := bufio.NewReader(r)
+	if magic, err := in.Peek(4); err != nil || !isZstd(magic) {
+		return io.NopCloser(s2.NewReader(in, s2.ReaderMaxBlockSize(recipeBlock))), nil
+	}
+	z, err := zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(1<<20))
 	if err != nil {
 		return nil, damaged("its recipe: %w", err)
 	}

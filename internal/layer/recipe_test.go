@@ -102,3 +102,20 @@ func TestStreamOfDirectory(t *testing.T) {
 		t.Errorf("no recipe: %v", err)
 	}
 }
+
+// Recipes that an earlier davitd wrote can still be read.
+func TestRecipeOfZstd(t *testing.T) {
+	for _, want := range [][]byte{nil, []byte("a recipe"), bytes.Repeat([]byte("a recipe"), 100_000)} {
+		r, err := layer.ReadRecipe(bytes.NewReader(zstded(t, want)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(r)
+		if err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%d bytes, not %d: %v", len(got), len(want), err)
+		}
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}

@@ -16,10 +16,10 @@ import (
 //	EROFS image · recipe · trailer · zeros · footer
 //
 // The recipe (see package erofs) says how the layer's tar stream is made again
-// of the image; it is compressed by zstd. The trailer, JSON, says what the file
-// is; the footer, which ends the file, where it is. The size of the file is a
-// multiple of 4096, as a loop device wants it. The trailer stands in the last
-// block as far as it fits, so that one read finds out all of it.
+// of the image; it is compressed by S2, or by zstd. The trailer, JSON, says what
+// the file is; the footer, which ends the file, where it is. The size of the
+// file is a multiple of 4096, as a loop device wants it. The trailer stands in
+// the last block as far as it fits, so that one read finds out all of it.
 
 // A Blob is what a registry sends for a layer.
 type Blob struct {
