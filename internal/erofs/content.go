@@ -117,12 +117,20 @@ func (b *builder) fill(content io.Reader, at, n int64) error {
 		if b.ctx.Err() != nil {
 			return context.Cause(b.ctx)
 		}
-		p := b.space.bytes(at, min(n, stepSize))
+		p, passes, err := b.space.place(at, n)
+		if err != nil {
+			return err
+		}
 		b.in.target, b.in.offset = p, at
 		if _, err := io.ReadFull(content, p); err != nil {
 			return contentError(err)
 		}
-		if err := b.space.finish(at, len(p)); err != nil {
+		if passes {
+			err = b.space.pass(at, p)
+		} else {
+			err = b.space.finish(at, len(p))
+		}
+		if err != nil {
 			return err
 		}
 		at += int64(len(p))
@@ -204,8 +212,11 @@ func (s *space) readLink(number uint64) (string, error) {
 func (s *space) readAt(p []byte, at int64) error {
 	for _, c := range s.chunks {
 		if c.index == at/chunkSize {
-			copy(p, c.data[at%chunkSize:])
-			return nil
+			in := int(at % chunkSize)
+			n := max(min(c.done-in, len(p)), 0) // what passed is nowhere else
+			copy(p[n:], c.data[in+n:])
+			p = p[:n]
+			break
 		}
 	}
 	return s.readWritten(p, at)

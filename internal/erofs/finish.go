@@ -345,6 +345,9 @@ func (s *space) setLinks(counts map[uint64]uint32) error {
 		index := at / chunkSize
 		if i := slices.IndexFunc(s.chunks, func(c *chunk) bool { return c.index == index }); i >= 0 {
 			c := s.chunks[i]
+			if err := s.readWritten(c.data[:c.done], index*chunkSize); err != nil {
+				return err
+			}
 			le.PutUint32(c.data[at%chunkSize:], counts[number])
 			c.done, c.sum = 0, chunkSum{} // it is summed up and written again
 			continue

@@ -30,6 +30,8 @@ type space struct {
 	chunks []*chunk
 	sums   []chunkSum
 
+	passing []byte // what is read to be written at once
+
 	written int64  // the file's length
 	other   []byte // to compare something with
 
@@ -133,6 +135,33 @@ func (s *space) finish(at int64, n int) error {
 		return nil
 	}
 	return s.step(c, c.ready)
+}
+
+// place returns where up to n bytes of content are to be read that belong at an
+// offset. If it is their turn to be written, they need no place in the chunk:
+// they pass, by way of memory that stays in the processor's cache, where a chunk
+// would take the room of others.
+func (s *space) place(at, n int64) (p []byte, passes bool, err error) {
+	c := s.chunkAt(at)
+	if in := int(at % chunkSize); n < stepSize || in+stepSize > chunkSize || in != c.ready {
+		return s.bytes(at, min(n, stepSize)), false, nil
+	}
+	if s.passing == nil {
+		s.passing = make([]byte, stepSize)
+	}
+	return s.passing, true, s.step(c, c.ready)
+}
+
+// pass writes what was read into such a place.
+func (s *space) pass(at int64, p []byte) error {
+	c := s.chunkAt(at)
+	c.settle(at, len(p))
+	c.sum.add(p)
+	c.done += len(p)
+	if err := s.write(p, at); err != nil || c.left > 0 {
+		return err
+	}
+	return s.flush(c, chunkSize)
 }
 
 // step sums up and writes a chunk from where it was done before up to n.
