@@ -3,6 +3,8 @@ package erofs_test
 import (
 	"bytes"
 	"context"
+	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -55,6 +57,38 @@ func TestSumAndRebuild(t *testing.T) {
 	var again bytes.Buffer
 	if err := erofs.Rebuild(context.Background(), &m.recipe, m, &again); err != nil || !bytes.Equal(again.Bytes(), stream) {
 		t.Errorf("%d bytes, not %d: %v", again.Len(), len(stream), err)
+	}
+}
+
+// Links are counted in inodes of chunks of which a part was written already, and
+// passed by the chunk's memory.
+func TestLinksToWhatIsWritten(t *testing.T) {
+	random := rand.New(rand.NewPCG(0, 39))
+	content := func(n int) string {
+		p := make([]byte, n)
+		for i := range p {
+			p[i] = byte(random.Uint32())
+		}
+		return string(p)
+	}
+	for _, small := range []int{5, 20, 100} {
+		entries := []layertest.Entry{{Name: "first", Content: "x"}, {Name: "large", Content: content(1<<20 + 300<<10)}}
+		for i := range small {
+			entries = append(entries, layertest.Entry{Name: fmt.Sprint("small", i), Content: content(2500)})
+		}
+		for i := range small {
+			entries = append(entries, layertest.Entry{Name: fmt.Sprint("link", i), Hard: fmt.Sprint("small", i)})
+		}
+		stream := layertest.Tar(entries...)
+		m := build(t, stream)
+		sum, err := erofs.Sum(context.Background(), m, m.Bytes)
+		if err != nil || sum != m.Sum {
+			t.Errorf("%d files: %s, not %s: %v", small, sum, m.Sum, err)
+		}
+		var again bytes.Buffer
+		if err := erofs.Rebuild(context.Background(), &m.recipe, m, &again); err != nil || !bytes.Equal(again.Bytes(), stream) {
+			t.Errorf("%d files: %d bytes, not %d: %v", small, again.Len(), len(stream), err)
+		}
 	}
 }
 
