@@ -14,6 +14,12 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
+// bySystemd reports whether systemd makes and removes the control groups.
+func (w *world) bySystemd() bool {
+	c, err := w.c.RuntimeConfig(w.ctx, &runtimeapi.RuntimeConfigRequest{})
+	return err == nil && c.GetLinux().GetCgroupDriver() == runtimeapi.CgroupDriver_SYSTEMD
+}
+
 // onV2 reports whether limits are those of cgroup v2.
 func onV2() bool {
 	_, err := os.Stat("/sys/fs/cgroup/cgroup.controllers")
