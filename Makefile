@@ -77,7 +77,7 @@ test-race: ## the core's tests under the race detector (needs gcc)
 fuzz: ## each fuzz target for FUZZTIME (20s)
 	@grep -ro --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' . | while IFS=: read -r file f; do \
 		echo "== $$(dirname $$file) $${f#func }"; \
-		go test -run '^$$' -fuzz "^$${f#func }\$$" -fuzztime $(FUZZTIME) "$$(dirname $$file)" || exit 1; \
+		go test -run '^$$' -fuzz "^$${f#func }\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 5s "$$(dirname $$file)" || exit 1; \
 	done
 
 bench: build ## start, exec and stop of pods, memory, log throughput: a table, and bin/bench.json (ENDPOINT= for another runtime)

@@ -61,7 +61,7 @@ func askImages(ctx context.Context, endpoint string) error {
 }
 
 // describe asks for conditions, cgroup driver, where images are, and davitd for
-// what of its configuration needs a restart.
+// what of its configuration needs a restart and how it keeps images.
 func (a *Answer) describe(ctx context.Context, runtime, images string) {
 	client, err := criclient.New(criclient.Options{Runtime: runtime, Image: images})
 	if err != nil {
@@ -81,9 +81,10 @@ func (a *Answer) describe(ctx context.Context, runtime, images string) {
 		Configuration struct {
 			NeedRestart []string `json:"needRestart"`
 		} `json:"configuration"`
+		ImageLayers string `json:"imageLayers"`
 	}
 	if json.Unmarshal([]byte(status.GetInfo()["config"]), &own) == nil {
-		a.NeedRestart = own.Configuration.NeedRestart
+		a.NeedRestart, a.ImageLayers = own.Configuration.NeedRestart, own.ImageLayers
 	}
 	if c, err := client.RuntimeConfig(ctx, &runtimeapi.RuntimeConfigRequest{}); err == nil && c.GetLinux() != nil {
 		a.CgroupDriver = strings.ToLower(c.GetLinux().GetCgroupDriver().String())

@@ -668,3 +668,23 @@ func golden(t *testing.T, path, got string) {
 		t.Errorf("%s is not what the code says; go test -update ./internal/doctor writes it. It would be:\n%s", path, got)
 	}
 }
+
+// How layers are kept is told as the davitd that is asked tells it.
+func TestKindOfStore(t *testing.T) {
+	const files, database = "EROFS files, mounted by loop devices, since the other way fails", "/var/lib/davit/images/images.db"
+	for _, c := range []struct {
+		name, layers, want string
+	}{
+		{"davit", files, database + "; new layers are kept as " + files},
+		{"davit", "", database},
+		{"containerd", files, database},
+	} {
+		w := healthy()
+		w.answer.Name, w.answer.ImageLayers = c.name, c.layers
+		for _, r := range examine(t, w).Checks {
+			if r.Check == "image-store" && r.Message != c.want {
+				t.Errorf("%s: %q", c.name, r.Message)
+			}
+		}
+	}
+}

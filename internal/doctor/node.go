@@ -76,6 +76,7 @@ type Answer struct {
 	ImageErr     error  // the image service does not answer
 	ImageDirs    []string
 	NeedRestart  []string // davitd's keys that were reloaded, and do not count before a restart
+	ImageLayers  string   // how davitd keeps layers, and why so if it is not the usual way
 }
 
 // A Condition is one of the CRI's RuntimeConditions.

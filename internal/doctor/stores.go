@@ -23,7 +23,7 @@ var storeChecks = []Check{
 		{"records-set-aside", Warning, "davitd found records or other files of its own damaged, and moved them aside"},
 		{"leftover-state", Warning, "the state directory has a pod or container that no record names"},
 	}},
-	{Name: "image-store", What: "davit's image database", run: checkImageStore, Faults: []Fault{
+	{Name: "image-store", What: "davit's image database, and how layers are kept", run: checkImageStore, Faults: []Fault{
 		{"image-store-damaged", Error, "the image database is no database: davitd will set it aside and pull all images again"},
 		{"image-store-set-aside", Warning, "davitd found the image database damaged or gone, and began with an empty one"},
 	}},
@@ -98,6 +98,10 @@ func checkImageStore(l *look) {
 	defer file.Close()
 	if !validBolt(file) {
 		l.fault("image-store-damaged", "systemctl restart davitd   # it sets the file aside and begins anew; images are pulled again", "%s has no valid header", path)
+		return
+	}
+	if a := l.answer(); a.Name == "davit" && a.ImageLayers != "" && sameSocket(l.endpoint().path(), l.davit().Socket) {
+		l.okay("%s; new layers are kept as %s", path, a.ImageLayers)
 		return
 	}
 	l.okay("%s", path)
