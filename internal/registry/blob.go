@@ -42,18 +42,23 @@ type plan struct {
 
 // Blob opens a blob. Reading it to its end returns io.EOF only if size and
 // digest are right; an error of other content says Repository.Elsewhere what to
-// do about it. At most Config.Parallel blobs of a host are open at a time; Blob
+// do about it. A blob that the registry has not got is sought where the
+// descriptor says besides. At most Config.Parallel blobs of a host are open at a time; Blob
 // waits for its turn. The caller closes it.
 func (r *Repository) Blob(ctx context.Context, d imagespec.Descriptor) (io.ReadCloser, error) {
+	if f := r.elsewhere(d.Digest); f != r {
+		d.URLs = nil
+		return f.open(ctx, d, true)
+	}
 	return r.open(ctx, d, true)
 }
 
-func (r *Repository) open(ctx context.Context, d imagespec.Descriptor, turn bool) (io.ReadCloser, error) {
+func (r *Repository) open(outer context.Context, d imagespec.Descriptor, turn bool) (io.ReadCloser, error) {
 	algorithm := d.Digest.Algorithm()
 	if !algorithm.Available() {
 		return nil, fault.New(fault.Unknown, "", "blob %s: unknown kind of digest", d.Digest)
 	}
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithCancel(outer)
 	b := &blob{
 		repo: r, ctx: ctx, cancel: cancel, want: d, hash: algorithm.Hash(), used: map[int]bool{},
 		direct: &stream{repo: r, ctx: ctx, want: d, end: d.Size, turn: turn},
@@ -62,6 +67,9 @@ func (r *Repository) open(ctx context.Context, d imagespec.Descriptor, turn bool
 	}
 	if err := b.direct.open(); err != nil {
 		_ = b.Close()
+		if fault.Is(err, fault.NotFound) && len(d.URLs) > 0 {
+			return r.openForeign(outer, d, turn, err)
+		}
 		return nil, err
 	}
 	return b, nil

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/net/http/httpproxy"
 
 	"github.com/davit-runtime/davit/internal/fault"
@@ -155,7 +156,7 @@ func (c *Client) repository(r route.Route, auth Auth) (*Repository, error) {
 	if r.Short != nil && reference.Domain(r.Named) != "docker.io" {
 		auth = Auth{}
 	}
-	repo := &Repository{client: c, auth: auth, named: r.Named, lies: map[lie]bool{}}
+	repo := &Repository{client: c, auth: auth, named: r.Named, lies: map[lie]bool{}, foreign: map[digest.Digest]*Repository{}}
 	for i := range r.Endpoints {
 		e := &endpoint{Endpoint: r.Endpoints[i]}
 		e.token.busy = make(chan struct{}, 1)

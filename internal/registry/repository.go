@@ -28,8 +28,9 @@ type Repository struct {
 	named     reference.Named
 	endpoints []*endpoint
 
-	mu   sync.Mutex
-	lies map[lie]bool // who sent what it is not
+	mu      sync.Mutex
+	lies    map[lie]bool                  // who sent what it is not
+	foreign map[digest.Digest]*Repository // blobs that are elsewhere only: where
 }
 
 type lie struct {
@@ -41,6 +42,7 @@ type lie struct {
 type endpoint struct {
 	route.Endpoint
 	host  *host
+	exact string // the URL to ask, whatever is asked for; empty as a rule
 	token authorization
 	plain atomic.Bool           // https is not spoken there
 	down  atomic.Pointer[error] // why it could not be used a moment ago
@@ -212,6 +214,7 @@ func (r *Repository) may(i int, d digest.Digest) bool {
 // content than its digest says, and there is an endpoint left that may have the
 // right one: Blob would ask that one.
 func (r *Repository) Elsewhere(err error, d digest.Digest) bool {
+	r = r.elsewhere(d)
 	if !errors.Is(err, errOtherContent) {
 		return false
 	}
@@ -227,6 +230,7 @@ func (r *Repository) Elsewhere(err error, d digest.Digest) bool {
 // used, for err: whether its content is another than its digest says, which it
 // reads on to see, and there is an endpoint left that may have the right one.
 func (r *Repository) Again(blob io.Reader, d digest.Digest, err error) bool {
+	r = r.elsewhere(d)
 	others := 0
 	for i := range r.endpoints {
 		if r.may(i, d) {

@@ -91,7 +91,11 @@ func (r *Repository) request(ctx context.Context, e *endpoint, q request) (*http
 	if method == "" {
 		method = http.MethodGet
 	}
-	req, err := http.NewRequestWithContext(ctx, method, e.URL(e.scheme(), q.path), nil)
+	address := e.exact
+	if address == "" {
+		address = e.URL(e.scheme(), q.path)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, address, nil)
 	if err != nil {
 		return nil, nil, fault.New(fault.Invalid, "registry", "address of %s at %s: %w", q.what, e.Address, errors.Unwrap(err))
 	}

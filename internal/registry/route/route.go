@@ -197,10 +197,18 @@ func (f *Files) read() (*snapshot, error) {
 
 // TLS returns what is configured for a host that is no endpoint: a token server.
 func (f *Files) TLS(address string) (TLS, error) {
+	e, err := f.Foreign(address)
+	return e.TLS, err
+}
+
+// Foreign returns how a host is spoken to that is no endpoint, but may have a
+// layer: its scheme is http only where that is configured, or on loopback.
+func (f *Files) Foreign(address string) (Endpoint, error) {
 	s := &snapshot{config: f.config, own: f.readOwn()}
 	e := Endpoint{Address: address}
 	err := s.secure(&e, "")
-	return e.TLS, err
+	e.Scheme = s.scheme(&e, "")
+	return e, err
 }
 
 func (s *snapshot) route(named reference.Named) (Route, error) {
