@@ -91,5 +91,8 @@ func (s *service) containerInfo(c *pod.ContainerSnapshot) map[string]string {
 }
 
 func imageInfo(i image.Image) map[string]string {
+	if i.Artifact != "" {
+		return info(map[string]any{"artifactType": i.Artifact, "pulledAt": i.PulledAt})
+	}
 	return info(map[string]any{"imageSpec": i.Config, "pulledAt": i.PulledAt})
 }

@@ -336,8 +336,8 @@ func (c copies) load(pattern string, log *slog.Logger) ([]saved, error) {
 
 // check compares a copy with its name and its content.
 func (s *saved) check(path string, c copies) error {
-	if got := digest.Digest(s.ID); got.Validate() != nil || got != got.Algorithm().FromBytes(s.Record.Config) {
-		return fmt.Errorf("the configuration in it is not that of %.100q", s.ID)
+	if got := digest.Digest(s.ID); got.Validate() != nil || got != got.Algorithm().FromBytes(s.Record.identified()) {
+		return fmt.Errorf("the configuration or manifest in it is not that of %.100q", s.ID)
 	}
 	if s.Lost == "" && c.path(s.ID) != path || s.Lost != "" && c.lostPath(s.ID) != path {
 		return fmt.Errorf("it is of image %s", s.ID)

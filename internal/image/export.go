@@ -58,6 +58,7 @@ type Export struct {
 }
 
 // Export finds an image as Get does, and keeps its layers. The caller closes it.
+// Unimplemented for an artifact.
 func (s *Store) Export(ref string) (*Export, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -65,6 +66,9 @@ func (s *Store) Export(ref string) (*Export, error) {
 	e, err := v.find(ref)
 	if err != nil {
 		return nil, err
+	}
+	if e.Artifact != "" {
+		return nil, fault.New(fault.Unimplemented, "", "%s is an artifact of type %.100q; only images can be saved", ref, e.Artifact)
 	}
 	x := &Export{Image: e.Image, ConfigBytes: v.images[e.ID].Config, DiffIDs: e.Image.Config.RootFS.DiffIDs, store: s, pins: e.layers}
 	for _, id := range x.pins {

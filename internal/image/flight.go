@@ -10,14 +10,65 @@ import (
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/davit-runtime/davit/internal/layer"
+	"github.com/davit-runtime/davit/internal/span"
 	"github.com/davit-runtime/davit/internal/turn"
 )
+
+// A config is an image's configuration, kept as long as pulls use it.
+type config struct {
+	data  []byte        // what there is; read it once turn is had, or after
+	turn  chan struct{} // had by the one who fetches
+	users int           // guarded by Store.mu
+}
+
+// obtainConfig returns an image's configuration. However many pulls want it at
+// a time, it is fetched once; when that fails the next one tries, with its own
+// credentials. done is to be called when the image is in the database, or not
+// going to be: until then it is not fetched again.
+func (s *Store) obtainConfig(ctx context.Context, d imagespec.Descriptor, from Source) (data []byte, done func(), err error) {
+	id := d.Digest.String()
+	s.mu.Lock()
+	c := s.use.configs[id]
+	if c == nil {
+		c = &config{turn: make(chan struct{}, 1)}
+		if old := s.view.Load().images[id]; old != nil {
+			c.data = old.Config
+		}
+		s.use.configs[id] = c
+	}
+	c.users++
+	s.mu.Unlock()
+	done = func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if c.users--; c.users == 0 {
+			delete(s.use.configs, id)
+		}
+	}
+	select {
+	case c.turn <- struct{}{}:
+		defer func() { <-c.turn }()
+	case <-ctx.Done():
+		done()
+		return nil, nil, context.Cause(ctx)
+	}
+	if c.data == nil {
+		defer span.Step(ctx, "config")()
+		if c.data, err = from.Config(ctx, d); err != nil {
+			c.data = nil
+			done()
+			return nil, nil, err
+		}
+	}
+	return c.data, done, nil
+}
 
 // A wanted is a layer as one image's manifest has it.
 type wanted struct {
 	imagespec.Descriptor // of the blob
 	id                   string
 	from                 Source
+	file                 string // the layer is the blob itself, as this file, see artifact.go; else empty
 }
 
 // A flight is one layer being fetched and unpacked, for however many pulls.
@@ -171,12 +222,20 @@ func (s *Store) unpack(ctx context.Context, f *flight, w wanted, blob io.Reader)
 	if err := f.turn.Resume(ctx); err != nil {
 		return layer.Info{}, err
 	}
-	tar, err := layer.NewReader(&meter{ctx, blob, f, w.Size}, w.diffID(), s.config.MaxLayerBytes)
+	from := layer.Blob{MediaType: w.MediaType, Digest: w.Digest.String(), Size: w.Size}
+	measured := &meter{ctx, blob, f, w.Size}
+	if w.file != "" {
+		tar, err := fileStream(w.file, w.Size, measured)
+		if err != nil {
+			return layer.Info{}, err
+		}
+		return s.layers.Unpack(ctx, w.id, from, tar)
+	}
+	tar, err := layer.NewReader(measured, w.diffID(), s.config.MaxLayerBytes)
 	if err != nil {
 		return layer.Info{}, err
 	}
 	defer tar.Close()
-	from := layer.Blob{MediaType: w.MediaType, Digest: w.Digest.String(), Size: w.Size}
 	if isNative(w.MediaType) {
 		return s.layers.Adopt(ctx, w.id, from, tar)
 	}

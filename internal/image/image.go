@@ -29,13 +29,14 @@ import (
 
 // An Image is one that is present. Immutable.
 type Image struct {
-	ID          string   // "sha256:…", the config's digest
+	ID          string   // "sha256:…", the config's digest; an artifact's is its manifest's
 	RepoTags    []string // "registry/name:tag", sorted
 	RepoDigests []string // "registry/name@sha256:…", sorted
 	SizeBytes   uint64   // on disk
 	Config      imagespec.Image
 	Pinned      bool // by Config.Pinned
 	PulledAt    time.Time
+	Artifact    string // its type, if it is an artifact: it can be a volume, and has no Config
 }
 
 // Auth is a caller's credentials for one pull. Never logged, never stored.

@@ -105,7 +105,7 @@ func (p *pull) suits(ctx context.Context, d imagespec.Descriptor, want imagespec
 	if err != nil || m.Manifests != nil {
 		return err == nil, err
 	}
-	if checkLayers(m) != nil {
+	if isArtifact(m) || checkLayers(m) != nil {
 		return false, nil
 	}
 	data, err := p.from.Config(ctx, m.Config)

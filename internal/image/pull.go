@@ -71,6 +71,18 @@ func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (_ Image, e
 	return p.run(ctx)
 }
 
+// A Source has what images are made of. What it returns has been compared with
+// its digest, blobs when io.EOF is returned; to tar streams the store sees.
+type Source interface {
+	// Manifest returns what a tag or a digest stands for.
+	Manifest(ctx context.Context, want string) (*registry.Manifest, error)
+	// Config returns an image's configuration.
+	Config(ctx context.Context, d imagespec.Descriptor) ([]byte, error)
+	// Layer opens a layer: its blob, or the tar stream that this is made of.
+	// The caller closes it.
+	Layer(ctx context.Context, d imagespec.Descriptor, diffID digest.Digest) (io.ReadCloser, error)
+}
+
 // A repository is one of a registry as a source.
 type repository struct{ *registry.Repository }
 
@@ -150,26 +162,12 @@ func (p *pull) resolve(ctx context.Context, name, want, platform string) (top *r
 
 func (p *pull) run(ctx context.Context) (Image, error) {
 	s := p.store
-	if err := checkLayers(p.manifest); err != nil {
-		return Image{}, err
-	}
-	id := p.manifest.Config.Digest.String()
 	r := record{Manifest: p.manifest.Body, PulledAt: time.Now()}
-	var err error
-	var done func()
-	if r.Config, done, err = s.obtainConfig(ctx, p.manifest.Config, p.from); err != nil {
+	id, list, done, err := p.contents(ctx, &r)
+	if err != nil {
 		return Image{}, err
 	}
 	defer done()
-	config, err := parseConfig(r.Config)
-	if err != nil {
-		return Image{}, err
-	}
-	r.parsed = &config
-	list, err := p.wanted(config)
-	if err != nil {
-		return Image{}, err
-	}
 	p.tracked.fetching(list)
 	pinned := make([]string, 0, len(list)+1)
 	for _, w := range list {
@@ -189,6 +187,30 @@ func (p *pull) run(ctx context.Context) (Image, error) {
 		return Image{}, err
 	}
 	return s.Get(id)
+}
+
+// contents returns the image's ID and layers, the topmost first, and completes
+// its record. done is obtainConfig's.
+func (p *pull) contents(ctx context.Context, r *record) (id string, list []wanted, done func(), err error) {
+	if isArtifact(p.manifest) {
+		list, err = p.files()
+		return r.identity().String(), list, func() {}, err
+	}
+	if err := checkLayers(p.manifest); err != nil {
+		return "", nil, nil, err
+	}
+	if r.Config, done, err = p.store.obtainConfig(ctx, p.manifest.Config, p.from); err != nil {
+		return "", nil, nil, err
+	}
+	config, err := parseConfig(r.Config)
+	if err == nil {
+		r.parsed = &config
+		list, err = p.wanted(config)
+	}
+	if err != nil {
+		done()
+	}
+	return p.manifest.Config.Digest.String(), list, done, err
 }
 
 // wanted returns the image's layers, topmost first. One that is there twice

@@ -248,12 +248,9 @@ func TestRefused(t *testing.T) {
 	chart := lies
 	chart.Layers = []imagespec.Descriptor{reg.blob("application/vnd.cncf.helm.chart.content.v1.tar+gzip", tarOf("b", "1"))}
 	reg.manifest("chart", "1", imagespec.MediaTypeImageManifest, chart)
-	artifact := imagespec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: imagespec.MediaTypeImageManifest, ArtifactType: "text/x"}
-	artifact.Config = reg.blob(imagespec.MediaTypeEmptyJSON, []byte("{}"))
-	artifact.Layers = []imagespec.Descriptor{reg.blob("text/plain", []byte("text"))}
-	reg.manifest("artifact", "1", imagespec.MediaTypeImageManifest, artifact)
-	artifact.Layers = []imagespec.Descriptor{reg.blob(imagespec.MediaTypeImageLayer, tarOf("b", "1"))}
-	reg.manifest("artifact", "2", imagespec.MediaTypeImageManifest, artifact)
+	strange := lies
+	strange.Config = reg.blob("application/x", []byte("{}"))
+	reg.manifest("strange", "1", imagespec.MediaTypeImageManifest, strange)
 	uneven := lies
 	uneven.Layers = nil
 	reg.manifest("uneven", "1", imagespec.MediaTypeImageManifest, uneven)
@@ -277,8 +274,7 @@ func TestRefused(t *testing.T) {
 		{reg.host() + "/hostile:1", fault.Unknown, "leads out of the layer"},
 		{reg.host() + "/lies:1", fault.Unknown, "other content"},
 		{reg.host() + "/chart:1", fault.Unimplemented, "helm"},
-		{reg.host() + "/artifact:1", fault.Unimplemented, `of type "application/vnd.oci.empty.v1+json", is of no image`},
-		{reg.host() + "/artifact:2", fault.Unknown, `of type "application/vnd.oci.empty.v1+json" says 0`},
+		{reg.host() + "/strange:1", fault.Unknown, `of type "application/x" says 0`},
 		{reg.host() + "/uneven:1", fault.Unknown, "0 layers"},
 		{reg.host() + "/windows:1", fault.Unknown, "windows"},
 		{reg.host() + "/arm:1", fault.NotFound, "only for linux/arm64"},

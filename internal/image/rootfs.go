@@ -25,8 +25,11 @@ type MountOptions struct {
 // Repeated for the same container it returns the same mount, made again if it
 // is gone. After an error, too, Unmount releases what there is.
 //
-// NotFound if the image is not present.
+// NotFound if the image is not present, Precondition if it is an artifact.
 func (s *Store) Mount(ctx context.Context, id, imageID string, o MountOptions) (string, error) {
+	if e, err := s.view.Load().find(imageID); err == nil && e.Artifact != "" {
+		return "", fault.New(fault.Precondition, "", "image %s is an artifact of type %.100q: it can be a volume, but no container is made of it", imageID, e.Artifact)
+	}
 	lowers, done, err := s.borrow(ctx, id, imageID)
 	if err != nil {
 		return "", err

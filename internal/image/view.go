@@ -17,11 +17,12 @@ import (
 type record struct {
 	Names    []string // "registry/name:tag" and "registry/name@digest"
 	Layers   []string // to be stacked, topmost first, each once
-	Config   []byte
+	Config   []byte   // empty: this is an artifact
 	Manifest []byte
 	PulledAt time.Time
 
-	parsed *imagespec.Image // Config; set before the record is in a view
+	parsed   *imagespec.Image // Config; set before the record is in a view
+	artifact string           // its type, if it is one; likewise
 }
 
 // content is all that the database holds, by ID. Records are immutable.
@@ -67,7 +68,10 @@ func newView(c content, pins Pins) *view {
 			config, _ := parseConfig(r.Config)
 			r.parsed = &config
 		}
-		e.Image.Config = *r.parsed
+		if r.isArtifact() && r.artifact == "" {
+			r.artifact = artifactType(r.Manifest)
+		}
+		e.Image.Config, e.Artifact = *r.parsed, r.artifact
 		for _, name := range slices.Sorted(slices.Values(r.Names)) {
 			v.byName[name] = e
 			if strings.Contains(name, "@") {

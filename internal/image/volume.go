@@ -17,7 +17,7 @@ import (
 	"github.com/davit-runtime/davit/internal/overlay"
 )
 
-// A Volume is an image that a container sees as one of its volumes.
+// A Volume is an image, or an artifact, that a container sees as one of its volumes.
 type Volume struct {
 	Container string // ID
 	Index     int    // among the container's
