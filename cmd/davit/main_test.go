@@ -445,3 +445,39 @@ func TestOtherRuntimes(t *testing.T) {
 	s.has(s.errOut, `^davit: list pods: runtime service at unix://\S+: no version of the CRI can be used: v1 answered Unimplemented \(.*\); v1alpha2 answered Unimplemented \(.*\); `+
 		`name the socket of a runtime that serves the CRI, or switch the CRI on in this one's configuration; this endpoint is given by --endpoint\n$`)
 }
+
+// What is stopped or removed is told to programs as one message, and only that;
+// of what failed, the error is told besides.
+func TestRemovalsAsJSON(t *testing.T) {
+	s := newShell(t)
+	s.play(0, twoContainers)
+	read := func(what string, want int) map[string]any {
+		t.Helper()
+		var all map[string][]map[string]any
+		if err := json.Unmarshal([]byte(s.out), &all); err != nil || len(all[what]) != want {
+			t.Fatalf("%v in\n%s", err, s.out)
+		}
+		if want == 0 {
+			return nil
+		}
+		return all[what][0]
+	}
+	s.davit(0, "", "stop", "-o", "json", "web")
+	if pod := read("items", 1); pod["state"] != "SANDBOX_NOTREADY" || pod["id"] == "" {
+		t.Errorf("stopped: %v", pod)
+	}
+	s.davit(1, "", "rm", "-o", "json", "none", "web")
+	s.has(s.errOut, `^davit: there is no pod "none"`)
+	if pod := read("items", 1); pod["metadata"].(map[string]any)["name"] != "web" {
+		t.Errorf("removed: %v", pod)
+	}
+	s.davit(0, "", "rm", "-f", "-o", "json", "web")
+	read("items", 0)
+	s.davit(0, "", "pull", "reg/a:1")
+	s.davit(1, "", "rmi", "-o", "json", "reg/a:1", "reg/a:1")
+	s.has(s.errOut, `^davit: there is no image "reg/a:1"`)
+	if image := read("images", 1); !slices.Equal(image["repoTags"].([]any), []any{"reg/a:1"}) {
+		t.Errorf("removed: %v", image)
+	}
+	s.clean()
+}

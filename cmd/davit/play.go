@@ -21,7 +21,7 @@ import (
 )
 
 const (
-	defaultPlayDir = "/var/lib/davit-play"
+	defaultPlayDir = play.UsualDir
 	defaultLogDir  = "/var/log/pods" // the kubelet's
 	failureLines   = 10              // of a failed container's log
 )

@@ -27,30 +27,53 @@ func (a app) stopCommand() *cobra.Command {
 		Use:   "stop POD...",
 		Short: "Stop pods",
 		Long: `Stop pods: the containers together, then sidecars from the last to the first, then the sandbox.
-The pods stay, stopped, until davit rm.`,
+The pods stay, stopped, until davit rm. With -o json: the CRI's ListPodSandboxResponse of those that were stopped.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			var errs []error
-			for _, ref := range args {
-				errs = append(errs, a.stop(cmd.Context(), ref, grace))
-			}
-			return errors.Join(errs...)
+			return a.eachPod(args, func(ref string) (*runtimeapi.PodSandbox, error) { return a.stop(cmd.Context(), ref, grace) })
 		},
 	}
 	cmd.Flags().Int64Var(&grace, "grace", grace, "seconds between asking and killing; as the manifest says, else 30, if negative")
 	return cmd
 }
 
-func (a app) stop(ctx context.Context, ref string, grace int64) error {
+// eachPod does something to pods, and tells programs of those that it was done
+// to. do returns nil where nothing was to be done.
+func (a app) eachPod(refs []string, do func(ref string) (*runtimeapi.PodSandbox, error)) error {
+	var errs []error
+	done := &runtimeapi.ListPodSandboxResponse{}
+	for _, ref := range refs {
+		pod, err := do(ref)
+		errs = append(errs, err)
+		if err == nil && pod != nil {
+			done.Items = append(done.Items, pod)
+		}
+	}
+	if a.JSON() {
+		errs = append(errs, a.PrintMessage(done))
+	}
+	return errors.Join(errs...)
+}
+
+func (a app) stop(ctx context.Context, ref string, grace int64) (*runtimeapi.PodSandbox, error) {
 	began := time.Now()
 	pod, err := a.findPod(ctx, ref)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := a.stopPod(ctx, pod, grace); err != nil {
-		return fmt.Errorf("stop pod %s: %w", podName(pod.Metadata), err)
+		return nil, fmt.Errorf("stop pod %s: %w", podName(pod.Metadata), err)
 	}
-	_, err = fmt.Fprintf(a.Out, "pod %s stopped, %s\n", podName(pod.Metadata), console.Took(began))
+	pod.State = runtimeapi.PodSandboxState_SANDBOX_NOTREADY
+	return pod, a.tell("pod %s stopped, %s\n", podName(pod.Metadata), console.Took(began))
+}
+
+// tell tells people.
+func (a app) tell(format string, args ...any) error {
+	if a.JSON() {
+		return nil
+	}
+	_, err := fmt.Fprintf(a.Out, format, args...)
 	return err
 }
 
@@ -145,13 +168,11 @@ func (a app) rmCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "rm POD...",
 		Short: "Remove pods, and the files that davit play made for them",
-		Args:  cobra.MinimumNArgs(1),
+		Long: `Remove pods, and the files that davit play made for them. With -o json: the CRI's ListPodSandboxResponse of those that were
+removed, as they were.`,
+		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			var errs []error
-			for _, ref := range args {
-				errs = append(errs, a.remove(cmd.Context(), ref, o))
-			}
-			return errors.Join(errs...)
+			return a.eachPod(args, func(ref string) (*runtimeapi.PodSandbox, error) { return a.remove(cmd.Context(), ref, o) })
 		},
 	}
 	cmd.Flags().BoolVarP(&o.force, "force", "f", false, "also pods that run: kill them; a pod that is not there is no error")
@@ -159,27 +180,26 @@ func (a app) rmCommand() *cobra.Command {
 	return cmd
 }
 
-func (a app) remove(ctx context.Context, ref string, o rmOptions) error {
+func (a app) remove(ctx context.Context, ref string, o rmOptions) (*runtimeapi.PodSandbox, error) {
 	pod, err := a.findPod(ctx, ref)
 	var absent *console.NotFound
 	if o.force && errors.As(err, &absent) {
-		return nil
+		return nil, nil
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	name := podName(pod.Metadata)
 	if pod.State == runtimeapi.PodSandboxState_SANDBOX_READY && !o.force {
-		return fmt.Errorf("pod %s runs; stop it first (davit stop %s), or use -f to kill it", name, name)
+		return nil, fmt.Errorf("pod %s runs; stop it first (davit stop %s), or use -f to kill it", name, name)
 	}
 	if err := a.removeSandbox(ctx, pod.Id); err != nil {
-		return fmt.Errorf("remove pod %s: %w", name, err)
+		return nil, fmt.Errorf("remove pod %s: %w", name, err)
 	}
 	if err := a.removeFiles(pod, o.playDir); err != nil {
-		return fmt.Errorf("pod %s is removed, but not its files: %w", name, err)
+		return nil, fmt.Errorf("pod %s is removed, but not its files: %w", name, err)
 	}
-	_, err = fmt.Fprintf(a.Out, "pod %s removed\n", name)
-	return err
+	return pod, a.tell("pod %s removed\n", name)
 }
 
 // removeSandbox stops and removes, as a kubelet does, whatever the state.

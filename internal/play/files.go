@@ -22,6 +22,9 @@ const (
 	recordVersion = 1
 )
 
+// UsualDir is where files of played pods are unless the user says otherwise.
+const UsualDir = "/var/lib/davit-play"
+
 const mountInfo = "/proc/self/mountinfo"
 
 // Files names the files of one played pod.
@@ -46,12 +49,20 @@ func (f Files) message(container string) string {
 // claim makes the directory and the record of a new pod. It refuses a
 // directory that exists: it belongs to another pod of the same uid.
 func (f Files) claim() error {
-	if err := os.MkdirAll(filepath.Dir(f.Dir), 0o755); err != nil {
-		return err
+	const tries = 10 // dropEmpty may come in between
+	var err error
+	for range tries {
+		if err = os.MkdirAll(filepath.Dir(f.Dir), 0o755); err != nil {
+			return err
+		}
+		if err = os.Mkdir(f.Dir, 0o755); !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
 	}
-	if err := os.Mkdir(f.Dir, 0o755); errors.Is(err, fs.ErrExist) {
+	if errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("a pod with the same uid was played before and not removed: %w", err)
-	} else if err != nil {
+	}
+	if err != nil {
 		return err
 	}
 	if err := store.SaveJSONDurable(filepath.Join(f.Dir, recordFile), recordVersion, f); err != nil {
@@ -107,6 +118,7 @@ func Clean(dir, uid string) error {
 	err := store.LoadJSON(filepath.Join(dir, recordFile), recordVersion, &f)
 	if fault.Is(err, fault.NotFound) {
 		err = os.Remove(dir) // empty, if claim was cut short
+		dropEmpty(dir)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
@@ -124,7 +136,19 @@ func Clean(dir, uid string) error {
 	if err := os.RemoveAll(f.Logs); err != nil {
 		return err
 	}
-	return removeRecordLast(dir)
+	if err := removeRecordLast(dir); err != nil {
+		return err
+	}
+	dropEmpty(dir)
+	return nil
+}
+
+// dropEmpty removes the directory of played pods with the last of them, where
+// that is the usual one: another is the user's, who may have made it.
+func dropEmpty(dir string) {
+	if parent := filepath.Dir(dir); filepath.Base(parent) == filepath.Base(UsualDir) {
+		_ = os.Remove(parent) // fails if there are more
+	}
 }
 
 // removeRecordLast empties dir so that a second Clean can end what a first

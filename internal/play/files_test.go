@@ -168,3 +168,41 @@ func TestHosts(t *testing.T) {
 	}
 	golden(t, "testdata/hosts.txt", string(got))
 }
+
+// The usual directory goes with its last pod, and others stay; a pod may come
+// at any moment meanwhile.
+func TestNoEmptyDirectory(t *testing.T) {
+	top := t.TempDir()
+	for parent, stays := range map[string]bool{"davit-play": false, "mine": true} {
+		dir := filepath.Join(top, parent)
+		first, second := Files{Dir: filepath.Join(dir, "u-1"), Logs: "/nonexistent/ns_a_u-1"}, Files{Dir: filepath.Join(dir, "u-2"), Logs: "/nonexistent/ns_b_u-2"}
+		if err := errors.Join(first.claim(), second.claim(), Clean(first.Dir, "u-1")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(second.Dir); err != nil {
+			t.Error(err)
+		}
+		for range 2 {
+			if err := Clean(second.Dir, "u-2"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := os.Stat(dir); stays != (err == nil) {
+			t.Errorf("%s: %v", parent, err)
+		}
+	}
+	done := make(chan error)
+	for _, uid := range []string{"u-1", "u-2"} {
+		go func() {
+			f := Files{Dir: filepath.Join(top, "davit-play", uid), Logs: "/nonexistent/ns_a_" + uid}
+			var err error
+			for i := 0; i < 50 && err == nil; i++ {
+				err = errors.Join(f.claim(), Clean(f.Dir, uid))
+			}
+			done <- err
+		}()
+	}
+	if err := errors.Join(<-done, <-done); err != nil {
+		t.Error(err)
+	}
+}

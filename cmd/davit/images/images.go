@@ -123,37 +123,49 @@ func (c commands) rmiCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "rmi IMAGE...",
 		Short: "Remove images with all their names",
+		Long:  "Remove images with all their names. With -o json: the CRI's ListImagesResponse of those that were removed, as they were.",
 		Args:  cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var errs []error
+			removed := &runtimeapi.ListImagesResponse{}
 			for _, image := range args {
-				errs = append(errs, c.removeImage(cmd, image))
+				i, err := c.removeImage(cmd, image)
+				errs = append(errs, err)
+				if err == nil {
+					removed.Images = append(removed.Images, i)
+				}
+			}
+			if c.JSON() {
+				errs = append(errs, c.PrintMessage(removed))
 			}
 			return errors.Join(errs...)
 		},
 	}
 }
 
-func (c commands) removeImage(cmd *cobra.Command, image string) error {
+func (c commands) removeImage(cmd *cobra.Command, image string) (*runtimeapi.Image, error) {
 	ctx, cancel := c.Call(cmd.Context(), 0)
 	defer cancel()
 	spec := &runtimeapi.ImageSpec{Image: image}
 	r, err := c.Client.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: spec})
 	if err != nil {
-		return fmt.Errorf("remove image %s: %w", image, err)
+		return nil, fmt.Errorf("remove image %s: %w", image, err)
 	}
 	if r.Image == nil { // the CRI's RemoveImage would succeed
-		return &console.NotFound{What: "image", Ref: image, Hint: "davit images"}
+		return nil, &console.NotFound{What: "image", Ref: image, Hint: "davit images"}
 	}
 	// By its ID: of a tag some runtimes remove that alone.
 	spec = &runtimeapi.ImageSpec{Image: r.Image.Id}
 	if _, err := c.Client.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: spec}); err != nil {
-		return fmt.Errorf("remove image %s: %w", image, err)
+		return nil, fmt.Errorf("remove image %s: %w", image, err)
+	}
+	if c.JSON() {
+		return r.Image, nil
 	}
 	also := ""
 	if more := slices.DeleteFunc(slices.Clone(r.Image.RepoTags), func(tag string) bool { return tag == image }); len(more) > 0 {
 		also = ", and with it " + strings.Join(more, ", ")
 	}
 	_, err = fmt.Fprintf(c.Out, "image %s removed%s\n", image, also)
-	return err
+	return r.Image, err
 }
