@@ -9,6 +9,7 @@ import (
 
 	"github.com/davit-runtime/davit/internal/cri"
 	"github.com/davit-runtime/davit/internal/layer"
+	"github.com/davit-runtime/davit/internal/ocispec"
 )
 
 // print writes what is in force as JSON, for davit doctor and for people. What
@@ -26,6 +27,10 @@ func (c *config) print(to io.Writer) error {
 	if len(versions) == 0 {
 		versions = cri.Versions
 	}
+	var cadvisor *string // "" and nothing said are told apart
+	if c.CadvisorSocket != "" || c.text.Has("cadvisor_socket") {
+		cadvisor = &c.CadvisorSocket
+	}
 	out := json.NewEncoder(to)
 	out.SetIndent("", "  ")
 	return out.Encode(struct {
@@ -33,7 +38,7 @@ func (c *config) print(to io.Writer) error {
 		State          string            `json:"state"`
 		Socket         string            `json:"socket"`
 		ImageSocket    string            `json:"imageSocket,omitempty"`
-		CadvisorSocket string            `json:"cadvisorSocket,omitempty"`
+		CadvisorSocket *string           `json:"cadvisorSocket,omitempty"`
 		CgroupDriver   string            `json:"cgroupDriver,omitempty"`
 		DefaultRuntime string            `json:"defaultRuntime,omitempty"`
 		Runtimes       map[string]string `json:"runtimes,omitempty"`
@@ -49,6 +54,7 @@ func (c *config) print(to io.Writer) error {
 		LogLevel         string              `json:"logLevel"`
 		LogFormat        string              `json:"logFormat"`
 		StreamingAddress string              `json:"streamingAddress,omitempty"`
+		Ulimits          ocispec.Ulimits     `json:"ulimits,omitempty"`
 		ImageStore       layer.Kind          `json:"imageStore,omitempty"`
 		PinnedImages     []string            `json:"pinnedImages,omitempty"`
 		VerifierDir      string              `json:"verifierDir,omitempty"`
@@ -56,10 +62,10 @@ func (c *config) print(to io.Writer) error {
 		HostsDirs        []string            `json:"hostsDirs,omitempty"`
 		RegistriesConf   string              `json:"registriesConf,omitempty"`
 	}{
-		c.Root, c.State, c.socketPath(), c.ImageSocket, c.CadvisorSocket, c.CgroupDriver, c.DefaultRuntime, runtimes,
+		c.Root, c.State, c.socketPath(), c.ImageSocket, cadvisor, c.CgroupDriver, c.DefaultRuntime, runtimes,
 		c.Network.CNIConfDir, c.Network.CNIBinDirs, c.Network.Bridge, c.Network.Subnets,
 		c.Streaming.TLSCertFile, c.Streaming.TLSKeyFile, c.CDISpecDirs,
-		versions, strings.ToLower(c.Log.Level.value().String()), cmp.Or(c.Log.Format, "text"), c.Streaming.Address,
+		versions, strings.ToLower(c.Log.Level.value().String()), cmp.Or(c.Log.Format, "text"), c.Streaming.Address, c.Ulimits,
 		c.Images.Store, c.Images.Pinned, c.Images.Verifiers.Dir, endpoints, c.Pull.HostsDirs, c.Pull.RegistriesConf,
 	})
 }

@@ -192,6 +192,30 @@ func TestArguments(t *testing.T) {
 		told.Root != "/r" || told.State != "/s" || told.Socket != "/s/davit.sock" || told.LogLevel != "warn" {
 		t.Errorf("--check: %v, %v, %s", c, err, out.String())
 	}
+	// What was given its default is told from what was left out, and all is told as it is written.
+	full := filepath.Join(dir, "full")
+	for _, c := range []struct{ text, want string }{
+		{"", ""},
+		{"cadvisor_socket = \"\"\n", `"cadvisorSocket": ""`},
+		{"cadvisor_socket = \"/c.sock\"\n", `"cadvisorSocket": "/c.sock"`},
+		{"[ulimits]\ncore = \"0\"\n", `"ulimits": {
+    "core": "0"
+  }`},
+		{"[ulimits]\nnofile = \"600:700\"\nmemlock = \"5:unlimited\"\nstack = \"unlimited\"\n", `"ulimits": {
+    "memlock": "5:unlimited",
+    "nofile": "600:700",
+    "stack": "unlimited"
+  }`},
+	} {
+		if err := os.WriteFile(full, []byte(c.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		out.Reset()
+		_, err := arguments([]string{"--config", full, "--check"}, &out)
+		if err != nil || !strings.Contains(out.String(), c.want) || c.want == "" && (strings.Contains(out.String(), "cadvisor") || strings.Contains(out.String(), "ulimits")) {
+			t.Errorf("--check of %q: %v, %s", c.text, err, out.String())
+		}
+	}
 	out.Reset()
 	if c, err := arguments([]string{"--help"}, &out); c != nil || err != nil || !strings.Contains(out.String(), "Usage: davitd [options]") {
 		t.Errorf("--help: %v, %v, %s", c, err, out.String())

@@ -246,7 +246,7 @@ var kubeletSeeds = []seed{
 	}},
 	{"the kubelet's images come from nowhere", "kubelet-endpoint: kubelet-image-endpoint-dead (error)", func(w *world) { w.files[config1] += "imageServiceEndpoint: unix:///run/gone.sock\n" }},
 	{"nobody tells the kubelet whose control groups are", "kubelet-metrics: kubelet-metrics-nameless (warning)", func(w *world) {
-		w.configure(config{"cadvisorSocket": ""})
+		w.configure(config{"cadvisorSocket": nil})
 	}},
 	{"the kubelet still uses containerd", "kubelet-endpoint: kubelet-endpoint-other (warning)", func(w *world) {
 		w.given.Runtime = Endpoint{"unix:///run/davit/davit.sock", "test"}
@@ -546,6 +546,7 @@ func TestNoFaults(t *testing.T) {
 			w.files["/etc/crictl.yaml"] = "\t"
 		},
 		"a plain path":                             func(w *world) { w.given.Runtime = Endpoint{"/run/davit/davit.sock", "test"} },
+		"figures without names, as it is wanted":   func(w *world) { w.configure(config{"cadvisorSocket": ""}) },
 		"a certificate of none":                    func(w *world) { w.configure(config{"certFile": "", "keyFile": ""}) },
 		"two runtimes, and the kubelet set to one": func(w *world) { w.serving["/run/containerd/containerd.sock"] = nil },
 	} {

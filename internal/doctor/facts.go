@@ -308,8 +308,8 @@ type davit struct {
 
 // sockets are what davitd serves.
 type sockets struct {
-	Socket         string `json:"socket"`
-	CadvisorSocket string `json:"cadvisorSocket"`
+	Socket         string  `json:"socket"`
+	CadvisorSocket *string `json:"cadvisorSocket"` // nil: the configuration says nothing of it
 }
 
 // here reports whether davit is installed on the node, or runs there.

@@ -202,15 +202,18 @@ func checkKubeletMetrics(l *look) {
 		l.okay("from the CRI")
 	case flagged && sameSocket(asks.Text, d.Socket):
 		l.okay("by %s", asks.From)
-	case d.CadvisorSocket != "":
+	case d.CadvisorSocket != nil && *d.CadvisorSocket == "":
+		l.okay("without names, as davit's cadvisor_socket wants it")
+	case d.CadvisorSocket != nil:
 		l.okay("by davit's cadvisor_socket")
 	default:
-		l.fault("kubelet-metrics-nameless", answerCadvisor, "figures of containers have no pod, namespace and container, and there are none of networks")
+		l.fault("kubelet-metrics-nameless", answerCadvisor, "figures of containers have no pod, namespace and container, and there are none of networks, since cadvisor_socket is not set")
 	}
 }
 
 // answerCadvisor puts the key before all tables.
-const answerCadvisor = `{ echo 'cadvisor_socket = "/run/containerd/containerd.sock"'; cat /etc/davit/config.toml; } >/run/davit.toml 2>/dev/null
+const answerCadvisor = `# if nobody reads /metrics/cadvisor, cadvisor_socket = "" in /etc/davit/config.toml is enough; else:
+{ echo 'cadvisor_socket = "/run/containerd/containerd.sock"'; cat /etc/davit/config.toml; } >/run/davit.toml 2>/dev/null
 # not where a containerd runs:
 mkdir -p /etc/davit && mv /run/davit.toml /etc/davit/config.toml && systemctl restart davitd` + restartKubelet
 

@@ -40,6 +40,21 @@ func (u *Ulimit) UnmarshalText(text []byte) error {
 	return nil
 }
 
+// MarshalText writes one as UnmarshalText reads it.
+func (u Ulimit) MarshalText() ([]byte, error) {
+	if u.soft == u.hard {
+		return []byte(formatLimit(u.hard)), nil
+	}
+	return []byte(formatLimit(u.soft) + ":" + formatLimit(u.hard)), nil
+}
+
+func formatLimit(n uint64) string {
+	if n == unlimited {
+		return "unlimited"
+	}
+	return strconv.FormatUint(n, 10)
+}
+
 func parseLimit(text string) (n uint64, ok bool) {
 	if text == "unlimited" {
 		return unlimited, true

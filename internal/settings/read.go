@@ -44,6 +44,15 @@ func (f *File) Name() string {
 	return f.name
 }
 
+// Has reports whether a key, with dots between its parts, stands in the file.
+func (f *File) Has(key string) bool {
+	if f == nil {
+		return false
+	}
+	_, ok := f.places[key]
+	return ok
+}
+
 // Read decodes data, which the file name holds, into a pointer to a struct. An
 // error has a line for each thing that is wrong. What explain says of a key that
 // is unknown goes behind it; if that is nothing, a key that may have been meant.
