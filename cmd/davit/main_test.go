@@ -16,6 +16,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/davit-runtime/davit/criclient"
@@ -479,5 +480,49 @@ func TestRemovalsAsJSON(t *testing.T) {
 	if image := read("images", 1); !slices.Equal(image["repoTags"].([]any), []any{"reg/a:1"}) {
 		t.Errorf("removed: %v", image)
 	}
+	s.clean()
+}
+
+// Pods with user namespaces get IDs of the host that no other pod has.
+func TestPlayUsers(t *testing.T) {
+	s := newShell(t)
+	const head = "apiVersion: v1\nkind: List\nitems:\n"
+	pod := func(name string) string {
+		return fmt.Sprintf("  - {apiVersion: v1, kind: Pod, metadata: {name: %s, uid: %[1]s}, spec: {hostUsers: false, containers: [{name: c, image: \"reg/a:1\"}]}}\n", name)
+	}
+	last := func() uint32 {
+		calls := s.cri.Calls("RunPodSandbox")
+		u := calls[len(calls)-1].Request.(*runtimeapi.RunPodSandboxRequest).Config.Linux.SecurityContext.NamespaceOptions.GetUsernsOptions()
+		if u.GetMode() != runtimeapi.NamespaceMode_POD || len(u.Uids) != 1 || u.Uids[0].Length != 65536 || u.Uids[0].HostId%65536 != 0 || !proto.Equal(u.Uids[0], u.Gids[0]) {
+			t.Fatalf("user namespace: %v", u)
+		}
+		return u.Uids[0].HostId
+	}
+	s.play(0, head+pod("a"))
+	first := last()
+	s.davit(0, "", "rm", "-f", "a")
+	c, err := criclient.Dial(t.Context(), criclient.Options{Runtime: s.socket.Path()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	r, err := c.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: &runtimeapi.PodSandboxConfig{
+		Metadata: &runtimeapi.PodSandboxMetadata{Name: "other", Uid: "o", Namespace: "n"}, Annotations: map[string]string{"davit.play/users": fmt.Sprint(first)},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.play(0, head+pod("a")+pod("b"))
+	if last() == first {
+		t.Errorf("%d is given twice", first)
+	}
+	s.davit(0, "", "inspect", "a")
+	if strings.Contains(s.out, fmt.Sprint(first)) {
+		t.Errorf("%d is given twice:\n%s", first, s.out)
+	}
+	if _, err := c.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: r.PodSandboxId}); err != nil {
+		t.Error(err)
+	}
+	s.davit(0, "", "rm", "-f", "a", "b")
 	s.clean()
 }

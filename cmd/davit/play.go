@@ -39,7 +39,7 @@ func (a app) playCommand() *cobra.Command {
 		Long: `Start the pods of a Kubernetes Pod manifest, as a kubelet would: pull the images,
 make the sandbox, run the init containers, start the containers.
 
-The manifest may be YAML or JSON and hold several documents. It is read strictly: a field that
+The manifest may be YAML or JSON and hold several documents, and Lists of Pods. It is read strictly: a field that
 a Pod does not have, or that needs a cluster or a kubelet's attention (probes, hooks, Secrets,
 ConfigMaps, claims), is an error. Where a kubelet has a choice: seccomp is RuntimeDefault unless
 the manifest says otherwise; dnsPolicy ClusterFirst means the host's resolver; runtimeClassName

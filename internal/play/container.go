@@ -81,6 +81,7 @@ func containerAnnotations(pod *corev1.Pod, c *corev1.Container) map[string]strin
 // each unless the manifest mounts something there.
 func (l *launch) mounts(c *corev1.Container, values map[string]string) ([]*runtimeapi.Mount, error) {
 	var out []*runtimeapi.Mount
+	ids := idMappings(l.pod)
 	taken := map[string]bool{}
 	for i := range c.VolumeMounts {
 		m, err := l.volumeMount(&c.VolumeMounts[i], values)
@@ -92,7 +93,7 @@ func (l *launch) mounts(c *corev1.Container, values map[string]string) ([]*runti
 	}
 	for path, file := range map[string]string{hostsPath: l.files.hosts(), c.TerminationMessagePath: l.files.message(c.Name)} {
 		if !taken[filepath.Clean(path)] {
-			out = append(out, &runtimeapi.Mount{ContainerPath: path, HostPath: file})
+			out = append(out, &runtimeapi.Mount{ContainerPath: path, HostPath: file, UidMappings: ids, GidMappings: ids})
 		}
 	}
 	tail := out[len(c.VolumeMounts):]
@@ -132,9 +133,12 @@ func (l *launch) volumeMount(m *corev1.VolumeMount, values map[string]string) (*
 	if err != nil {
 		return nil, err
 	}
+	ids := idMappings(l.pod)
 	return &runtimeapi.Mount{
 		ContainerPath:     path,
 		HostPath:          source,
+		UidMappings:       ids,
+		GidMappings:       ids,
 		Readonly:          m.ReadOnly,
 		RecursiveReadOnly: recursive,
 		Propagation:       propagation(m.MountPropagation),

@@ -52,8 +52,9 @@ func (e *ManifestError) Error() string {
 	return strings.Join(lines, "\n")
 }
 
-// Read decodes the Pods in a manifest of YAML or JSON documents, strictly,
-// and fills in the API server's defaults. file is for messages only.
+// Read decodes the Pods in a manifest of YAML or JSON documents, each a Pod or a
+// List of Pods, strictly, and fills in the API server's defaults. file is for
+// messages only.
 //
 // Any trouble is a *ManifestError with all problems of all documents: unknown
 // fields, fields that davit play does not support, values that are not valid.
@@ -63,7 +64,12 @@ func Read(file string, data []byte) ([]*corev1.Pod, error) {
 	}
 	var pods []*corev1.Pod
 	var problems []Problem
-	docs := split(data)
+	var docs []*document // each of one Pod
+	for _, doc := range split(data) {
+		some, found := doc.open()
+		problems = append(problems, found...)
+		docs = append(docs, some...)
+	}
 	for _, doc := range docs {
 		pod, found := doc.decode()
 		if pod != nil && len(found) == 0 {
@@ -91,7 +97,8 @@ func samePods(pods []*corev1.Pod, docs []*document) (found []Problem) {
 	seen := map[string]bool{}
 	for i, pod := range pods {
 		if seen[podName(pod)] {
-			found = append(found, Problem{Line: docs[i].line("metadata.name"), Path: "metadata.name", Text: fmt.Sprintf("%s is the name of two Pods", podName(pod))})
+			path := join(docs[i].at, "metadata.name")
+			found = append(found, Problem{Line: docs[i].line(path), Path: path, Text: fmt.Sprintf("%s is the name of two Pods", podName(pod))})
 		}
 		seen[podName(pod)] = true
 	}
@@ -102,6 +109,8 @@ type document struct {
 	text  []byte
 	above int            // lines before text
 	lines map[string]int // path → line
+	raw   []byte         // what it is in JSON; set by open
+	at    string         // where that stands in the text: items[0]; empty if it is all
 }
 
 // isSeparator reports whether a line is "---", perhaps with a comment.
@@ -137,18 +146,41 @@ func split(data []byte) []*document {
 	return docs
 }
 
-// decode returns the Pod, or nil with what is wrong.
-func (d *document) decode() (*corev1.Pod, []Problem) {
-	raw, err := yaml.YAMLToJSONStrict(d.text)
-	if err != nil {
+// open reads the document and returns it, or the items of a List as one each.
+func (d *document) open() ([]*document, []Problem) {
+	var err error
+	if d.raw, err = yaml.YAMLToJSONStrict(d.text); err != nil {
 		return nil, []Problem{d.yamlProblem(err)}
 	}
 	if p := d.more(); p != nil {
 		return nil, []Problem{*p}
 	}
 	d.index()
+	var list struct {
+		APIVersion string            `json:"apiVersion"`
+		Kind       string            `json:"kind"`
+		Metadata   map[string]any    `json:"metadata"` // as kubectl get writes it: of no meaning
+		Items      []json.RawMessage `json:"items"`
+	}
+	strict, err := kjson.UnmarshalStrict(d.raw, &list)
+	if list.APIVersion != "v1" || list.Kind != "List" {
+		return []*document{d}, nil
+	}
+	if err != nil || len(strict) > 0 {
+		err = errors.Join(append(strict, err)...)
+		return nil, d.locate([]Problem{{Text: "the List: " + oneLine(err)}})
+	}
+	var items []*document
+	for i, raw := range list.Items {
+		items = append(items, &document{above: d.above, lines: d.lines, raw: raw, at: fmt.Sprintf("items[%d]", i)})
+	}
+	return items, nil
+}
+
+// decode returns the Pod, or nil with what is wrong.
+func (d *document) decode() (*corev1.Pod, []Problem) {
 	var tree any
-	if err := json.Unmarshal(raw, &tree); err != nil {
+	if err := json.Unmarshal(d.raw, &tree); err != nil {
 		return nil, []Problem{{Line: d.above + 1, Text: oneLine(err)}}
 	}
 	if found := checkKind(tree); len(found) > 0 {
@@ -158,9 +190,9 @@ func (d *document) decode() (*corev1.Pod, []Problem) {
 		return nil, d.locate(found)
 	}
 	pod := &corev1.Pod{}
-	strict, err := kjson.UnmarshalStrict(raw, pod)
+	strict, err := kjson.UnmarshalStrict(d.raw, pod)
 	if err != nil {
-		return nil, []Problem{d.typeProblem(err, tree)}
+		return nil, d.locate([]Problem{d.typeProblem(err, tree)})
 	}
 	var found []Problem
 	unknown := map[string]bool{}
@@ -218,7 +250,7 @@ func (d *document) more() *Problem {
 func (d *document) typeProblem(err error, tree any) Problem {
 	var te *json.UnmarshalTypeError
 	if !errors.As(err, &te) {
-		return Problem{Line: d.above + 1, Text: oneLine(err)}
+		return Problem{Text: oneLine(err)}
 	}
 	kind, _, _ := strings.Cut(te.Value, " ") // "number 1.5"
 	p := Problem{Path: te.Field, Text: te.Value + " is not a " + typeName(te.Type)}
@@ -233,7 +265,6 @@ func (d *document) typeProblem(err error, tree any) Problem {
 			p.Path = path
 		}
 	})
-	p.Line = d.line(p.Path)
 	return p
 }
 
@@ -348,10 +379,15 @@ func (d *document) line(path string) int {
 	return d.above + 1
 }
 
+// locate says of problems where they stand, in the whole document.
 func (d *document) locate(found []Problem) []Problem {
 	for i := range found {
-		if found[i].Line == 0 {
-			found[i].Line = d.line(found[i].Path)
+		p := &found[i]
+		if d.at != "" {
+			p.Path = strings.TrimSuffix(join(d.at, p.Path), ".")
+		}
+		if p.Line == 0 {
+			p.Line = d.line(p.Path)
 		}
 	}
 	return found
@@ -366,7 +402,7 @@ func checkKind(tree any) []Problem {
 		return nil
 	}
 	return []Problem{{Path: "kind", Text: fmt.Sprintf(
-		"apiVersion %v, kind %v: davit play takes only v1 Pod; anything else needs a cluster", m["apiVersion"], m["kind"])}}
+		"apiVersion %v, kind %v: davit play takes only v1 Pod, and v1 List of them; anything else needs a cluster", m["apiVersion"], m["kind"])}}
 }
 
 func join(path, key string) string {

@@ -71,6 +71,14 @@ func TestReadSeveral(t *testing.T) {
 	}
 }
 
+func TestReadList(t *testing.T) {
+	one := `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"b"},"spec":{"containers":[{"name":"c","image":"i","securityContext":{"runAsUser":7}}],"hostUsers":false}}`
+	pods, err := Read("x", []byte(`{"apiVersion":"v1","kind":"List","metadata":{"resourceVersion":""},"items":[`+strings.Replace(one, `"b"`, `"a"`, 1)+","+one+"]}\n---\n"+strings.Replace(one, `"b"`, `"c"`, 1)))
+	if err != nil || len(pods) != 3 || pods[0].Name != "a" || pods[2].Name != "c" || *pods[1].Spec.Containers[0].SecurityContext.RunAsUser != 7 {
+		t.Fatalf("Read = %v, %v", pods, err)
+	}
+}
+
 func TestImageTag(t *testing.T) {
 	for _, c := range []struct{ image, tag, full string }{
 		{"busybox", "latest", "busybox:latest"},

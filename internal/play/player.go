@@ -74,9 +74,12 @@ func (p *Player) Up(ctx context.Context, pod *corev1.Pod) (begun bool, err error
 	if err != nil {
 		return false, err
 	}
-	l.config = sandboxConfig(pod, l.files, host)
+	configure := func(context.Context) error {
+		l.config = sandboxConfig(pod, l.files, host)
+		return nil
+	}
 	for _, step := range []func(context.Context) error{
-		l.checkFree, l.readFeatures, l.pullImages, l.makeFiles, l.runSandbox, l.runContainers, l.checkAlive,
+		l.checkFree, l.chooseUsers, configure, l.readFeatures, l.pullImages, l.makeFiles, l.runSandbox, l.runContainers, l.checkAlive,
 	} {
 		if err := step(ctx); err != nil {
 			return l.begun, err

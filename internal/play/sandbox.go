@@ -28,6 +28,9 @@ const (
 	AnnotationFiles = "davit.play/files"
 	// AnnotationSidecar is on sidecars: their place in the order of starting.
 	AnnotationSidecar = "davit.play/sidecar"
+	// annotationUsers is on pods with a user namespace: the ID that their root
+	// has on the host.
+	annotationUsers = "davit.play/users"
 )
 
 const (

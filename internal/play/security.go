@@ -59,7 +59,7 @@ func containerSecurity(pod *corev1.Pod, c *corev1.Container, image imageUser, cp
 	podSC, sc := pod.Spec.SecurityContext, c.SecurityContext
 	out := &runtimeapi.LinuxContainerSecurityContext{
 		Privileged:               isTrue(sc.Privileged),
-		NamespaceOptions:         namespaces(&pod.Spec),
+		NamespaceOptions:         namespaces(pod),
 		ReadonlyRootfs:           isTrue(sc.ReadOnlyRootFilesystem),
 		NoNewPrivs:               sc.AllowPrivilegeEscalation != nil && !*sc.AllowPrivilegeEscalation,
 		SupplementalGroups:       supplementalGroups(podSC),
@@ -99,7 +99,7 @@ func containerSecurity(pod *corev1.Pod, c *corev1.Container, image imageUser, cp
 func sandboxSecurity(pod *corev1.Pod) *runtimeapi.LinuxSandboxSecurityContext {
 	sc := pod.Spec.SecurityContext
 	out := &runtimeapi.LinuxSandboxSecurityContext{
-		NamespaceOptions:         namespaces(&pod.Spec),
+		NamespaceOptions:         namespaces(pod),
 		SelinuxOptions:           selinux(sc.SELinuxOptions),
 		RunAsUser:                int64Value(sc.RunAsUser),
 		SupplementalGroups:       supplementalGroups(sc),
@@ -115,8 +115,12 @@ func sandboxSecurity(pod *corev1.Pod) *runtimeapi.LinuxSandboxSecurityContext {
 	return out
 }
 
-func namespaces(s *corev1.PodSpec) *runtimeapi.NamespaceOption {
+func namespaces(pod *corev1.Pod) *runtimeapi.NamespaceOption {
+	s := &pod.Spec
 	out := &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER} // network, ipc: POD
+	if ids := idMappings(pod); ids != nil {
+		out.UsernsOptions = &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_POD, Uids: ids, Gids: ids}
+	}
 	if s.HostNetwork {
 		out.Network = runtimeapi.NamespaceMode_NODE
 	}

@@ -73,8 +73,8 @@ func (c *checker) spec(s *corev1.PodSpec) {
 	if s.HostPID && isTrue(s.ShareProcessNamespace) {
 		c.add("spec.shareProcessNamespace", "cannot be combined with hostPID")
 	}
-	if s.HostUsers != nil && !*s.HostUsers {
-		c.add("spec.hostUsers", "false is not supported by davit play: a kubelet hands out the user IDs")
+	if hasUsers(s) && (s.HostPID || s.HostIPC) {
+		c.add("spec.hostUsers", "false cannot be combined with hostPID or hostIPC")
 	}
 	if isTrue(s.AutomountServiceAccountToken) {
 		c.add("spec.automountServiceAccountToken", "true is not supported by davit play: there is no API server to give a token")
