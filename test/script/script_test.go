@@ -40,7 +40,11 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
 
@@ -94,7 +98,7 @@ func TestScripts(t *testing.T) {
 			"await":    await,
 			"damage":   damage,
 			"fetch":    fetch,
-			"empty":    empty,
+			"empty":    isEmpty,
 		},
 	})
 }
@@ -244,6 +248,7 @@ type imageSpec struct {
 	Arch        string
 	Bare        string   // nothing but busybox, as this program: neither tar nor shell
 	Index       []string // instead: an index with an image for each architecture
+	Artifact    string   // instead: an artifact of that type, of the files
 }
 
 func serve(ts *testscript.TestScript, _ bool, args []string) {
@@ -255,6 +260,12 @@ func serve(ts *testscript.TestScript, _ bool, args []string) {
 		ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[1])), &spec))
 	}
 	ref := of(ts).registry.Host + "/" + args[0]
+	if spec.Artifact != "" {
+		img, err := spec.artifact()
+		ts.Check(err)
+		ts.Check(testkit.Push(ref, img))
+		return
+	}
 	if len(spec.Index) == 0 {
 		img, err := spec.build(spec.Arch)
 		ts.Check(err)
@@ -287,6 +298,18 @@ func (s imageSpec) build(arch string) (v1.Image, error) {
 	return testkit.NewImage(testkit.ImageSpec{
 		Layers: [][]testkit.File{files}, Config: s.Config, Compression: s.Compression, Docker: s.Docker, Arch: arch,
 	})
+}
+
+// artifact has each file as a blob with its name as title.
+func (s imageSpec) artifact() (v1.Image, error) {
+	var all []mutate.Addendum
+	for name, text := range s.Files {
+		all = append(all, mutate.Addendum{
+			Layer: static.NewLayer([]byte(text), "application/octet-stream"), Annotations: map[string]string{"org.opencontainers.image.title": name},
+		})
+	}
+	img := mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.MediaType(s.Artifact))
+	return mutate.Append(img, all...)
 }
 
 func archive(ts *testscript.TestScript, _ bool, args []string) {
@@ -379,7 +402,7 @@ func fetch(ts *testscript.TestScript, neg bool, args []string) {
 	_, _ = fmt.Fprint(ts.Stdout(), string(body))
 }
 
-func empty(ts *testscript.TestScript, _ bool, args []string) {
+func isEmpty(ts *testscript.TestScript, _ bool, args []string) {
 	for _, dir := range args {
 		entries, err := os.ReadDir(ts.MkAbs(dir))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
