@@ -28,7 +28,7 @@ import (
 // isArtifact tells artifacts from images. Where the configuration is of a type
 // that is not an image's, but all layers could be, it may be an old image's.
 func isArtifact(m *registry.Manifest) bool {
-	noLayer := func(d imagespec.Descriptor) bool { return !isLayer(d.MediaType) }
+	noLayer := func(d imagespec.Descriptor) bool { return !isLayer(d.MediaType) && !isHint(d.MediaType) }
 	return strangeType(m.Config.MediaType) != "" &&
 		(m.Config.MediaType == imagespec.MediaTypeEmptyJSON || slices.ContainsFunc(m.Layers, noLayer))
 }

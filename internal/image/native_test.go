@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -41,17 +42,21 @@ func TestNativeLayers(t *testing.T) {
 		}
 		return data
 	}
+	role := map[string]string{}
 	push := func(tag string, mediaType string, blob, image []byte) string {
 		config := imagespec.Image{Platform: imagespec.Platform{OS: "linux", Architecture: "amd64"}, RootFS: imagespec.RootFS{Type: "layers"}}
 		base := tarOf("etc/", "0750", "etc/base", "1", "etc/gone", "1")
-		config.RootFS.DiffIDs = []digest.Digest{digest.FromBytes(base), digest.FromBytes(image)}
+		index := reg.blob("application/vnd.erofs.chunk-index.v1", []byte("no layer"))
+		config.RootFS.DiffIDs = []digest.Digest{digest.FromBytes(base), index.Digest, digest.FromBytes(image)}
+		top := reg.blob(mediaType, blob)
+		top.Annotations = role
 		data, err := json.Marshal(config)
 		if err != nil {
 			t.Fatal(err)
 		}
 		reg.manifest("native", tag, imagespec.MediaTypeImageManifest, imagespec.Manifest{
 			Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: imagespec.MediaTypeImageManifest, Config: reg.blob(imagespec.MediaTypeImageConfig, data),
-			Layers: []imagespec.Descriptor{reg.blob(imagespec.MediaTypeImageLayerGzip, gzipped(base)), reg.blob(mediaType, blob)},
+			Layers: []imagespec.Descriptor{reg.blob(imagespec.MediaTypeImageLayerGzip, gzipped(base)), index, top},
 		})
 		return reg.host() + "/native:" + tag
 	}
@@ -63,8 +68,15 @@ func TestNativeLayers(t *testing.T) {
 		"plain": {native, func(data []byte) []byte { return data }},
 		"zstd":  {native + "+zstd", zstded},
 		"gzip":  {native + "+gzip", gzipped},
+		"spec":  {"application/vnd.erofs", func(data []byte) []byte { return data }},
+		"specz": {"application/vnd.erofs+zstd", zstded},
+		"old":   {"application/vnd.oci.image.layer.v1.erofs", func(data []byte) []byte { return data }},
 	} {
+		role = map[string]map[string]string{"spec": {"org.erofs.role": "overlay-lower"}}[tag]
 		image := build(tarOf("etc/native", tag, "etc/.wh.gone", ""))
+		if strings.HasPrefix(tag, "spec") {
+			image = append(image, bytes.Repeat([]byte("a tree of hashes"), 300)...)
+		}
 		ref := push(tag, c.mediaType, c.pack(image), image)
 		if _, err := s.Pull(ctx, ref, PullOptions{}); err != nil {
 			t.Fatalf("%s: %v", tag, err)
@@ -92,6 +104,11 @@ func TestNativeLayers(t *testing.T) {
 		}
 		x.Close()
 	}
+	role = map[string]string{"org.erofs.role": "overlay-data"}
+	if _, err := s.Pull(ctx, push("role", native, build(tarOf("a", "2")), build(tarOf("a", "2"))), PullOptions{}); !fault.Is(err, fault.Unimplemented) || !strings.Contains(err.Error(), "overlay-data") {
+		t.Errorf("another role: %v", err)
+	}
+	role = nil
 	good := build(tarOf("a", "1"))
 	broken := bytes.Clone(good)
 	broken[1024] ^= 1
@@ -108,6 +125,21 @@ func TestNativeLayers(t *testing.T) {
 	} {
 		if _, err := s.Pull(ctx, push(tag, c.mediaType, c.blob, c.image), PullOptions{}); !fault.Is(err, c.kind) {
 			t.Errorf("%s: %v", tag, err)
+		}
+	}
+}
+
+// Where EROFS images cannot be mounted, of an index the image of tar streams is
+// chosen, whichever comes first.
+func TestNativeInIndex(t *testing.T) {
+	of := func(name string, features ...string) imagespec.Descriptor {
+		return imagespec.Descriptor{ArtifactType: name, Platform: &imagespec.Platform{OS: "linux", Architecture: "amd64", OSFeatures: features}}
+	}
+	all := []imagespec.Descriptor{of("native", "erofs"), {ArtifactType: "untold"}, of("tar")}
+	for adopts, want := range map[bool]string{true: "native", false: "tar"} {
+		got, ok := choose(mountable(all, adopts), *all[0].Platform)
+		if !ok || got.ArtifactType != want || len(all) != 3 {
+			t.Errorf("mountable %v: %+v", adopts, got)
 		}
 	}
 }

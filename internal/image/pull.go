@@ -145,7 +145,7 @@ func (p *pull) resolve(ctx context.Context, name, want, platform string) (top *r
 			p.manifest = m
 			return top, nil
 		}
-		choice, ok := choose(m.Manifests, mine)
+		choice, ok := choose(mountable(m.Manifests, p.store.layers.Adopts()), mine)
 		if ok && choice.Platform == nil {
 			choice, ok, err = p.chooseByConfig(ctx, m.Manifests, mine)
 		}
@@ -158,6 +158,19 @@ func (p *pull) resolve(ctx context.Context, name, want, platform string) (top *r
 		want = choice.Digest.String()
 	}
 	return nil, fault.New(fault.Unknown, "", "%s is an index of indexes of indexes", name)
+}
+
+// mountable leaves out, of an index, images of EROFS layers unless those can be
+// mounted: there may be others.
+//
+// erofs-image-spec: spec.md, 5.4.
+func mountable(all []imagespec.Descriptor, adopts bool) []imagespec.Descriptor {
+	if adopts {
+		return all
+	}
+	return slices.DeleteFunc(slices.Clone(all), func(d imagespec.Descriptor) bool {
+		return d.Platform != nil && slices.Contains(d.Platform.OSFeatures, "erofs")
+	})
 }
 
 func (p *pull) run(ctx context.Context) (Image, error) {
@@ -228,7 +241,7 @@ func (p *pull) wanted(config imagespec.Image) ([]wanted, error) {
 		if err := diffs[i].Validate(); err != nil {
 			return nil, fault.New(fault.Unknown, "", "image %s has the diff ID %.100q: %w", p.manifest.Config.Digest, diffs[i], err)
 		}
-		if !seen[diffs[i]] {
+		if !seen[diffs[i]] && !isHint(blobs[i].MediaType) {
 			seen[diffs[i]] = true
 			list = append(list, wanted{Descriptor: blobs[i], id: diffs[i].String(), from: p.from})
 		}
@@ -245,7 +258,10 @@ func checkLayers(m *registry.Manifest) error {
 		return fault.New(fault.Unimplemented, "", "image %s has %d layers; at most %d can be stacked", m.Config.Digest, len(m.Layers), maxLayers)
 	}
 	for _, l := range m.Layers {
-		if !isLayer(l.MediaType) {
+		if role := otherRole(l); role != "" {
+			return fault.New(fault.Unimplemented, "", "manifest %s has a layer %s for the use %.100q, which is not supported", m.Digest, l.Digest, role)
+		}
+		if !isLayer(l.MediaType) && !isHint(l.MediaType) {
 			return fault.New(fault.Unimplemented, "", "manifest %s, with a configuration%s, is of no image that containers are made of: it has a layer of type %.100q",
 				m.Digest, strangeType(m.Config.MediaType), l.MediaType)
 		}
@@ -278,11 +294,32 @@ func isLayer(mediaType string) bool {
 	return isNative(mediaType)
 }
 
-// isNative tells layers that are EROFS images from tar streams. erofs-container
-// specification: application/vnd.erofs.layer.v1, also compressed as a whole.
+// isNative tells layers that are EROFS images from tar streams.
+//
+// erofs-container specification: application/vnd.erofs.layer.v1, also compressed
+// as a whole. erofs-image-spec: spec.md, 2.1, application/vnd.erofs. Before
+// those, any type that ends so.
 func isNative(mediaType string) bool {
-	rest, ok := strings.CutPrefix(mediaType, "application/vnd.erofs.layer.v1")
-	return ok && (rest == "" || rest == "+gzip" || rest == "+zstd")
+	base, compressed, _ := strings.Cut(mediaType, "+")
+	return (base == "application/vnd.erofs.layer.v1" || strings.HasSuffix(base, ".erofs")) &&
+		(compressed == "" || compressed == "gzip" || compressed == "zstd")
+}
+
+// isHint tells what stands among layers and is none: who does not read parts of
+// layers passes it over.
+//
+// erofs-image-spec: spec.md, 2.2.
+func isHint(mediaType string) bool { return mediaType == "application/vnd.erofs.chunk-index.v1" }
+
+// otherRole returns what a layer is for if it is not to be stacked as it is; empty
+// if it is.
+//
+// erofs-image-spec: spec.md, 2.4.
+func otherRole(l imagespec.Descriptor) string {
+	if role := l.Annotations["org.erofs.role"]; role != "overlay-lower" {
+		return role
+	}
+	return ""
 }
 
 // obtain gets all layers. The largest is unpacked first, since it takes the

@@ -175,6 +175,10 @@ func (s *Store) Adopt(ctx context.Context, id string, blob Blob, stream io.Reade
 	return s.files.adoptImage(ctx, id, blob, stream)
 }
 
+// Adopts reports whether EROFS images can be mounted here, as far as their
+// features do not matter.
+func (s *Store) Adopts() bool { return s.files.way != mount.None }
+
 // Mend makes layer id, to go on top of stack (topmost first), if directories in
 // stack hide the attributes of those below them. It returns false, and makes
 // nothing, if there are none.
