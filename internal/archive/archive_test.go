@@ -273,6 +273,48 @@ func TestLoad(t *testing.T) {
 	}
 }
 
+// An artifact in a layout is loaded as an image is, and compared with its digests.
+func TestLoadArtifact(t *testing.T) {
+	testkit.Root(t)
+	s := openStore(t)
+	a := &sample{files: map[string][]byte{"oci-layout": []byte(`{"imageLayoutVersion": "1.0.0"}`)}}
+	file := a.put("text/plain", []byte("the weights"))
+	file.Annotations = map[string]string{imagespec.AnnotationTitle: "weights"}
+	a.manifest = a.put(imagespec.MediaTypeImageManifest, asJSON(imagespec.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: imagespec.MediaTypeImageManifest, Config: a.put("application/vnd.test", nil), Layers: []imagespec.Descriptor{file},
+	}))
+	a.index("registry.example/model:1")
+	x, err := OpenDir(a.dir(t))
+	if got := imported(t, s, x, err); len(got) != 1 || got[0].ID != a.manifest.Digest.String() || got[0].Artifact != "application/vnd.test" {
+		t.Fatalf("%+v", got)
+	}
+	path, err := s.MountVolume(t.Context(), image.Volume{Container: "c", ImageID: "registry.example/model:1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if data, err := os.ReadFile(filepath.Join(path, "weights")); err != nil || string(data) != "the weights" {
+		t.Errorf("%q, %v", data, err)
+	}
+	if err := s.UnmountVolumes(t.Context(), "c"); err != nil {
+		t.Error(err)
+	}
+	if err := Save(t.Context(), s, []string{"registry.example/model:1"}, io.Discard); !fault.Is(err, fault.Unimplemented) {
+		t.Errorf("saved: %v", err)
+	}
+	if err := s.Remove(t.Context(), "registry.example/model:1"); err != nil {
+		t.Error(err)
+	}
+	a.files[blobName(file.Digest)] = []byte("THE WEIGHTS")
+	x, err = OpenDir(a.dir(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer x.Close()
+	if _, err := s.Import(t.Context(), x.Offers[0], image.PullOptions{}); !fault.Is(err, fault.Unknown) || len(s.List()) != 0 {
+		t.Errorf("other content: %v", err)
+	}
+}
+
 // What is not as its digest says, or names what is not there, is an error that
 // says so, and adds nothing.
 func TestLoadOfWhatIsBroken(t *testing.T) {

@@ -96,3 +96,32 @@ func TestOddImages(t *testing.T) {
 		t.Errorf("a configuration of 9 MiB: %v", err)
 	}
 }
+
+// A layer that the registry must not have comes from where its descriptor says.
+func TestLayerElsewhere(t *testing.T) {
+	testkit.Root(t)
+	reg, elsewhere := newFakeRegistry(t), newFakeRegistry(t)
+	layer := tarOf("a", "1")
+	config, err := json.Marshal(imagespec.Image{Platform: imagespec.Platform{OS: "linux", Architecture: "amd64"}, RootFS: imagespec.RootFS{DiffIDs: []digest.Digest{digest.FromBytes(layer)}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := elsewhere.blob("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", gzipped(layer))
+	d.URLs = []string{elsewhere.URL + "/nowhere/blobs/x", elsewhere.URL + "/any/blobs/" + d.Digest.String()}
+	reg.manifest("odd", "1", imagespec.MediaTypeImageManifest, imagespec.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: imagespec.MediaTypeImageManifest,
+		Config: reg.blob(imagespec.MediaTypeImageConfig, config), Layers: []imagespec.Descriptor{d},
+	})
+	s := openStore(t, t.TempDir())
+	ref := reg.host() + "/odd:1"
+	if _, err := s.Pull(t.Context(), ref, PullOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	path, err := s.Mount(t.Context(), "c", ref, MountOptions{})
+	if err != nil || read(t, path, "a") != "1" {
+		t.Error(err)
+	}
+	if err := s.Unmount(t.Context(), "c"); err != nil {
+		t.Error(err)
+	}
+}
