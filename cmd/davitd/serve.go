@@ -84,7 +84,13 @@ func serve(ctx context.Context, sockets map[string]*grpc.Server, log *slog.Logge
 	}
 	served := make(chan error, len(sockets))
 	for path, s := range sockets {
-		go func() { served <- s.Serve(listeners[path]) }()
+		go func() {
+			err := s.Serve(listeners[path])
+			if errors.Is(err, grpc.ErrServerStopped) { // it ended before this began
+				err = nil
+			}
+			served <- err
+		}()
 	}
 	notify(log, daemon.SdNotifyReady+"\nSTATUS="+ready())
 	var errs []error
