@@ -61,7 +61,11 @@ func (r *Repository) elsewhere(d digest.Digest) *Repository {
 func (c *Client) foreign(text, repository string) (*endpoint, error) {
 	u, err := url.Parse(text)
 	if err != nil || u.Host == "" || u.User != nil || u.Scheme != "http" && u.Scheme != "https" {
-		return nil, fault.New(fault.Unknown, "", "the manifest names an unusable place for a layer: %.200q", text)
+		where := "no URL"
+		if err == nil {
+			where = u.Scheme + "://" + u.Host // the rest may be secret
+		}
+		return nil, fault.New(fault.Unknown, "", "the manifest names an unusable place for a layer: %.100q", where)
 	}
 	at, err := c.files.Foreign(u.Host)
 	if err != nil {
