@@ -43,7 +43,8 @@ The manifest may be YAML or JSON and hold several documents, and Lists of Pods. 
 a Pod does not have, or that needs a cluster or a kubelet's attention (probes, hooks, Secrets,
 ConfigMaps, claims), is an error. Where a kubelet has a choice: seccomp is RuntimeDefault unless
 the manifest says otherwise; dnsPolicy ClusterFirst means the host's resolver; runtimeClassName
-is the name of the runtime's handler. Nothing is restarted when it ends.
+is the name of the runtime's handler; hostUsers false takes 65536 user IDs of its own, above
+1879048191. Nothing is restarted when it ends.
 
 Remove a pod and its files by davit rm. If anything fails, what was made is removed again.`,
 		Args: cobra.ExactArgs(1),
