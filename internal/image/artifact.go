@@ -56,9 +56,6 @@ func (r *record) identity() digest.Digest { return digest.FromBytes(r.identified
 // last counts. The empty object stands for no file.
 func (p *pull) files() ([]wanted, error) {
 	m := p.manifest
-	if len(m.Layers) > maxLayers {
-		return nil, fault.New(fault.Unimplemented, "", "artifact %s has %d files; at most %d can be stacked", m.Digest, len(m.Layers), maxLayers)
-	}
 	var list []wanted
 	for _, d := range slices.Backward(m.Layers) {
 		if d.MediaType == imagespec.MediaTypeEmptyJSON {
@@ -71,6 +68,9 @@ func (p *pull) files() ([]wanted, error) {
 		w := wanted{Descriptor: d, id: fileID(name, d.Digest), from: p.from, file: name}
 		if !slices.ContainsFunc(list, func(other wanted) bool { return other.id == w.id }) {
 			list = append(list, w)
+		}
+		if len(list) > maxLayers {
+			return nil, fault.New(fault.Unimplemented, "", "artifact %s has more than %d files, which cannot be stacked", m.Digest, maxLayers)
 		}
 	}
 	return list, nil

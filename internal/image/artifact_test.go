@@ -3,6 +3,7 @@ package image
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -154,7 +155,11 @@ func TestBadArtifacts(t *testing.T) {
 	if _, err := s.Pull(t.Context(), reg.host()+"/bad:1", PullOptions{}); !fault.Is(err, fault.Unknown) || !strings.Contains(err.Error(), "other content") {
 		t.Error(err)
 	}
-	reg.artifact("bad", "1", slices.Repeat([]string{"many", "1"}, maxLayers+1)...)
+	var many []string
+	for i := range maxLayers + 1 {
+		many = append(many, fmt.Sprint("file-", i), "1")
+	}
+	reg.artifact("bad", "1", many...)
 	if _, err := s.Pull(t.Context(), reg.host()+"/bad:1", PullOptions{}); !fault.Is(err, fault.Unimplemented) {
 		t.Error(err)
 	}
