@@ -152,6 +152,36 @@ func TestReadsWhatEncodersWrite(t *testing.T) {
 	}
 }
 
+// Sequences of more bits than are read at once: rare lengths, each after many
+// others, of matches from far away.
+func TestLongCodes(t *testing.T) {
+	rng := rand.New(rand.NewPCG(5, 6))
+	noise := make([]byte, 1<<20)
+	for i := range noise {
+		noise[i] = byte(rng.Uint32())
+	}
+	data := slices.Concat(noise, make([]byte, 34<<20))
+	for n := range 30_000 {
+		at := rng.IntN(100)
+		data = append(data, noise[at:at+4+rng.IntN(5)]...)
+		data = append(data, byte(n))
+		if n%500 == 0 {
+			at := rng.IntN(len(noise) / 2)
+			data = append(data, noise[len(noise)-200-at:][:90]...)
+			data[len(data)-50] ^= 1
+			for i := range 80 + rng.IntN(1000) {
+				data = append(data, byte(rng.Uint32())|byte(i)<<7)
+			}
+			data = append(data, noise[at:at+300+rng.IntN(3000)]...)
+		}
+	}
+	blob := packStream(t, data, zstd.WithWindowSize(64<<20), zstd.WithEncoderLevel(zstd.SpeedBetterCompression))
+	got, err := unpack(bytes.NewReader(blob))
+	if err != nil || !bytes.Equal(got, data) {
+		t.Errorf("%d bytes of %d, %v", len(got), len(data), err)
+	}
+}
+
 // Frames that follow each other, with others between them that are to be
 // skipped, read by one reader that had others before.
 func TestFrames(t *testing.T) {
