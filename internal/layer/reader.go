@@ -9,11 +9,11 @@ import (
 	"io/fs"
 	"sync"
 
-	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/inflate"
+	"github.com/davit-runtime/davit/internal/unzstd"
 )
 
 // NewReader decompresses a layer's blob (gzip, zstd or plain, told by its first
@@ -43,7 +43,7 @@ func NewReader(blob io.Reader, diffID digest.Digest, limit int64) (io.ReadCloser
 		}
 		r.stream, r.stop = z, func() {}
 	case isZstd(magic):
-		z := decoders.Get().(*zstd.Decoder)
+		z := decoders.Get().(unzstd.Reader)
 		r.stream, r.stop = z, func() { freeDecoder(z) }
 		if err := z.Reset(r.blob); err != nil {
 			freeDecoder(z)
@@ -61,18 +61,12 @@ func isZstd(magic []byte) bool {
 	return bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}) || len(magic) == 4 && magic[0]&0xf0 == 0x50 && bytes.HasPrefix(magic[1:], []byte{0x2a, 0x4d, 0x18})
 }
 
-// decoders are used again, since each has windows of many MiB. Frames' own
-// checksums would be work for nothing: the diff ID covers the same bytes.
-var decoders = sync.Pool{New: func() any {
-	z, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(128<<20), zstd.WithDecoderLowmem(true), zstd.IgnoreChecksum(true))
-	if err != nil {
-		panic(err) // of the options
-	}
-	return z
-}}
+// decoders are used again, since each has a window of many MiB. That frames'
+// own checksums are not looked at is no loss: the diff ID covers the same bytes.
+var decoders = sync.Pool{New: func() any { return unzstd.NewReader(128 << 20) }}
 
 // freeDecoder is for one that nobody uses any more.
-func freeDecoder(z *zstd.Decoder) {
+func freeDecoder(z unzstd.Reader) {
 	_ = z.Reset(nil)
 	decoders.Put(z)
 }
