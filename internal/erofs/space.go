@@ -176,7 +176,7 @@ func (s *space) step(c *chunk, n int) error {
 func (s *space) flush(c *chunk, n int) error {
 	err := s.step(c, n)
 	for int64(len(s.sums)) <= c.index {
-		s.sums = append(s.sums, chunkSum{})
+		s.sums = append(s.sums, 0)
 	}
 	s.sums[c.index] = c.sum
 	s.discard(func(o *chunk) bool { return o == c })
@@ -335,5 +335,5 @@ func (s *space) flushAll() (string, error) {
 			return "", err
 		}
 	}
-	return sumOfSums(s.sums), s.writeAll(first.data[:blockSize], 0)
+	return sumCRC64 + sumOfSums(s.sums), s.writeAll(first.data[:blockSize], 0)
 }
