@@ -235,7 +235,15 @@ func (s *space) take(n int64) (int64, error) {
 func (s *space) pack(n int) (at int64, p []byte, err error) {
 	n = align(n, slotSize)
 	best := -1
-	for i, b := range s.open {
+	for i := 0; i < len(s.open); i++ {
+		b := s.open[i]
+		if b.used+inodeSize > blockSize { // since the last call
+			if err := s.close(i); err != nil {
+				return 0, nil, err
+			}
+			i--
+			continue
+		}
 		if b.used+n <= blockSize && (best < 0 || b.used > s.open[best].used) {
 			best = i
 		}
