@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/davit-runtime/davit/internal/erofs"
+	"github.com/davit-runtime/davit/internal/fault"
 	"github.com/davit-runtime/davit/internal/layer/layertest"
 )
 
@@ -57,6 +58,24 @@ func TestSumAndRebuild(t *testing.T) {
 	var again bytes.Buffer
 	if err := erofs.Rebuild(context.Background(), &m.recipe, m, &again); err != nil || !bytes.Equal(again.Bytes(), stream) {
 		t.Errorf("%d bytes, not %d: %v", again.Len(), len(stream), err)
+	}
+}
+
+// Sums are told by their kind, and one that a later program made is not damage.
+func TestSumsOfKinds(t *testing.T) {
+	image := bytes.Repeat([]byte("what an image is made of\n"), 50_000)
+	for earlier, want := range map[string]string{
+		"crc64-mib:00": "crc64-mib:f8739edfd17443d0f0c9da516fabbf7fae28916a2c21b3e15d72cc2f33d7ed0c",
+		"crc-mib:00":   "crc-mib:4525760c4f69e38da6dc1996938799e7b739d9df0b63457ef1a1ef2758f06cb7",
+	} {
+		if sum, err := erofs.SumLike(context.Background(), bytes.NewReader(image), int64(len(image)), earlier); err != nil || sum != want {
+			t.Errorf("%s: %s, not %s: %v", earlier, sum, want, err)
+		}
+	}
+	for _, earlier := range []string{"", "crc128-mib:00", "0011"} {
+		if sum, err := erofs.SumLike(context.Background(), bytes.NewReader(image), int64(len(image)), earlier); !fault.Is(err, fault.Precondition) {
+			t.Errorf("%q: %s, %v", earlier, sum, err)
+		}
 	}
 }
 

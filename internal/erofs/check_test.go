@@ -140,7 +140,7 @@ func TestDamage(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		e, err := i.Stat(name)
+		e, err := i.Finder().Stat(name)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -239,7 +239,7 @@ func TestDamageOfCompressed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e, err := i.Stat("f")
+	e, err := i.Finder().Stat("f")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -281,11 +281,11 @@ func TestStat(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"none", "d/none", "d/e/f/g", "l/e", "", "d/", "/d"} {
-		if e, err := i.Stat(name); !fault.Is(err, fault.NotFound) {
+		if e, err := i.Finder().Stat(name); !fault.Is(err, fault.NotFound) {
 			t.Errorf("%q: %+v %v", name, e, err)
 		}
 	}
-	if e, err := i.Stat("l"); err != nil || e.Target != "d" || e.Mode != unix.S_IFLNK|0o777 {
+	if e, err := i.Finder().Stat("l"); err != nil || e.Target != "d" || e.Mode != unix.S_IFLNK|0o777 {
 		t.Errorf("%+v %v", e, err)
 	}
 }

@@ -207,7 +207,7 @@ func checkImage(t testing.TB, m *made) map[string]string {
 	})
 	inodes := map[uint64]bool{}
 	for name := range shown {
-		e, err := i.Stat(name)
+		e, err := i.Finder().Stat(name)
 		if err != nil || e.Name != name {
 			t.Errorf("Stat of %q: %+v %v", name, e, err)
 		}

@@ -349,7 +349,7 @@ func (s *space) setLinks(counts map[uint64]uint32) error {
 				return err
 			}
 			le.PutUint32(c.data[at%chunkSize:], counts[number])
-			c.done, c.sum = 0, chunkSum{} // it is summed up and written again
+			c.done, c.sum = 0, 0 // it is summed up and written again
 			continue
 		}
 		if old == nil || old.index != index {

@@ -180,7 +180,7 @@ func FuzzOpen(f *testing.F) {
 		i, err := erofs.Open(bytes.NewReader(data), int64(len(data)))
 		if err == nil {
 			err = errors.Join(i.Check(context.Background()), i.Walk(context.Background(), func(e erofs.Entry) error {
-				if _, err := i.Stat(e.Name); err != nil {
+				if _, err := i.Finder().Stat(e.Name); err != nil {
 					t.Errorf("Walk finds %q, but Stat: %v", e.Name, err)
 				}
 				return nil

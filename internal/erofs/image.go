@@ -169,14 +169,21 @@ type Entry struct {
 	Target string // of a symbolic link
 }
 
+// A Finder looks up files in an image, and keeps some of what it reads. It is
+// one caller's.
+type Finder struct{ cache *cache }
+
+// Finder returns one that has read nothing yet.
+func (i *Image) Finder() Finder { return Finder{newCache(i)} }
+
 // Stat returns the file of that name: relative, "." for the root. Symbolic
 // links are not followed, anywhere. NotFound if there is none.
-func (i *Image) Stat(name string) (Entry, error) {
-	if err := i.readable(); err != nil {
+func (r Finder) Stat(name string) (Entry, error) {
+	c := r.cache
+	if err := c.readable(); err != nil {
 		return Entry{}, err
 	}
-	c := newCache(i)
-	f, err := c.file(i.super.root)
+	f, err := c.file(c.super.root)
 	if err != nil {
 		return Entry{}, err
 	}
@@ -196,9 +203,8 @@ func (i *Image) Stat(name string) (Entry, error) {
 
 // find returns the number of what has that name in a directory.
 func (c *cache) find(dir *file, name string) (uint64, error) {
-	none := fault.New(fault.NotFound, "", "there is no %.200q in the image", name)
 	if dir.kind() != typeDir {
-		return 0, none
+		return 0, notFound(name)
 	}
 	for n := range dir.blocks(c.block) {
 		b, err := c.names(dir, n)
@@ -212,7 +218,11 @@ func (c *cache) find(dir *file, name string) (uint64, error) {
 			}
 		}
 	}
-	return 0, none
+	return 0, notFound(name)
+}
+
+func notFound(name string) error {
+	return fault.New(fault.NotFound, "", "there is no %.200q in the image", name)
 }
 
 // Walk calls f for each file, directories before what is in them and those in

@@ -43,7 +43,7 @@ type recorder struct {
 }
 
 func newRecorder(ctx context.Context, stream io.Reader, o Options) *recorder {
-	r := &recorder{ctx: ctx, stream: bufio.NewReaderSize(stream, 64<<10), recipe: o.Recipe, limit: max(o.Limit, o.Limit+1<<30)}
+	r := &recorder{ctx: ctx, stream: bufio.NewReaderSize(stream, 32<<10), recipe: o.Recipe, limit: max(o.Limit, o.Limit+1<<30)}
 	if r.recipe != nil {
 		r.literal = make([]byte, 0, maxLiteral+4096)
 		r.put([]byte{recipeVersion})

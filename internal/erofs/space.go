@@ -176,7 +176,7 @@ func (s *space) step(c *chunk, n int) error {
 func (s *space) flush(c *chunk, n int) error {
 	err := s.step(c, n)
 	for int64(len(s.sums)) <= c.index {
-		s.sums = append(s.sums, chunkSum{})
+		s.sums = append(s.sums, 0)
 	}
 	s.sums[c.index] = c.sum
 	s.discard(func(o *chunk) bool { return o == c })
@@ -235,7 +235,15 @@ func (s *space) take(n int64) (int64, error) {
 func (s *space) pack(n int) (at int64, p []byte, err error) {
 	n = align(n, slotSize)
 	best := -1
-	for i, b := range s.open {
+	for i := 0; i < len(s.open); i++ {
+		b := s.open[i]
+		if b.used+inodeSize > blockSize { // since the last call
+			if err := s.close(i); err != nil {
+				return 0, nil, err
+			}
+			i--
+			continue
+		}
 		if b.used+n <= blockSize && (best < 0 || b.used > s.open[best].used) {
 			best = i
 		}
@@ -335,5 +343,5 @@ func (s *space) flushAll() (string, error) {
 			return "", err
 		}
 	}
-	return sumOfSums(s.sums), s.writeAll(first.data[:blockSize], 0)
+	return sumCRC64 + sumOfSums(s.sums), s.writeAll(first.data[:blockSize], 0)
 }

@@ -2,6 +2,7 @@ package layer_test
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"errors"
 	"io"
@@ -144,6 +145,53 @@ func TestDamage(t *testing.T) {
 	stop := errors.New("enough")
 	if err := s.Verify(context.Background(), id, func(context.Context, int) error { return stop }); !errors.Is(err, stop) {
 		t.Error(err)
+	}
+}
+
+// A layer whose checksum is of two CRC-32, as an earlier davitd wrote it, is as
+// good as others, and damage of it is found.
+func TestLayerOfTwoCRC32(t *testing.T) {
+	erofs(t)
+	stream := layertest.Tar(
+		layertest.Entry{Name: "etc/"}, layertest.Entry{Name: "etc/hosts", Content: "127.0.0.1 localhost\n"},
+		layertest.Entry{Name: "data", Content: strings.Repeat("as it was before\n", 1<<16)}, layertest.Entry{Name: "link", Hard: "etc/hosts"},
+	)
+	id := digest.FromBytes(stream).String()
+	packed, err := os.Open("testdata/crc-mib.erofs.gz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer packed.Close()
+	z, err := gzip.NewReader(packed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	image, err := io.ReadAll(z)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	s, _, _ := open(t, dir, layer.EROFS, 1<<30)
+	file := filepath.Join(dir, "layers", strings.Replace(id, ":", "-", 1)+".erofs")
+	for _, at := range []int{-1, 9000, 1<<20 + 5000} { // in one chunk, in another
+		harmed := bytes.Clone(image)
+		if at >= 0 {
+			harmed[at] ^= 4
+		}
+		if err := os.WriteFile(file, harmed, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Inspect(id); err != nil {
+			t.Errorf("%d: %v", at, err)
+		}
+		err := s.Verify(context.Background(), id, pace)
+		if at < 0 && err != nil || at >= 0 && (!fault.Is(err, fault.Unknown) || !strings.Contains(err.Error(), "checksum crc-mib:")) {
+			t.Errorf("%d: %v", at, err)
+		}
+		var got bytes.Buffer
+		if _, err := s.Stream(context.Background(), id, &got); at < 0 && (err != nil || !bytes.Equal(got.Bytes(), stream)) {
+			t.Errorf("%d bytes of %d: %v", got.Len(), len(stream), err)
+		}
 	}
 }
 

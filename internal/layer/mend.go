@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -51,7 +52,7 @@ func (s stacked) mends(ctx context.Context) (map[string]attributes, error) {
 		}
 	}
 	mends := map[string]attributes{}
-	for name := range names {
+	for _, name := range slices.Sorted(maps.Keys(names)) { // neighbours are read together
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}

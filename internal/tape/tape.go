@@ -7,6 +7,7 @@ package tape
 import (
 	"archive/tar"
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"io"
 	"strings"
@@ -214,9 +215,13 @@ func octal(b []byte) (n int64, ok bool) {
 
 // sum is a header's checksum: of its bytes, blanks for those of the sum.
 func sum(b *[blockSize]byte) (n int64) {
-	for _, c := range b {
-		n += int64(c)
+	const odd = 0x00ff00ff00ff00ff
+	var lanes uint64 // four sums of 128 bytes at a time
+	for i := 0; i < blockSize; i += 8 {
+		word := binary.LittleEndian.Uint64(b[i:])
+		lanes += word&odd + word>>8&odd
 	}
+	n = int64(lanes&0xffff + lanes>>16&0xffff + lanes>>32&0xffff + lanes>>48)
 	for _, c := range b[148:156] {
 		n += ' ' - int64(c)
 	}
