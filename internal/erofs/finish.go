@@ -39,7 +39,7 @@ var dot = []byte("..")
 // finish writes what is known only now, and the superblock.
 func (b *builder) finish() (Summary, error) {
 	f := &finisher{builder: b, counts: map[uint64]uint32{}}
-	if err := b.space.closeGroups(); err != nil {
+	if err := b.space.closeAll(); err != nil {
 		return Summary{}, err
 	}
 	implicit, err := f.walk()

@@ -74,7 +74,7 @@ func TestSameContentOnce(t *testing.T) {
 					t.Fatal(err)
 				}
 				checkStream(t, stream, &recipe, b, s)
-				// Beside content there are the superblock's block and a group or two of metadata.
+				// Beside content there are the superblock's block and some of metadata.
 				if most := int64(c.blocks+len(c.twins)*pad+8) * 4096; s.Bytes > most || s.Bytes < most-8*4096 {
 					t.Errorf("with %d blocks before each, the image has %d bytes, want some less than %d", pad, s.Bytes, most)
 				}

@@ -11,19 +11,22 @@ const (
 	chunkSize = 1 << 20 // what is in memory, and has a sum, as a whole
 	stepSize  = 1 << 17 // what is read, summed up and written at a time, if it comes in order
 
-	minGroup = 4 * blockSize
-	maxGroup = 128 * blockSize // of metadata in one place
+	// Blocks of metadata that have room: how many, and how far behind the end.
+	maxOpen = 32
+	reach   = 3 << 20
 
 	maxBlocks = 1<<32 - 2
 )
 
 // A space is the image as it grows. Room is given out from the front to the
-// back, to content and to groups of blocks for metadata: inodes, and what is
-// packed behind them. A chunk of it is in memory until all in it is final,
-// and the first one to the end.
+// back, to content and to blocks of metadata: inodes, and what is packed behind
+// them. A chunk of it is in memory until all in it is final, and the first one
+// to the end.
 //
-// At most two groups are open at a time, so at most seven chunks are, and two
-// more while a file turns out not to be the same as another.
+// Metadata is amid the content that it is of, block by block: kernels read it so,
+// one block at a time, and what they read ahead of content has the next ones. No
+// open block is far from the others, so at most seven chunks are in memory, and
+// two more while a file turns out not to be the same as another.
 type space struct {
 	out    File
 	end    int64 // of what is given out
@@ -35,10 +38,7 @@ type space struct {
 	written int64  // the file's length
 	other   []byte // to compare something with
 
-	groups [2]span   // the one in use, and the one before
-	next   int64     // block of the group in use
-	packed int64     // bytes of metadata so far
-	open   []packing // all blocks of those
+	open []packing // blocks of metadata that have room, in order
 }
 
 // A fileError is one of the image's file.
@@ -257,66 +257,36 @@ func (s *space) pack(n int) (at int64, p []byte, err error) {
 	b := &s.open[best]
 	at = b.at + int64(b.used)
 	b.used += n
-	s.packed += int64(n)
 	return at, s.bytes(at, int64(n)), nil
 }
 
-// openBlock opens one more block of metadata.
+// openBlock opens one more block of metadata, at the end. The oldest are closed.
 func (s *space) openBlock() error {
-	if s.next == s.groups[0].to {
-		if err := s.openGroup(); err != nil {
-			return err
-		}
-	}
-	s.open = append(s.open, packing{at: s.next})
-	clear(s.bytes(s.next, blockSize))
-	s.next += blockSize
-	return nil
-}
-
-func (s *space) close(i int) error {
-	at := s.open[i].at
-	s.open = slices.Delete(s.open, i, i+1)
-	return s.finish(at, blockSize)
-}
-
-// openGroup takes room for a group, the larger the more metadata there is. Of
-// blocks that are open, those of the last group stay so.
-func (s *space) openGroup() error {
-	for i := len(s.open) - 1; i >= 0; i-- {
-		if at := s.open[i].at; at >= s.groups[1].from && at < s.groups[1].to {
-			if err := s.close(i); err != nil {
-				return err
-			}
-		}
-	}
-	size := min(max(s.packed&^(blockSize-1), minGroup), maxGroup)
-	at, err := s.take(size)
+	at, err := s.take(blockSize)
 	if err != nil {
 		return err
 	}
-	s.groups[1], s.groups[0] = s.groups[0], span{at, at + size}
-	s.next = at
-	return nil
-}
-
-// closeGroups ends the packing. What the last group has too much is given
-// back, or stays a hole.
-func (s *space) closeGroups() error {
-	for len(s.open) > 0 {
-		if err := s.close(0); err != nil {
+	for len(s.open) > 0 && (len(s.open) == maxOpen || s.open[0].at < at-reach) {
+		if err := s.close(); err != nil {
 			return err
 		}
 	}
-	group := s.groups[0]
-	s.groups = [2]span{}
-	if group.to == s.end {
-		s.end = max(s.next, blockSize)
-		return nil
-	}
-	for ; s.next < group.to; s.next += blockSize {
-		clear(s.bytes(s.next, blockSize))
-		if err := s.finish(s.next, blockSize); err != nil {
+	s.open = append(s.open, packing{at: at})
+	clear(s.bytes(at, blockSize))
+	return nil
+}
+
+// close ends the packing of the oldest block.
+func (s *space) close() error {
+	at := s.open[0].at
+	s.open = slices.Delete(s.open, 0, 1)
+	return s.finish(at, blockSize)
+}
+
+// closeAll ends the packing.
+func (s *space) closeAll() error {
+	for len(s.open) > 0 {
+		if err := s.close(); err != nil {
 			return err
 		}
 	}

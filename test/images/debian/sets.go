@@ -24,10 +24,13 @@ var smallSets = [][]string{
 }
 
 // Command is what shows that the image works, and how fast it starts: it loads
-// some thousand files.
+// some thousand files. It tells in a line, by names, what is not the disk's in
+// that: seconds of its own computing; and how often it waited.
 var Command = []string{"/usr/bin/python3", "-c", `
 try:
     import numpy, pandas, scipy.linalg, requests
 except ModuleNotFoundError: # the small image
     import json, asyncio, http.client, xml.dom.minidom, sqlite3
-print("ready")`}
+import resource
+r = resource.getrusage(resource.RUSAGE_SELF)
+print("computed", r.ru_utime, "waited", r.ru_nvcsw)`}

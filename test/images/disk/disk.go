@@ -145,19 +145,27 @@ func (d *Disk) Used() (int64, error) {
 }
 
 // Written returns how many bytes were written to the device.
-//
-// kernel: Documentation/block/stat.rst, "write sectors".
 func (d *Disk) Written() (int64, error) {
+	sectors, err := d.count(6)
+	return sectors * 512, err
+}
+
+// Reads returns how many requests to read the device got.
+func (d *Disk) Reads() (int64, error) { return d.count(0) }
+
+// count returns one of the device's counters.
+//
+// kernel: Documentation/block/stat.rst; "read I/Os" is the first, "write sectors" the seventh.
+func (d *Disk) count(field int) (int64, error) {
 	text, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(d.device.Name()), "stat"))
 	if err != nil {
 		return 0, err
 	}
 	fields := strings.Fields(string(text))
-	if len(fields) < 7 {
+	if len(fields) <= field {
 		return 0, fmt.Errorf("short statistics of %s", d.device.Name())
 	}
-	sectors, err := strconv.ParseInt(fields[6], 10, 64)
-	return sectors * 512, err
+	return strconv.ParseInt(fields[field], 10, 64)
 }
 
 // Device returns the loop device's file.
