@@ -267,7 +267,7 @@ func (s *space) openBlock() error {
 		return err
 	}
 	for len(s.open) > 0 && (len(s.open) == maxOpen || s.open[0].at < at-reach) {
-		if err := s.close(); err != nil {
+		if err := s.close(0); err != nil {
 			return err
 		}
 	}
@@ -276,17 +276,17 @@ func (s *space) openBlock() error {
 	return nil
 }
 
-// close ends the packing of the oldest block.
-func (s *space) close() error {
-	at := s.open[0].at
-	s.open = slices.Delete(s.open, 0, 1)
+// close ends the packing of an open block, 0 being the oldest.
+func (s *space) close(i int) error {
+	at := s.open[i].at
+	s.open = slices.Delete(s.open, i, i+1)
 	return s.finish(at, blockSize)
 }
 
 // closeAll ends the packing.
 func (s *space) closeAll() error {
 	for len(s.open) > 0 {
-		if err := s.close(); err != nil {
+		if err := s.close(0); err != nil {
 			return err
 		}
 	}
