@@ -445,6 +445,8 @@ func TestDiskFull(t *testing.T) {
 	t.Cleanup(func() { _ = unix.Unmount(w.d.Root, unix.MNT_DETACH) })
 	root := w.d.Root
 	t.Cleanup(func() { _ = w.d.Close(); _ = unix.Unmount(root, unix.MNT_DETACH) })
+	failed := func() int { return strings.Count(w.d.Log(), "tried_again=false") } // on a tmpfs, with Linux before 6.3
+	earlier := failed()
 	if err := w.d.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -453,8 +455,8 @@ func TestDiskFull(t *testing.T) {
 	}
 	// Trials of OCI runtimes go on after davitd began to serve, and give space back.
 	w.await("both OCI runtimes were tried", func() bool {
-		trials, err := filepath.Glob(filepath.Join(w.d.Root, "trials", "*.json"))
-		return err == nil && len(trials) == 2
+		passed, err := filepath.Glob(filepath.Join(w.d.Root, "trials", "*.json"))
+		return err == nil && len(passed)+failed()-earlier == 2
 	})
 	podID, pod := w.pod("roomy")
 	ctr := w.run(podID, pod, w.config("c", "sleep", "1000"))
