@@ -4,12 +4,15 @@ package unzstd
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
+	"unsafe"
 
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
@@ -110,7 +113,7 @@ func TestWrongFramesByHand(t *testing.T) {
 	for seed := range uint64(120) {
 		m := newMaker(seed, 0)
 		before, _ := m.frame()
-		m.wrong = []float64{0.001, 0.03}[seed%2]
+		m.wrong = mistake(seed % uint64(mistakes))
 		blob, _ := m.frame()
 		blob = slices.Concat(before, blob)
 		got, err := b.read(blob)
@@ -162,5 +165,71 @@ func TestDecodeStaysInStream(t *testing.T) {
 				t.Errorf("of %d bits %d sequences are read", left, n)
 			}
 		}
+	}
+}
+
+// What would be written behind its room, or want literals that there are not,
+// is left alone.
+func TestCarryOutStaysInRoom(t *testing.T) {
+	b := newBench(t)
+	if b == nil {
+		return
+	}
+	const size, literals = 1000, 500
+	at := func(i int) unsafe.Pointer { return unsafe.Pointer(&b.fenced[i]) }
+	for _, s := range []sequence{
+		{10, 900, 1}, {10, 990, 1}, {10, 990, 20}, {499, 501, 40}, {500, 500, 16}, {500, 3, 17},
+		{10, 991, 1}, {10, 991, 17}, {501, 3, 20}, {515, 3, 20}, {0, 131074, 2}, {0, 131074, 300}, {131071, 131074, 20}, {0, 900, 2000}, {0, 3, 1 << 31},
+	} {
+		list := []sequence{s}
+		start := len(b.fenced) - slack - size
+		c := copying{
+			next: unsafe.Pointer(&list[0]), end: unsafe.Add(unsafe.Pointer(&list[0]), sequenceSize), dst: at(start), dstEnd: at(start + size),
+			lit: at(0), litEnd: at(literals), base: at(start - 1000), window: 1500,
+		}
+		carryOut(&c)
+		fits := s.literals <= literals && s.literals+s.match <= size && s.offset <= 1500
+		if done := c.next == c.end; done != fits || fits != (c.dst != at(start)) {
+			t.Errorf("%v: carried out: %v", s, done)
+		}
+	}
+}
+
+// Whatever a distribution is made of, what is taken for one adds up, and no
+// state leads out of its table.
+func TestTablesLeadNowhereElse(t *testing.T) {
+	rng := rand.New(rand.NewPCG(4, 4))
+	read := 0
+	for range 60_000 {
+		in := make([]byte, rng.IntN(24))
+		binary.LittleEndian.PutUint64(slices.Grow(in, 8)[:8], rng.Uint64()&rng.Uint64())
+		for i := range in {
+			in[i] ^= byte(rng.Uint32() & rng.Uint32() >> rng.IntN(8))
+		}
+		for i := range kinds {
+			k := &kinds[i]
+			counts, log, n, err := k.readCounts(in)
+			if err != nil {
+				continue
+			}
+			read++
+			sum := 0
+			for _, c := range counts {
+				sum += max(int(c), -int(c))
+			}
+			if log > k.maxLog || sum != 1<<log || n > len(in) || len(counts) > len(k.codes) {
+				t.Fatalf("%x: %d of a kind of %d, %d bytes", in, counts, i, n)
+			}
+			table := make([]entry, 1<<log)
+			k.build(table, counts, log)
+			for _, e := range table {
+				if most := e>>16&0xffff + 1<<(e&0xff); most > 1<<log || e>>56 != e&0xff+e>>8&0xff {
+					t.Fatalf("%x: an entry %#x of a table of %d", in, e, 1<<log)
+				}
+			}
+		}
+	}
+	if read < 1000 {
+		t.Errorf("only %d are distributions", read)
 	}
 }

@@ -26,8 +26,28 @@ type maker struct {
 	coded  bool    // codes has a table
 	style  int     // of the block
 	most   int     // bytes in a block, as packed and as not
-	wrong  float64 // how likely something is one more or less than is right
+	wrong  mistake // which may be made, 0 if none
 }
+
+// A mistake is what is one more or less than is right.
+type mistake int
+
+const (
+	frameSize mistake = 1 + iota
+	blockSize
+	tooFar
+	tooLong
+	rest
+	fewLiterals
+	literalSize
+	sequences
+	distribution
+	lastBit
+	lastByte
+	again
+	symbol
+	mistakes
+)
 
 // A coding is a table of a kind, as an encoder needs it.
 type coding struct {
@@ -38,7 +58,7 @@ type coding struct {
 	of      [64][]int // states of a symbol
 }
 
-func newMaker(seed uint64, wrong float64) *maker {
+func newMaker(seed uint64, wrong mistake) *maker {
 	return &maker{Rand: rand.New(rand.NewPCG(seed, 1)), recent: [3]int{1, 4, 8}, codes: &huff0.Scratch{}, wrong: wrong}
 }
 
@@ -57,18 +77,22 @@ func (m *maker) frame() (blob, want []byte) {
 	}
 	m.blob = append(m.blob, 1, 0, 0) // the last block, of nothing
 	if len(m.want) <= m.window && m.most <= max(len(m.want), minWindow) && m.IntN(2) == 0 {
-		head := binary.LittleEndian.AppendUint64([]byte{0x28, 0xb5, 0x2f, 0xfd, 0xe0}, uint64(len(m.want)+m.err()))
+		head := binary.LittleEndian.AppendUint64([]byte{0x28, 0xb5, 0x2f, 0xfd, 0xe0}, uint64(max(0, len(m.want)+m.err(frameSize))))
 		return append(head, m.blob...), m.want
 	}
 	return append([]byte{0x28, 0xb5, 0x2f, 0xfd, 0, byte(exponent<<3 | eighths)}, m.blob...), m.want
 }
 
-// err is seldom other than 0.
-func (m *maker) err() int {
-	if m.Float64() < m.wrong {
-		return 1 - 2*m.IntN(2)
+// err is 0, but for where the frame's mistake may be made.
+func (m *maker) err(what mistake) int {
+	rarely := 3
+	if what == tooFar || what == tooLong { // of each sequence
+		rarely = 300
 	}
-	return 0
+	if what != m.wrong || m.IntN(rarely) > 0 {
+		return 0
+	}
+	return 1 - 2*m.IntN(2)
 }
 
 func (m *maker) limit() int { return min(m.window, maxBlock) }
@@ -90,7 +114,7 @@ func (m *maker) block() {
 		m.blob = append(append(m.blob, head(0, size)...), data...)
 	case 1:
 		m.want = append(m.want, bytes.Repeat([]byte{byte(size)}, size)...)
-		m.blob = append(append(m.blob, head(1, size+m.err())...), byte(size))
+		m.blob = append(append(m.blob, head(1, max(0, size+m.err(blockSize)))...), byte(size))
 	case 2:
 		before := *m
 		body := m.compressed()
@@ -169,14 +193,17 @@ func (m *maker) compressed() []byte {
 	if len(list) == 0 {
 		m.recent, m.tables = recent, tabled
 	}
-	rest := m.literals([]int{0, 0, max(0, left+m.err()), m.IntN(max(0, left) + 1)}[m.IntN(4)], kind)
+	rest := m.literals([]int{0, 0, max(0, left+m.err(rest)), m.IntN(max(0, left) + 1)}[m.IntN(4)], kind)
 	all = append(all, rest...)
 	m.want = append(m.want, rest...)
-	if kind == 0 && len(all) > 0 && m.err() != 0 {
+	if len(all) > 0 && m.err(fewLiterals) != 0 {
 		all = all[1:]
 	}
-	body := append(m.packLiterals(all), m.number(max(0, len(list)+m.err()))...)
+	body := append(m.packLiterals(all), m.number(len(list))...)
 	if len(list) == 0 {
+		if m.err(lastByte) != 0 {
+			body = append(body, 0)
+		}
 		return body
 	}
 	for k := range kinds {
@@ -188,8 +215,11 @@ func (m *maker) compressed() []byte {
 
 // number is that of sequences, at times longer than it would have to be.
 func (m *maker) number(n int) []byte {
+	if by := m.err(sequences); by != 0 {
+		n = []int{max(0, n+by), maxSequences + 1 + m.IntN(1000)}[m.IntN(2)]
+	}
 	switch {
-	case n >= 0x7f00:
+	case n >= 0x7f00: // at most 0x17eff
 		return []byte{255, byte(n - 0x7f00), byte((n - 0x7f00) >> 8)}
 	case n >= 128 || n > 0 && m.IntN(4) == 0:
 		return []byte{byte(n>>8) + 128, byte(n)}
@@ -214,10 +244,10 @@ func (m *maker) sequence(tables *[3]*coding, left int) (s sequence, offset int, 
 		most := min(m.window, there)
 		start := m.starts[max(0, len(m.starts)-1-m.IntN(min(len(m.starts), 12)))]
 		code := m.value(offsets, tables[offsets], []int{
-			1, 2, 3, 4, 3 + 1 + m.IntN(40), 3 + most, 3 + most + max(0, m.err())*(1+m.IntN(2)*m.IntN(500)), 3 + max(1, most-1-m.IntN(100)), 3 + 1 + m.IntN(max(1, most)), 3 + 1 + m.IntN(max(1, most)),
+			1, 2, 3, 4, 3 + 1 + m.IntN(40), 3 + most, 3 + most + max(0, m.err(tooFar))*(1+m.IntN(2)*m.IntN(500)), 3 + max(1, most-1-m.IntN(100)), 3 + 1 + m.IntN(max(1, most)), 3 + 1 + m.IntN(max(1, most)),
 			3 + there - start, 3 + there - start + m.IntN(100), 3 + there - start + match, 3 + there - start + match + m.IntN(100) - 50,
 		})
-		if literals < 0 || match < 3 || code < 1 || literals+match > left && m.err() <= 0 {
+		if literals < 0 || match < 3 || code < 1 || literals+match > left && m.err(tooLong) <= 0 {
 			continue
 		}
 		recent := m.recent
@@ -225,7 +255,7 @@ func (m *maker) sequence(tables *[3]*coding, left int) (s sequence, offset int, 
 		if offset == 0 && m.wrong > 0 { // which the library and zstd read as 1
 			offset, recent[0] = 1, 1
 		}
-		if offset < 1 || offset > most && m.err() <= 0 {
+		if offset < 1 || offset > most && m.wrong != tooFar {
 			continue
 		}
 		m.recent = recent
@@ -309,10 +339,10 @@ func (m *maker) table(kind int) (mode int, c *coding, head []byte) {
 		}
 		c := &coding{symbols: []int{s}, bits: []int{0}, next: []int{0}}
 		c.of[s] = []int{0}
-		return 1, c, []byte{byte(s)}
+		return 1, c, []byte{byte(s + m.err(symbol)&1*len(k.codes))}
 	case mode == 3 && m.tables[kind] != nil:
 		return 3, m.tables[kind], nil
-	case mode == 3 && m.err() != 0: // again, for the first time
+	case mode == 3 && m.err(again) != 0: // again, for the first time
 		return 3, newCoding(k.usual, k.usualAt), nil
 	}
 	log := 5 + m.IntN(k.maxLog-4)
@@ -366,7 +396,7 @@ func newCoding(counts []int16, log int) *coding {
 func (m *maker) packCounts(counts []int16, log int) []byte {
 	var w bitWriter
 	w.put(log-5, 4)
-	left := 1<<log + m.err()
+	left := 1<<log + m.err(distribution)
 	for i := 0; i < len(counts) && left > 0; i++ {
 		n, v := bits.Len(uint(left+1)), int(counts[i])+1
 		threshold := 1<<n - 1 - (left + 1)
@@ -430,13 +460,16 @@ func (m *maker) bits(list []sequence, tables *[3]*coding) []byte {
 		fields = append(fields, field{states[kind], tables[kind].log})
 	}
 	var w bitWriter
-	if m.err() != 0 {
+	if m.err(lastBit) != 0 {
 		w.put(0, 1) // a bit that nobody reads
 	}
 	for _, f := range fields {
 		w.put(f.value, f.bits)
 	}
 	w.put(1, 1)
+	if m.err(lastByte) != 0 {
+		w.out = append(w.out, 0)
+	}
 	return w.out
 }
 
@@ -466,16 +499,16 @@ func (m *maker) packLiterals(p []byte) []byte {
 			case n < 1<<14 && len(out) < 1<<14:
 				form, width = 2, 14
 			}
-			h := binary.LittleEndian.AppendUint64(nil, uint64((mode^m.err()&1)|form<<2|(n+m.err())<<4|len(out)<<(4+width)))
+			h := binary.LittleEndian.AppendUint64(nil, uint64((mode^m.err(again)&1)|form<<2|max(0, n+m.err(literalSize))<<4|len(out)<<(4+width)))
 			return append(h[:(4+2*width+7)/8:8], out...)
 		}
-		m.coded = false
+		m.coded = m.coded && mode == 3 // else there is no table any more
 	}
 	mode := 0
 	if n > 0 && !slices.ContainsFunc(p, func(c byte) bool { return c != p[0] }) {
 		mode, p = 1, p[:1]
 	}
-	switch n = max(0, n+m.err()); {
+	switch n = max(0, n+m.err(literalSize)); {
 	case n < 32 && m.IntN(2) == 0:
 		return append([]byte{byte(mode | n<<3)}, p...)
 	case n < 4096 && m.IntN(2) == 0:
