@@ -92,7 +92,7 @@ func TestFramesByHand(t *testing.T) {
 	if b == nil {
 		return
 	}
-	for seed := range uint64(70) {
+	for seed := range uint64(60) {
 		blob, want := newMaker(seed, 0).frame()
 		if got, err := b.read(blob); err != nil || !bytes.Equal(got, want) {
 			t.Errorf("%d: %d bytes of %d, %v", seed, len(got), len(want), err)
@@ -110,7 +110,7 @@ func TestWrongFramesByHand(t *testing.T) {
 		return
 	}
 	refused := 0
-	for seed := range uint64(120) {
+	for seed := range uint64(6 * mistakes) {
 		m := newMaker(seed, 0)
 		before, _ := m.frame()
 		m.wrong = mistake(seed % uint64(mistakes))
@@ -130,6 +130,25 @@ func TestWrongFramesByHand(t *testing.T) {
 	}
 	if refused < 20 {
 		t.Errorf("only %d are refused", refused)
+	}
+}
+
+// As many sequences as fit, all of which take no bits, and one more.
+func TestMostSequences(t *testing.T) {
+	b := newBench(t)
+	if b == nil {
+		return
+	}
+	for more := range 3 {
+		n := maxSequences - 0x7f00 + more
+		block := []byte{1 << 3, 'x', 255, byte(n), byte(n >> 8), 0x54, 0, 0, 0, 1}
+		block = append(head(2, len(block)), block...)
+		blob := slices.Concat([]byte{0x28, 0xb5, 0x2f, 0xfd, 0, 0x38}, head(0, 4), []byte("abcd"), block, block, []byte{1, 0, 0})
+		got, err := b.read(blob)
+		want, wantErr := b.readByLibrary(blob)
+		if (err == nil) != (wantErr == nil) || !bytes.Equal(got, want) && err == nil || (err == nil) != (more == 0) {
+			t.Errorf("%d more: %d bytes, %v; the library %d, %v", more, len(got), err, len(want), wantErr)
+		}
 	}
 }
 

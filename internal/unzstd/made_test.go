@@ -86,8 +86,11 @@ func (m *maker) frame() (blob, want []byte) {
 // err is 0, but for where the frame's mistake may be made.
 func (m *maker) err(what mistake) int {
 	rarely := 3
-	if what == tooFar || what == tooLong { // of each sequence
+	switch what {
+	case tooFar, tooLong: // of each sequence
 		rarely = 300
+	case frameSize, rest:
+		rarely = 1
 	}
 	if what != m.wrong || m.IntN(rarely) > 0 {
 		return 0
