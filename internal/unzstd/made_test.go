@@ -37,7 +37,7 @@ const (
 	blockSize
 	tooFar
 	tooLong
-	rest
+	tail
 	fewLiterals
 	literalSize
 	sequences
@@ -48,15 +48,6 @@ const (
 	symbol
 	mistakes
 )
-
-// A coding is a table of a kind, as an encoder needs it.
-type coding struct {
-	log     int
-	symbols []int // of states
-	bits    []int
-	next    []int
-	of      [64][]int // states of a symbol
-}
 
 func newMaker(seed uint64, wrong mistake) *maker {
 	return &maker{Rand: rand.New(rand.NewPCG(seed, 1)), recent: [3]int{1, 4, 8}, codes: &huff0.Scratch{}, wrong: wrong}
@@ -89,7 +80,7 @@ func (m *maker) err(what mistake) int {
 	switch what {
 	case tooFar, tooLong: // of each sequence
 		rarely = 300
-	case frameSize, rest:
+	case frameSize, tail:
 		rarely = 1
 	}
 	if what != m.wrong || m.IntN(rarely) > 0 {
@@ -196,7 +187,7 @@ func (m *maker) compressed() []byte {
 	if len(list) == 0 {
 		m.recent, m.tables = recent, tabled
 	}
-	rest := m.literals([]int{0, 0, max(0, left+m.err(rest)), m.IntN(max(0, left) + 1)}[m.IntN(4)], kind)
+	rest := m.literals([]int{0, 0, max(0, left+m.err(tail)), m.IntN(max(0, left) + 1)}[m.IntN(4)], kind)
 	all = append(all, rest...)
 	m.want = append(m.want, rest...)
 	if len(all) > 0 && m.err(fewLiterals) != 0 {
@@ -302,21 +293,6 @@ func (m *maker) value(kind int, c *coding, wishes []int) int {
 	return int(k.base) + int(m.Uint64()&(1<<k.bits-1))
 }
 
-func symbolOf(kind, v int) int {
-	if kind == offsets {
-		return bits.Len(uint(max(v, 0))) - 1
-	}
-	for s, k := range slices.Backward(kinds[kind].codes) {
-		if v >= int(k.base) {
-			if v >= int(k.base)+1<<k.bits {
-				return -1
-			}
-			return s
-		}
-	}
-	return -1
-}
-
 // table chooses one, and says how it is written.
 func (m *maker) table(kind int) (mode int, c *coding, head []byte) {
 	k := &kinds[kind]
@@ -332,7 +308,7 @@ func (m *maker) table(kind int) (mode int, c *coding, head []byte) {
 	case m.style == long && m.IntN(8) > 0:
 		counts := slices.Repeat([]int16{-1}, most)
 		counts[m.IntN(most)] = int16(1<<k.maxLog - most + 1)
-		return 2, newCoding(counts, k.maxLog), m.packCounts(counts, k.maxLog)
+		return 2, newCoding(counts, k.maxLog), packCounts(counts, k.maxLog, 1<<k.maxLog+m.err(distribution))
 	case mode == 0:
 		return 0, newCoding(k.usual, k.usualAt), nil
 	case mode == 1:
@@ -358,73 +334,7 @@ func (m *maker) table(kind int) (mode int, c *coding, head []byte) {
 		}
 	}
 	counts[len(counts)-1] = int16(left)
-	return 2, newCoding(counts, log), m.packCounts(counts, log)
-}
-
-// newCoding is RFC 8878, 4.1.1, once more.
-func newCoding(counts []int16, log int) *coding {
-	size := 1 << log
-	c := &coding{log: log, symbols: make([]int, size), bits: make([]int, size), next: make([]int, size)}
-	taken := make([]bool, size)
-	last := size
-	for s, n := range counts {
-		if n == -1 {
-			last--
-			c.symbols[last], taken[last] = s, true
-		}
-	}
-	at := 0
-	for s, n := range counts {
-		for range max(n, 0) {
-			for taken[at] {
-				at = (at + size/2 + size/8 + 3) % size
-			}
-			c.symbols[at], taken[at] = s, true
-		}
-	}
-	var x [64]int
-	for s, n := range counts {
-		x[s] = max(int(n), -int(n))
-	}
-	for state, s := range c.symbols {
-		c.bits[state] = log + 1 - bits.Len(uint(x[s]))
-		c.next[state] = x[s]<<c.bits[state] - size
-		c.of[s] = append(c.of[s], state)
-		x[s]++
-	}
-	return c
-}
-
-// packCounts writes a distribution.
-func (m *maker) packCounts(counts []int16, log int) []byte {
-	var w bitWriter
-	w.put(log-5, 4)
-	left := 1<<log + m.err(distribution)
-	for i := 0; i < len(counts) && left > 0; i++ {
-		n, v := bits.Len(uint(left+1)), int(counts[i])+1
-		threshold := 1<<n - 1 - (left + 1)
-		switch {
-		case v < threshold:
-			w.put(v, n-1)
-		case v < 1<<(n-1):
-			w.put(v, n)
-		default:
-			w.put(v+threshold, n)
-		}
-		left -= max(v-1, 1-v)
-		if v != 1 {
-			continue
-		}
-		zeros := 0
-		for i+1 < len(counts) && counts[i+1] == 0 {
-			zeros, i = zeros+1, i+1
-		}
-		for ; zeros >= 3; zeros -= 3 {
-			w.put(3, 2)
-		}
-		w.put(zeros, 2)
-	}
-	return w.out
+	return 2, newCoding(counts, log), packCounts(counts, log, 1<<log+m.err(distribution))
 }
 
 // bits writes sequences, from the last one to the first.
@@ -518,20 +428,4 @@ func (m *maker) packLiterals(p []byte) []byte {
 		return append([]byte{byte(mode | 1<<2 | n<<4), byte(n >> 4)}, p...)
 	}
 	return append([]byte{byte(mode | 3<<2 | n<<4), byte(n >> 4), byte(n >> 12)}, p...)
-}
-
-// A bitWriter writes bits, the lowest of a byte first.
-type bitWriter struct {
-	out []byte
-	n   int
-}
-
-func (w *bitWriter) put(v, n int) {
-	for i := range n {
-		if w.n&7 == 0 {
-			w.out = append(w.out, 0)
-		}
-		w.out[len(w.out)-1] |= byte(v>>i&1) << (w.n & 7)
-		w.n++
-	}
 }
