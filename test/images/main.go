@@ -34,7 +34,7 @@ func main() {
 	flag.StringVar(&o.images, "images", "bin/images", "directory of the images; made if they are not there")
 	flag.StringVar(&o.work, "work", os.TempDir(), "directory for the file systems: 5 GB")
 	flag.StringVar(&o.jsonFile, "json", "", "write the results to this file too")
-	flag.IntVar(&o.rounds, "rounds", 2, "pulls by each, of each image")
+	flag.IntVar(&o.rounds, "rounds", 3, "pulls by each, of each image")
 	flag.IntVar(&o.starts, "starts", 5, "cold starts from each kind of store; 0: none")
 	flag.BoolVar(&o.pulls, "pulls", true, "compare pulls")
 	flag.BoolVar(&o.small, "small", false, "a small image, for trying this program: its figures say little")
