@@ -8,12 +8,11 @@ import (
 	"path/filepath"
 	"runtime"
 	"testing"
-	"time"
 
 	"github.com/klauspost/compress/gzip"
-	"golang.org/x/sys/unix"
 
 	"github.com/davit-runtime/davit/internal/inflate"
+	"github.com/davit-runtime/davit/internal/testkit"
 )
 
 var readers = []struct {
@@ -42,7 +41,7 @@ func BenchmarkReaders(b *testing.B) {
 			buf := make([]byte, 128<<10)
 			for b.Loop() {
 				for i, reader := range readers {
-					begin := cpuTime(b)
+					begin := testkit.ThreadTime(b)
 					r, err := reader.open(bytes.NewReader(data))
 					if err != nil {
 						b.Fatal(err)
@@ -51,7 +50,7 @@ func BenchmarkReaders(b *testing.B) {
 					if err != nil {
 						b.Fatal(err)
 					}
-					best[i] = max(best[i], float64(n)/1e6/(cpuTime(b)-begin).Seconds())
+					best[i] = max(best[i], float64(n)/1e6/(testkit.ThreadTime(b)-begin).Seconds())
 				}
 			}
 			for i, reader := range readers {
@@ -61,12 +60,4 @@ func BenchmarkReaders(b *testing.B) {
 			b.ReportMetric(0, "ns/op")
 		})
 	}
-}
-
-func cpuTime(b *testing.B) time.Duration {
-	var u unix.Rusage
-	if err := unix.Getrusage(unix.RUSAGE_THREAD, &u); err != nil {
-		b.Fatal(err)
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/klauspost/compress/gzip"
 
 	"github.com/davit-runtime/davit/internal/inflate"
+	"github.com/davit-runtime/davit/internal/testkit"
 )
 
 // pack makes one member by the standard library's compressor.
@@ -79,47 +80,16 @@ func unpackKlauspost(blob io.Reader) ([]byte, error) {
 	return io.ReadAll(struct{ io.Reader }{r})
 }
 
-// contents are data of all kinds, real ones among them.
 func contents(t testing.TB) map[string][]byte {
-	rng := rand.New(rand.NewPCG(1, 2))
-	program, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	machine, err := os.ReadFile(program)
-	if err != nil {
-		t.Fatal(err)
-	}
+	all := testkit.Contents(t)
 	source, err := os.ReadFile("codes.go")
 	if err != nil {
 		t.Fatal(err)
 	}
-	noise := make([]byte, 200_000)
-	for i := range noise {
-		noise[i] = byte(rng.Uint32())
-	}
-	few := make([]byte, 300_000) // of few symbols, so that codes are short
-	for i := range few {
-		few[i] = "aaaaaaaab\n"[rng.IntN(10)]
-	}
-	uneven := make([]byte, 300_000) // so that codes are as long as they get
-	for i := range uneven {
-		uneven[i] = byte(min(rng.ExpFloat64()*12, 255))
-	}
-	var periods []byte // matches of each distance up to 40, and of all lengths
-	for n := 1; n <= 40; n++ {
-		for length := 1; length <= 300; length += 1 + n%7 {
-			periods = append(periods, noise[rng.IntN(1000):][:n]...)
-			for range length {
-				periods = append(periods, periods[len(periods)-n])
-			}
-		}
-	}
-	return map[string][]byte{
-		"nothing": {}, "one byte": {'x'}, "program": machine[:min(len(machine), 2<<20)], "source": bytes.Repeat(source, 50),
-		"zeros": make([]byte, 1<<20), "noise": noise, "few": few, "uneven": uneven, "periods": periods,
-		"far": slices.Concat(noise[:32768], noise[:32768], noise[:32767], noise[:32768]),
-	}
+	noise := all["noise"]
+	all["source"] = bytes.Repeat(source, 50)
+	all["far"] = slices.Concat(noise[:32768], noise[:32768], noise[:32767], noise[:32768])
+	return all
 }
 
 func TestReadsWhatCompressorsWrite(t *testing.T) {

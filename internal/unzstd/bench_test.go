@@ -9,11 +9,10 @@ import (
 	"runtime"
 	"slices"
 	"testing"
-	"time"
 
 	"github.com/klauspost/compress/zstd"
-	"golang.org/x/sys/unix"
 
+	"github.com/davit-runtime/davit/internal/testkit"
 	"github.com/davit-runtime/davit/internal/unzstd"
 )
 
@@ -45,14 +44,14 @@ func BenchmarkReaders(b *testing.B) {
 			for b.Loop() {
 				var t [2]float64
 				for i, r := range readers {
-					begin := cpuTime(b)
+					begin := testkit.ThreadTime(b)
 					if err := r.Reset(bytes.NewReader(data)); err != nil {
 						b.Fatal(err)
 					}
 					if size, err = io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{r}, buf); err != nil {
 						b.Fatal(err)
 					}
-					t[i] = (cpuTime(b) - begin).Seconds()
+					t[i] = (testkit.ThreadTime(b) - begin).Seconds()
 				}
 				ratios, took = append(ratios, t[1]/t[0]), append(took, t[0])
 			}
@@ -74,12 +73,4 @@ func sumBy(b *testing.B, r unzstd.Reader, data []byte) []byte {
 		b.Fatal(err)
 	}
 	return h.Sum(nil)
-}
-
-func cpuTime(b *testing.B) time.Duration {
-	var u unix.Rusage
-	if err := unix.Getrusage(unix.RUSAGE_THREAD, &u); err != nil {
-		b.Fatal(err)
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

@@ -36,18 +36,18 @@ func (r *decoder) parse(b *block, in []byte) error {
 	}
 	if b.count == 0 {
 		if len(in) > 0 {
-			return fmt.Errorf("%w: %d bytes behind no sequences", ErrCorrupt, len(in))
+			return fmt.Errorf("%w: %d bytes behind no sequences", errCorrupt, len(in))
 		}
 		return nil
 	}
 	if b.count > maxSequences {
-		return fmt.Errorf("%w: %d sequences in a block", ErrCorrupt, b.count)
+		return fmt.Errorf("%w: %d sequences in a block", errCorrupt, b.count)
 	}
 	if in, err = r.readTables(b, in); err != nil {
 		return err
 	}
 	if len(in) == 0 || in[len(in)-1] == 0 {
-		return fmt.Errorf("%w: no end of sequences", ErrCorrupt)
+		return fmt.Errorf("%w: no end of sequences", errCorrupt)
 	}
 	b.bits = &in[0]
 	b.left = int64(8*len(in) - 9 + bits.Len8(in[len(in)-1]))
@@ -55,7 +55,7 @@ func (r *decoder) parse(b *block, in []byte) error {
 		b.entries[kind] = b.tables.of(kind)[b.take(r.frame.logs[kind])]
 	}
 	if b.left < 0 {
-		return fmt.Errorf("%w: sequences end early", ErrCorrupt)
+		return fmt.Errorf("%w: sequences end early", errCorrupt)
 	}
 	return nil
 }
@@ -84,7 +84,7 @@ func (r *decoder) readLiterals(b *block, in []byte, limit int) (rest []byte, err
 		}
 	}
 	if len(in) < length || size > limit {
-		return nil, fmt.Errorf("%w: literals of %d bytes", ErrCorrupt, size)
+		return nil, fmt.Errorf("%w: literals of %d bytes", errCorrupt, size)
 	}
 	in = in[length:]
 	out := b.room[:size]
@@ -92,19 +92,19 @@ func (r *decoder) readLiterals(b *block, in []byte, limit int) (rest []byte, err
 	switch h[0] & 3 {
 	case 0:
 		if len(in) < size {
-			return nil, fmt.Errorf("%w: literals end early", ErrCorrupt)
+			return nil, fmt.Errorf("%w: literals end early", errCorrupt)
 		}
 		copy(out, in)
 		return in[size:], nil
 	case 1:
 		if len(in) < 1 {
-			return nil, fmt.Errorf("%w: literals end early", ErrCorrupt)
+			return nil, fmt.Errorf("%w: literals end early", errCorrupt)
 		}
 		fill(out, in[0])
 		return in[1:], nil
 	}
 	if len(in) < packed {
-		return nil, fmt.Errorf("%w: literals end early", ErrCorrupt)
+		return nil, fmt.Errorf("%w: literals end early", errCorrupt)
 	}
 	return in[packed:], r.unpackLiterals(out, in[:packed], streams, h[0]&3 == 2)
 }
@@ -116,12 +116,12 @@ func (r *decoder) unpackLiterals(out, in []byte, streams int, fresh bool) error 
 	if fresh {
 		r.frame.hasCodes = false
 		if r.huffman, in, err = huff0.ReadTable(in, r.huffman); err != nil {
-			return fmt.Errorf("%w: %w", ErrCorrupt, err)
+			return fmt.Errorf("%w: %w", errCorrupt, err)
 		}
 		r.frame.hasCodes = true
 	}
 	if !r.frame.hasCodes {
-		return fmt.Errorf("%w: literals without a table", ErrCorrupt)
+		return fmt.Errorf("%w: literals without a table", errCorrupt)
 	}
 	var got []byte
 	if streams == 4 {
@@ -133,7 +133,7 @@ func (r *decoder) unpackLiterals(out, in []byte, streams int, fresh bool) error 
 		err = errors.New("another number of literals")
 	}
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrCorrupt, err)
+		return fmt.Errorf("%w: %w", errCorrupt, err)
 	}
 	return nil
 }
@@ -148,13 +148,13 @@ func sequenceCount(in []byte) (n int, rest []byte, err error) {
 	case len(in) >= 3 && in[0] == 255:
 		return int(in[1]) + int(in[2])<<8 + 0x7f00, in[3:], nil
 	}
-	return 0, nil, fmt.Errorf("%w: no number of sequences", ErrCorrupt)
+	return 0, nil, fmt.Errorf("%w: no number of sequences", errCorrupt)
 }
 
 // readTables reads the tables of the three kinds. RFC 8878, 3.1.1.3.2.1.
 func (r *decoder) readTables(b *block, in []byte) ([]byte, error) {
 	if len(in) == 0 || in[0]&3 != 0 {
-		return nil, fmt.Errorf("%w: modes of tables", ErrCorrupt)
+		return nil, fmt.Errorf("%w: modes of tables", errCorrupt)
 	}
 	modes := in[0]
 	in = in[1:]
@@ -163,7 +163,7 @@ func (r *decoder) readTables(b *block, in []byte) ([]byte, error) {
 		mode := modes >> (6 - 2*i) & 3
 		if mode == 3 {
 			if r.frame.tables[i] == nil {
-				return nil, fmt.Errorf("%w: a table again that there is not", ErrCorrupt)
+				return nil, fmt.Errorf("%w: a table again that there is not", errCorrupt)
 			}
 			if r.frame.tables[i] != b {
 				copy(table[:1<<r.frame.logs[i]], r.frame.tables[i].tables.of(i))
@@ -178,7 +178,7 @@ func (r *decoder) readTables(b *block, in []byte) ([]byte, error) {
 			r.frame.logs[i] = k.usualAt
 		case 1:
 			if len(in) == 0 || int(in[0]) >= len(k.codes) {
-				return nil, fmt.Errorf("%w: a symbol that there is not", ErrCorrupt)
+				return nil, fmt.Errorf("%w: a symbol that there is not", errCorrupt)
 			}
 			table[0] = newEntry(0, 0, k.codes[in[0]])
 			r.frame.logs[i] = 0

@@ -121,7 +121,7 @@ func TestWrongFramesByHand(t *testing.T) {
 		switch {
 		case err != nil:
 			refused++
-			if wantErr == nil || !errors.Is(err, ErrCorrupt) && !errors.Is(err, io.ErrUnexpectedEOF) {
+			if wantErr == nil || !errors.Is(err, errCorrupt) && !errors.Is(err, io.ErrUnexpectedEOF) {
 				t.Errorf("%d: %d bytes, %v; the library %d bytes, %v", seed, len(got), err, len(want), wantErr)
 			}
 		case !oneSymbol(wantErr) && (wantErr != nil || !bytes.Equal(got, want)):

@@ -1,18 +1,14 @@
 package unzstd
 
 import (
-	"errors"
 	"io"
 
 	"github.com/klauspost/compress/zstd"
 )
 
-// ErrCorrupt is what is wrong with a stream that is none of zstd, or damaged.
-// One that ends early gives io.ErrUnexpectedEOF, and errors of the reader
-// below are passed on as they are.
-var ErrCorrupt = errors.New("zstd: corrupt data")
-
 // A Reader decompresses frames, one after the other, to the end of the input.
+// Errors of the input are passed on as they are; one that ends early gives
+// io.ErrUnexpectedEOF.
 type Reader interface {
 	io.Reader
 	// Reset has the Reader begin anew with src, from which it reads in small

@@ -25,6 +25,9 @@ const (
 	maxSequences = maxBlock / 3
 )
 
+// errCorrupt is what is wrong with a stream that is none of zstd, or damaged.
+var errCorrupt = errors.New("zstd: corrupt data")
+
 // NewReader returns a Reader with nothing to read yet. It refuses frames that
 // ask for a window of more than maxWindow bytes.
 func NewReader(maxWindow int) Reader {
@@ -128,7 +131,7 @@ func (r *decoder) next() error {
 	case 2:
 		return r.compressed(size)
 	}
-	return fmt.Errorf("%w: a block of the reserved type", ErrCorrupt)
+	return fmt.Errorf("%w: a block of the reserved type", errCorrupt)
 }
 
 // header reads that of the next block. RFC 8878, 3.1.1.2.
@@ -143,7 +146,7 @@ func (r *decoder) header() (kind, size int, err error) {
 	r.frame.ended = h&1 != 0
 	size = h >> 3
 	if size > min(maxBlock, r.window.size) {
-		return 0, 0, fmt.Errorf("%w: a block of %d bytes", ErrCorrupt, size)
+		return 0, 0, fmt.Errorf("%w: a block of %d bytes", errCorrupt, size)
 	}
 	return h >> 1 & 3, size, nil
 }
@@ -197,7 +200,7 @@ func (r *decoder) write(b *block) error {
 func (r *decoder) wrote(out []byte) error {
 	r.window.advance(len(out))
 	if r.frame.sized && uint64(len(out)) > r.frame.size {
-		return fmt.Errorf("%w: a frame is larger than it says", ErrCorrupt)
+		return fmt.Errorf("%w: a frame is larger than it says", errCorrupt)
 	}
 	r.frame.size -= uint64(len(out))
 	r.out = out
@@ -236,14 +239,14 @@ func (r *decoder) begin() error {
 	case m&^0xf == 0x184d2a50:
 		return r.skip()
 	case m != 0xfd2fb528:
-		return fmt.Errorf("%w: a frame that begins with %#x", ErrCorrupt, m)
+		return fmt.Errorf("%w: a frame that begins with %#x", errCorrupt, m)
 	}
 	flags, err := r.number(1)
 	if err != nil {
 		return err
 	}
 	if flags&8 != 0 {
-		return fmt.Errorf("%w: a frame with the reserved bit", ErrCorrupt)
+		return fmt.Errorf("%w: a frame with the reserved bit", errCorrupt)
 	}
 	single := flags&0x20 != 0
 	size := uint64(0) // of the window
@@ -310,7 +313,7 @@ func (r *decoder) skip() error {
 func (r *decoder) end() error {
 	r.inFrame = false
 	if r.frame.sized && r.frame.size > 0 {
-		return fmt.Errorf("%w: a frame is %d bytes smaller than it says", ErrCorrupt, r.frame.size)
+		return fmt.Errorf("%w: a frame is %d bytes smaller than it says", errCorrupt, r.frame.size)
 	}
 	if r.frame.checksum {
 		_, err := r.number(4)

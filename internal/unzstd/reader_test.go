@@ -16,6 +16,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
+	"github.com/davit-runtime/davit/internal/testkit"
 	"github.com/davit-runtime/davit/internal/unzstd"
 )
 
@@ -72,42 +73,13 @@ func unpackByLibrary(blob io.Reader) ([]byte, error) {
 	return io.ReadAll(struct{ io.Reader }{r})
 }
 
-// contents are data of all kinds, real ones among them.
 func contents(t testing.TB) map[string][]byte {
-	rng := rand.New(rand.NewPCG(1, 2))
-	program, err := os.Executable()
+	all := testkit.Contents(t)
+	text, err := os.ReadFile("../../go.sum")
 	if err != nil {
 		t.Fatal(err)
 	}
-	machine, err := os.ReadFile(program)
-	if err != nil {
-		t.Fatal(err)
-	}
-	source, err := os.ReadFile("../../go.sum")
-	if err != nil {
-		t.Fatal(err)
-	}
-	noise := make([]byte, 300_000)
-	for i := range noise {
-		noise[i] = byte(rng.Uint32())
-	}
-	few := make([]byte, 300_000) // of few symbols, so that codes are short
-	for i := range few {
-		few[i] = "aaaaaaaab\n"[rng.IntN(10)]
-	}
-	uneven := make([]byte, 300_000)
-	for i := range uneven {
-		uneven[i] = byte(min(rng.ExpFloat64()*12, 255))
-	}
-	var periods []byte // matches of each distance up to 40, and of all lengths
-	for n := 1; n <= 40; n++ {
-		for length := 1; length <= 300; length += 1 + n%7 {
-			periods = append(periods, noise[rng.IntN(1000):][:n]...)
-			for range length {
-				periods = append(periods, periods[len(periods)-n])
-			}
-		}
-	}
+	noise, rng := all["noise"], rand.New(rand.NewPCG(1, 2))
 	var far []byte // from all over the window, over and over, where it begins anew, too
 	for len(far) < 1<<20 {
 		if len(far) < 1000 || rng.IntN(3) == 0 {
@@ -117,11 +89,9 @@ func contents(t testing.TB) map[string][]byte {
 			far = append(far, far[at:min(at+3+rng.IntN(200), len(far))]...)
 		}
 	}
-	return map[string][]byte{
-		"nothing": {}, "one byte": {'x'}, "program": machine[:min(len(machine), 700_000)], "text": source, "zeros": make([]byte, 700_000),
-		"noise": noise, "few": few, "uneven": uneven, "periods": periods, "far": far,
-		"long": slices.Concat(noise, make([]byte, 200_000), noise, bytes.Repeat([]byte("abc"), 100_000), noise[1:]),
-	}
+	all["text"], all["far"] = text, far
+	all["long"] = slices.Concat(noise, make([]byte, 200_000), noise, bytes.Repeat([]byte("abc"), 100_000), noise[1:])
+	return all
 }
 
 var encoders = map[string][]zstd.EOption{

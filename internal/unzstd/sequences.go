@@ -86,7 +86,7 @@ func (r *decoder) execute(b *block, to []byte) (int, error) {
 	n := int(uintptr(c.dst) - uintptr(start))
 	literals := b.literals[uintptr(c.lit)-uintptr(lit):]
 	if n+len(literals) > len(to)-slack {
-		return 0, fmt.Errorf("%w: a block of more bytes than one may have", ErrCorrupt)
+		return 0, fmt.Errorf("%w: a block of more bytes than one may have", errCorrupt)
 	}
 	return n + copy(to[n:], literals), nil
 }
@@ -96,11 +96,11 @@ func (r *decoder) carryOne(s sequence, to []byte, at int, literals []byte) error
 	w := &r.window
 	switch {
 	case int(s.literals) > len(literals):
-		return fmt.Errorf("%w: a sequence wants more literals than there are", ErrCorrupt)
+		return fmt.Errorf("%w: a sequence wants more literals than there are", errCorrupt)
 	case at+int(s.literals)+int(s.match) > len(to)-slack:
-		return fmt.Errorf("%w: a block of more bytes than one may have", ErrCorrupt)
+		return fmt.Errorf("%w: a block of more bytes than one may have", errCorrupt)
 	case int(s.offset) > w.size || int(s.offset) > w.at+at+int(s.literals)+w.lap:
-		return fmt.Errorf("%w: a match begins before the window", ErrCorrupt)
+		return fmt.Errorf("%w: a match begins before the window", errCorrupt)
 	}
 	at += copy(to[at:], literals[:s.literals])
 	from := w.at + at - int(s.offset)
@@ -138,7 +138,7 @@ func decodeAll(blocks *[2]block, n int) error {
 	return nil
 }
 
-var errEarly = fmt.Errorf("%w: sequences end early", ErrCorrupt)
+var errEarly = fmt.Errorf("%w: sequences end early", errCorrupt)
 
 func (b *block) decodeFrom(i int) error {
 	if b.count == 0 {
@@ -155,7 +155,7 @@ func (b *block) decodeFrom(i int) error {
 		}
 	}
 	if b.left != 0 {
-		return fmt.Errorf("%w: %d bits behind the last sequence", ErrCorrupt, b.left)
+		return fmt.Errorf("%w: %d bits behind the last sequence", errCorrupt, b.left)
 	}
 	return nil
 }

@@ -121,7 +121,7 @@ func (k *kind) build(table []entry, counts []int16, log int) {
 
 // readCounts reads a distribution, and says how long it is. RFC 8878, 4.1.1.
 func (k *kind) readCounts(in []byte) (counts []int16, log, length int, err error) {
-	wrong := fmt.Errorf("%w: a table of codes", ErrCorrupt)
+	wrong := fmt.Errorf("%w: a table of codes", errCorrupt)
 	if len(in) == 0 {
 		return nil, 0, 0, wrong
 	}
